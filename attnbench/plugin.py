@@ -1,0 +1,163 @@
+"""The contract that every attention variant fulfils, the built-in ones and anyone's.
+
+A variant is a subclass of `Plugin` and an entry point in the group `attnbench.plugins`. Only `build` must be
+written; everything else has a default that fits an exact variant which can do whatever it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from attnbench.errors import AttnbenchError
+from attnbench.workload import Workload
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FAMILIES = ("exact", "sparse", "quantized", "kernel")
+
+Value: TypeAlias = str | int | float | bool
+
+Call: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
+"""query (batch, heads, seq, head_dim), key (batch, kv_heads, kv_seq, head_dim),
+value (batch, kv_heads, kv_seq, value_dim) -> output (batch, heads, seq, value_dim), same dtype and device."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that varies inside a variant, written `name:key=value`.
+
+    default: used when the option is not given; its type is the option's type.
+    help: one line for `attnbench plugins`.
+    choices: the values allowed, all of which `name:*` expands to; empty where any value of the type will do.
+    """
+
+    default: Value
+    help: str
+    choices: tuple[Value, ...] = ()
+
+    def parse(self, text: str, name: str) -> Value:
+        """The value that `text` spells.
+
+        Raises:
+            AttnbenchError: it is not of the option's type, or not among its choices.
+        """
+        kind = type(self.default)
+        try:
+            if kind is bool:
+                value: Value = {"true": True, "false": False}[text.lower()]
+            else:
+                value = kind(text)
+        except (KeyError, ValueError):
+            raise AttnbenchError(f"option {name}={text}: expected {kind.__name__}, such as {self.default}") from None
+        if self.choices and value not in self.choices:
+            raise AttnbenchError(f"option {name}={text}: expected one of {', '.join(map(str, self.choices))}")
+        return value
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Definition: softmax over the keys that are visible, of Q K^T * scale, times V.
+
+    allowed: keys a query may see beside the workload's mask; gets broadcastable int64 row and key indices and
+        returns a bool tensor, True where the key takes part. None allows all.
+    operands: what the variant makes of query, key and value before it multiplies them, such as quantization.
+        Gets and returns (query, key, value); what it returns is taken to float64 as it is.
+    """
+
+    allowed: Callable[[Tensor, Tensor], Tensor] | None = None
+    operands: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Definition: phi(q) . sum phi(k) v^T / phi(q) . sum phi(k), over the keys that the workload's mask shows.
+
+    query, key: phi for each side, on float64 tensors (..., head_dim) -> (..., features).
+    """
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+
+
+Definition: TypeAlias = Softmax | FeatureMap
+"""The mathematical function that a variant computes; the implementation error is measured against it."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What `Plugin.build` may return where a bare function says too little.
+
+    implementation: what will really run, such as "torch flash" or "plain torch, chunks of 512 x 1024".
+    density: the share of (query, key) pairs computed, of all seq * kv_seq; None where it is not sparse.
+    """
+
+    call: Call
+    implementation: str
+    density: float | None = None
+
+
+class Plugin:
+    """One attention variant. Its name is that of its entry point; its options become attributes.
+
+    A variant never times, never prints, and never keeps anything of one call's inputs for the next.
+    """
+
+    family: ClassVar[str] = "exact"
+    """"exact", "sparse", "quantized" or "kernel": which tolerance the harness holds it to."""
+
+    options: ClassVar[Mapping[str, Option]] = {}
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def __init__(self, **values: Value) -> None:
+        for name in values:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise AttnbenchError(f"no option {name!r}; options are: {known}")
+        for name, option in self.options.items():
+            setattr(self, name, values.get(name, option.default))
+
+    def supports(self, workload: Workload) -> str | None:
+        """None, or in a few words why this workload can't be computed here."""
+        return None
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        """Bytes a call will hold at its peak beside inputs and output; None if unknown."""
+        return None
+
+    def flops(self, workload: Workload) -> int | None:
+        """Floating-point (or integer) operations of one call as this variant does it; None: as exact attention."""
+        return None
+
+    def definition(self, workload: Workload) -> Definition:
+        """The function computed, for the implementation error."""
+        return Softmax()
+
+    def build(self, workload: Workload) -> Call | Attention:
+        """The callable for this workload. Sees no tensor: what depends on values belongs into the call.
+
+        What depends on shapes alone (masks, compiled code) is made here; its time is recorded apart.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no build")
+
+
+def expand_kv(x: Tensor, heads: int) -> Tensor:
+    """Key or value (batch, kv_heads, length, dim) with each head repeated for its group: (batch, heads, length, dim).
+
+    A view where kv_heads is heads already; a copy otherwise.
+    """
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def visible(workload: Workload, rows: Tensor, keys: Tensor) -> Tensor:
+    """The workload's mask: True where the query at `rows` sees the key at `keys` (broadcastable int64 indices).
+
+    Causal is bottom-right aligned: query i sees key j where j <= i + kv_seq - seq, so that the last query
+    sees the last key, as a decoder with a cache needs.
+    """
+    if workload.is_causal:
+        return keys <= rows + workload.offset
+    return (rows >= 0) & (keys >= 0)
