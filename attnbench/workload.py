@@ -199,7 +199,8 @@ def _expand(start: int, end: int, step: int | None, name: str) -> list[int]:
         how, before = f"steps of {step}", values[-1] - step
     if values[-1] != end:
         raise AttnbenchError(
-            f"{_flag(name)} {start}..{end}: {how} from {start} does not hit {end}; nearest are {before} and {values[-1]}"
+            f"{_flag(name)} {start}..{end}: {how} from {start} does not hit {end}; "
+            f"nearest are {before} and {values[-1]}"
         )
     return values
 

@@ -1,0 +1,64 @@
+"""Errors of an output against a float64 reference, and how large an implementation error may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnbench.workload import Workload
+
+# Relative L2 by dtype and family. Exact and sparse variants differ from the reference by rounding alone: torch's own
+# kernels show 3e-7 (float32), 3e-3 (bfloat16) and 4e-4 (float16), and naive attention a few times that. A quantized
+# variant's reference shares its int8 operands, but a value on the edge between two integers may fall either way.
+# A feature map divides two long sums. On CUDA, float32 products may run in TF32.
+_TOLERANCE = {
+    "float32": {"exact": 2e-5, "sparse": 2e-5, "quantized": 1e-3, "kernel": 1e-4},
+    "bfloat16": {"exact": 1.5e-2, "sparse": 1.5e-2, "quantized": 2e-2, "kernel": 2e-2},
+    "float16": {"exact": 2e-3, "sparse": 2e-3, "quantized": 5e-3, "kernel": 1e-2},
+}
+_TF32_TOLERANCE = 2e-3
+_WORST_ROW = 10  # a single row may be off by this many times the tolerance
+
+
+@dataclass(frozen=True)
+class Error:
+    """Relative L2 norm of the difference, its largest element, cosine similarity, and the worst row's relative L2."""
+
+    rel_l2: float
+    max_abs: float
+    cosine: float
+    worst_row: float
+
+    def columns(self, prefix: str) -> dict[str, float]:
+        return {f"{prefix}_{name}": getattr(self, name) for name in ("rel_l2", "max_abs", "cosine")}
+
+
+def compare(actual: Tensor, expected: Tensor) -> Error:
+    """The error of `actual` (any dtype) against `expected` (float64), both (..., rows, dim)."""
+    a, e = actual.double(), expected
+    difference = a - e
+    row = difference.norm(dim=-1) / e.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
+    norm = max(float(e.norm()), torch.finfo(torch.float64).tiny)
+    cosine = float((a * e).sum()) / max(float(a.norm()) * norm, torch.finfo(torch.float64).tiny)
+    return Error(float(difference.norm()) / norm, float(difference.abs().max()), cosine, float(row.max()))
+
+
+def tolerance(workload: Workload, family: str) -> float:
+    """The largest relative L2 at which an implementation still counts as right. The harness's, not the plugin's."""
+    allowed = _TOLERANCE[workload.dtype][family]
+    if workload.device == "cuda" and workload.dtype == "float32":
+        allowed = max(allowed, _TF32_TOLERANCE)
+    return allowed
+
+
+def verdict(error: Error, allowed: float) -> str | None:
+    """None if the implementation error is tolerable, or what is wrong in a few words."""
+    if not error.rel_l2 <= allowed:  # NaN is never right
+        return f"implementation error {error.rel_l2:.1e} (relative L2) is over the tolerance {allowed:.0e}"
+    if not error.worst_row <= _WORST_ROW * allowed:
+        return (
+            f"a row is off by {error.worst_row:.1e} (relative L2), over {_WORST_ROW} times the tolerance {allowed:.0e}"
+        )
+    return None

@@ -1,0 +1,244 @@
+"""What will be measured, what it is predicted to cost, and how many rounds each cell gets of the budget.
+
+Nothing here runs a variant: plugins answer in worker processes, and costs are predicted from cells already measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil, sqrt
+from typing import Any
+
+from attnbench import theory
+from attnbench.bench.blocks import BLOCK_SECONDS, HEAD_SECONDS
+from attnbench.bench.channel import Closed, Expired, Message
+from attnbench.bench.forkserver import Forkserver
+from attnbench.bench.interval import CONFIDENCE, MIN_ROUNDS
+from attnbench.errors import AttnbenchError
+from attnbench.registry import Request
+from attnbench.workload import Workload
+
+FEW_ROUNDS = 3  # what a cell too dear for MIN_ROUNDS still gets: a median, and no interval
+MOST_ROUNDS = 100
+LOOKS = (12, 25, 50)  # rounds after which a cell may stop early; the last planned round is always a look
+
+_BUDGET_SHARE = 1 / 3  # no single cell may take more of the budget
+_WORKER_BYTES = 200 << 20  # resident in a worker beside its tensors
+_START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
+_UNTIMED_CALLS = 2.5  # first call, call that measures memory, and warming up
+_DESCRIBE_SECONDS = 60.0
+_GUESSED_FLOPS_PER_S = {"cpu": 5e10, "cuda": 5e13}  # only until a first cell has been measured
+
+
+@dataclass
+class Cell:
+    """One plugin on one workload; ends as exactly one row."""
+
+    plugin: str
+    variant: str
+    distribution: str
+    target: str
+    workload: Workload
+    family: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    workspace: int | None = None
+    """Bytes that the plugin says it will need beside inputs and output."""
+    flops: int = 0
+    """The variant's own count of operations."""
+    status: str | None = None
+    """Set once the cell has ended."""
+    reason: str = ""
+    traceback: str = ""
+
+    def end(self, status: str, reason: str, traceback: str = "") -> None:
+        self.status, self.reason, self.traceback = status, reason, traceback
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Inputs thrice (two sets to rotate and the buffers that calls see) and two outputs."""
+        return 3 * theory.input_bytes(self.workload) + 2 * theory.output_bytes(self.workload)
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        return None if self.workspace is None else self.tensor_bytes + self.workspace
+
+
+def ask(server: Forkserver, request: Request, workloads: Sequence[Workload]) -> Message:
+    """What a plugin says of itself and of each workload; a `failed` message if it can't even be asked."""
+    found = request.found
+    if found.problem:
+        return {"failed": "error", "reason": found.problem}
+    worker = server.start()
+    try:
+        message = {"op": "describe", **request.as_dict(), "workloads": [w.as_dict() for w in workloads]}
+        return worker.request(message, _DESCRIBE_SECONDS)
+    except Expired:
+        return {"failed": "timeout", "reason": f"at import: no answer within {_DESCRIBE_SECONDS:.0f} s"}
+    except Closed:
+        return {"failed": "crashed", "reason": f"at import: {describe_exit(worker.end())}"}
+    finally:
+        worker.end()
+
+
+def describe_exit(code: int | None) -> str:
+    """An exit code in words."""
+    import signal
+
+    if code is None:
+        return "the process is gone"
+    if code >= 0:
+        return f"exit code {code} without a result"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def cells_of(request: Request, answer: Message, workloads: Sequence[Workload]) -> Iterator[Cell]:
+    """The cells that a request stands for, by what its plugin answered.
+
+    Raises:
+        AttnbenchError: the request has an option or value that the plugin doesn't know.
+    """
+    found = request.found
+    if answer.get("failed") == "usage":
+        raise AttnbenchError(f"--plugins {found.name}: {answer['reason']}")
+    if "failed" in answer:
+        name = ":".join([found.name, *(f"{k}={v}" for k, v in request.options), *(["*"] if request.every else [])])
+        for workload in workloads:
+            cell = Cell(name, found.name, found.origin, found.target, workload)
+            cell.end(answer["failed"], answer["reason"], answer.get("traceback", ""))
+            yield cell
+        return
+    for instance in answer["instances"]:
+        for workload, says in zip(workloads, instance["answers"], strict=True):
+            cell = Cell(
+                plugin=instance["plugin"],
+                variant=found.name,
+                distribution=found.origin,
+                target=found.target,
+                workload=workload,
+                family=answer["family"],
+                options=instance["options"],
+                workspace=says.get("workspace"),
+                flops=says.get("flops", 0),
+            )
+            if "unsupported" in says:
+                cell.end("unsupported", says["unsupported"])
+            yield cell
+
+
+class Costs:
+    """Predicts seconds from what was measured before, by the ratio of the variant's own operations."""
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+        self._fixed: dict[tuple[Any, ...], float] = {}
+
+    def learn(self, cell: Cell, call_s: float, fixed_s: float) -> None:
+        """fixed_s: seconds to make the cell ready beside the calls that this took."""
+        self._calls.setdefault(self._like(cell), []).append((cell.flops, call_s))
+        self._fixed[self._like(cell)] = fixed_s
+
+    def call(self, cell: Cell) -> float:
+        """Seconds of one call."""
+        known = self._calls.get(self._like(cell))
+        if not known:
+            return cell.flops / _GUESSED_FLOPS_PER_S[cell.workload.device]
+        flops, seconds = min(known, key=lambda k: abs(k[0] - cell.flops))
+        return seconds * cell.flops / max(1, flops)
+
+    def round(self, cell: Cell) -> float:
+        """Seconds of one round: a block of calls and, where calls are short, an untimed one."""
+        call = self.call(cell)
+        return max(call, BLOCK_SECONDS) + (call if call < HEAD_SECONDS else 0)
+
+    def ready(self, cell: Cell) -> float:
+        """Seconds until the first round."""
+        return self._fixed.get(self._like(cell), _START_SECONDS) + _UNTIMED_CALLS * self.call(cell)
+
+    @staticmethod
+    def _like(cell: Cell) -> tuple[Any, ...]:
+        w = cell.workload
+        return cell.plugin, w.scope, w.block, w.dtype, w.mask, w.device
+
+
+def skip_too_large(cells: Iterable[Cell], memory: int) -> None:
+    """Ends cells whose predicted memory is over the limit."""
+    for cell in cells:
+        need = cell.predicted_bytes
+        if cell.status is None and need is not None and need > memory:
+            cell.end(
+                "skipped",
+                f"predicted memory {need / 2**30:.1f} GiB is over the limit of {memory / 2**30:.1f} GiB (--memory)",
+            )
+
+
+def skip_too_dear(cells: Iterable[Cell], costs: Costs, budget: float, left: float) -> None:
+    """Ends cells whose fewest useful calls would take more than a third of the budget, or more than what is left."""
+    for cell in cells:
+        if cell.status is not None:
+            continue
+        need = costs.ready(cell) + FEW_ROUNDS * costs.round(cell)
+        each = f"{need:.0f} s predicted at {costs.call(cell):.1f} s a call"
+        if need > budget * _BUDGET_SHARE:
+            enough = ceil(need / _BUDGET_SHARE / 10) * 10
+            cell.end("skipped", f"{each} is over a third of the budget of {budget:.0f} s; --budget {enough} would do")
+        elif need > left:
+            cell.end("skipped", f"budget spent: {each}, {left:.0f} of {budget:.0f} s left")
+
+
+def allot(cells: Sequence[Cell], costs: Costs, seconds: float) -> dict[tuple[str, Workload], int]:
+    """Rounds for each cell, so that all together take about `seconds`.
+
+    Every cell first gets the rounds that an interval needs; where that is too much, the dearest get fewer. What is
+    left is spread so that rounds go with 1 / sqrt(cost), which makes the summed variance least (Neyman 1934).
+    """
+    open_cells = [c for c in cells if c.status is None]
+    each = [costs.round(c) for c in open_cells]
+    rounds = [MIN_ROUNDS] * len(each)
+    left = seconds - sum(costs.ready(c) for c in open_cells) - sum(MIN_ROUNDS * c for c in each)
+    for i in sorted(range(len(each)), key=lambda i: -each[i]):
+        if left >= 0:
+            break
+        rounds[i] = FEW_ROUNDS
+        left += (MIN_ROUNDS - FEW_ROUNDS) * each[i]
+    if left > 0:
+        rounds = _spread(each, rounds, left + sum(n * c for n, c in zip(rounds, each, strict=True)))
+    return {(c.plugin, c.workload): n for c, n in zip(open_cells, rounds, strict=True)}
+
+
+def _spread(each: Sequence[float], least: Sequence[int], seconds: float) -> list[int]:
+    def at(share: float) -> list[int]:
+        return [min(MOST_ROUNDS, max(n, int(share / sqrt(c)))) for n, c in zip(least, each, strict=True)]
+
+    low, high = 0.0, MOST_ROUNDS * sqrt(max(each))
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = sum(n * c for n, c in zip(at(middle), each, strict=True)) <= seconds
+        low, high = (middle, high) if fits else (low, middle)
+    return at(low)
+
+
+def looks(rounds: int) -> tuple[tuple[int, ...], float]:
+    """(rounds after which a cell may stop, confidence of each look): the error is shared among the looks planned."""
+    planned = (*(n for n in LOOKS if n < rounds), rounds)
+    return planned, 1 - (1 - CONFIDENCE) / len(planned)
+
+
+def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:
+    """Cells that are alive together: resident bytes of all and the largest workspace fit; each with the baseline."""
+    result: list[list[Cell]] = []
+    for cell in cells:
+        if cell is baseline:
+            continue
+        if result and _bytes_together([*result[-1], cell]) <= memory:
+            result[-1].append(cell)
+        else:
+            result.append([baseline, cell] if baseline else [cell])
+    return result or ([[baseline]] if baseline else [])
+
+
+def _bytes_together(cells: Sequence[Cell]) -> int:
+    return sum(_WORKER_BYTES + c.tensor_bytes for c in cells) + max(c.workspace or 0 for c in cells)

@@ -1,0 +1,132 @@
+"""From what was asked to cells, and from cells to a run on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from itertools import groupby
+from time import monotonic
+from typing import Any
+
+from attnbench.bench import machine
+from attnbench.bench.channel import Message
+from attnbench.bench.forkserver import Forkserver
+from attnbench.bench.plan import Cell, ask, cells_of
+from attnbench.bench.session import Progress, Session, Settings
+from attnbench.errors import AttnbenchError
+from attnbench.records import Row, Run, key
+from attnbench.registry import find, select
+from attnbench.workload import Sweep
+
+_MEMORY_SHARE = 0.8  # of what is available
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """All that a run was asked for; `run.json` keeps it, so that a resumed run asks the same."""
+
+    plugins: str
+    baseline: str
+    sweep: Sweep
+    precision: float
+    budget: float
+    timeout: float
+    memory: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Asked:
+        """The inverse of `as_dict`, from JSON.
+
+        Raises:
+            AttnbenchError: something is missing.
+        """
+        try:
+            sweep: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["sweep"].items()}
+            return cls(sweep=Sweep(**sweep), **{f.name: values[f.name] for f in fields(cls) if f.name != "sweep"})
+        except (KeyError, TypeError, AttributeError):
+            raise AttnbenchError("run.json does not say what the run was asked for; start a new run") from None
+
+
+def ask_machine(server: Forkserver) -> Message:
+    """The facts of this machine, from a worker: what asks for the GPU should not live on here."""
+    worker = server.start()
+    try:
+        return worker.request({"op": "machine"}, 120)
+    finally:
+        worker.end()
+
+
+def memory_limit(facts: Message, device: str) -> int:
+    """Bytes a run may use where nothing else is asked for."""
+    free = int(facts["gpu_memory_bytes"]) if device == "cuda" else machine.available_memory()
+    return int(_MEMORY_SHARE * free)
+
+
+def plan(server: Forkserver, asked: Asked) -> tuple[list[Cell], str]:
+    """All cells, workload by workload with the baseline first, and the baseline's canonical name ("" for none).
+
+    Raises:
+        AttnbenchError: a plugin, an option or a combination of sizes is not to be had.
+    """
+    found = find()
+    workloads = asked.sweep.workloads()
+    requests = select(asked.plugins, found)
+    base_cells: list[Cell] = []
+    if asked.baseline != "none":
+        base = select(asked.baseline, found)
+        if len(base) != 1 or base[0].every:
+            raise AttnbenchError(f"--baseline {asked.baseline!r} must name one plugin")
+        base_cells = list(cells_of(base[0], ask(server, base[0], workloads), workloads))
+    cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads), workloads)]
+    unique: dict[tuple[str, Any], Cell] = {}
+    for cell in [*base_cells, *cells]:
+        unique.setdefault((cell.plugin, cell.workload), cell)
+    order = {w: i for i, w in enumerate(workloads)}
+    return sorted(unique.values(), key=lambda c: order[c.workload]), base_cells[0].plugin if base_cells else ""
+
+
+def execute(
+    server: Forkserver,
+    run: Run,
+    asked: Asked,
+    cells: Sequence[Cell],
+    baseline: str,
+    progress: Progress,
+    began: float,
+) -> list[Row]:
+    """Measures what the run does not hold yet and returns all its rows.
+
+    began: monotonic seconds at which the command started; wall time counts from there.
+    """
+    rows = run.repair()
+    done = {key(row)[1] for row in rows}
+    todo = [c for _, g in groupby(cells, key=lambda c: c.workload) for c in g if c.workload not in done]
+    settings = Settings(
+        baseline=baseline,
+        precision=asked.precision,
+        budget=asked.budget,
+        timeout=asked.timeout,
+        memory=asked.memory,
+        seed=asked.sweep.seed,
+    )
+    session = Session(server, settings)
+    before = run.meta.get("seconds", {})
+    try:
+        session.run(todo, run, progress)
+        run.meta["finished"] = now()
+    finally:
+        wall = monotonic() - began
+        spent = {"wall": wall, "calls": session.seconds.calls, "compilation": session.seconds.compilation}
+        total = {k: round(before.get(k, 0.0) + v, 3) for k, v in spent.items()}
+        run.meta["seconds"] = total | {"elsewhere": round(total["wall"] - total["calls"] - total["compilation"], 3)}
+        run.meta["machine"]["load_end"] = machine.load()
+        run.save()
+    return run.repair()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,292 @@
+"""Runs inside a worker process: makes one plugin ready for one workload, then times blocks of it on request.
+
+Whatever a plugin does here (raise, hang, crash, print, exit) ends this process at worst, never the sweep.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench import reference, theory
+from attnbench.bench import error, inputs, latency, machine, memory
+from attnbench.bench.channel import Channel, Closed, Message
+from attnbench.block import Block, expected_block
+from attnbench.errors import AttnbenchError
+from attnbench.plugin import Attention, Plugin, Softmax
+from attnbench.registry import canonical, instances, load
+from attnbench.workload import Workload
+
+_LONGEST_TEXT = 4000
+
+
+class Failed(Exception):
+    """The cell ends here, with this status."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def serve(channel: Channel) -> None:
+    """Answers requests until the session hangs up."""
+    subject: Subject | None = None
+    try:
+        while True:
+            message = channel.receive()
+            try:
+                match message.pop("op"):
+                    case "machine":
+                        answer = machine.describe()
+                    case "describe":
+                        answer = describe(load(message.pop("target")), **message)
+                    case "prepare":
+                        subject = Subject(Workload.from_dict(message.pop("workload")), **message)
+                        answer = subject.prepare()
+                    case "block":
+                        assert subject is not None
+                        answer = subject.block(**message)
+                    case _:
+                        assert subject is not None
+                        answer = subject.leak()
+            except BaseException as problem:  # SystemExit and KeyboardInterrupt too: it is the plugin's doing
+                answer = _failure(problem, subject.stage if subject else "import")
+            channel.send(answer)
+    except Closed:
+        pass
+
+
+def _failure(problem: BaseException, stage: str) -> Message:
+    if isinstance(problem, Failed):
+        return {"failed": problem.status, "reason": problem.reason}
+    text = str(problem)
+    first_line = (text.strip().splitlines() or [""])[0]
+    memory_ran_out = isinstance(problem, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(problem, RuntimeError) and "can't allocate memory" in text
+    )
+    return {
+        "failed": "out-of-memory" if memory_ran_out else "error",
+        "reason": f"at {stage}: {type(problem).__name__}: {first_line}"[:500],
+        "traceback": "".join(traceback.format_exception(problem))[-_LONGEST_TEXT:],
+    }
+
+
+def describe(
+    kind: type[Plugin], name: str, options: Mapping[str, str], every: bool, workloads: list[Message]
+) -> Message:
+    """What a plugin is, and for each set of its options what it says of each workload."""
+    try:
+        chosen = instances(kind, options, every)
+    except AttnbenchError as problem:
+        raise Failed("usage", str(problem)) from None
+    known = [Workload.from_dict(w) for w in workloads]
+    return {
+        "family": kind.family,
+        "devices": list(kind.devices),
+        "doc": (kind.__doc__ or "").strip().partition("\n")[0],
+        "options": {
+            n: {"default": o.default, "help": o.help, "choices": list(o.choices)} for n, o in kind.options.items()
+        },
+        "instances": [
+            {
+                "plugin": canonical(name, values),
+                "options": values,
+                "answers": [_answer(kind(**values), w) for w in known],
+            }
+            for values in chosen
+        ],
+    }
+
+
+def _answer(plugin: Plugin, workload: Workload) -> Message:
+    parts = list(theory.attentions(workload).values())
+    for part in parts:
+        if part.device not in plugin.devices:
+            return {"unsupported": f"runs on {' and '.join(plugin.devices) or 'no device'} only"}
+        if reason := plugin.supports(part):
+            return {"unsupported": str(reason)}
+    workspaces = [plugin.workspace_bytes(part) for part in parts]
+    own = [theory.flops(part) if (f := plugin.flops(part)) is None else f for part in parts]
+    return {
+        "workspace": None if None in workspaces else max(w for w in workspaces if w is not None),
+        "flops": theory.flops(workload) - sum(map(theory.flops, parts)) + sum(own),
+    }
+
+
+class Subject:
+    """One plugin made ready for one workload."""
+
+    def __init__(self, workload: Workload, target: str, options: dict[str, Any], thorough: bool) -> None:
+        self.workload, self.thorough = workload, thorough
+        self.stage, self.calls, self.resident = "import", 0, 0
+        torch.set_num_threads(workload.threads)
+        torch.manual_seed(workload.seed)
+        self.global_state = _global_state()
+        self.plugin = load(target)(**options)
+        # Two sets of values to rotate between, and the buffers that the calls see.
+        self.sets = [inputs.empty(workload) for _ in range(2)]
+        self.buffers = inputs.empty(workload)
+        self.rows = reference.sample_rows(workload.seq, workload.seed)
+        self.draws = len(self.sets)
+
+    def prepare(self) -> Message:
+        """Builds, makes the first calls, checks the output and measures memory."""
+        self.stage = "build"
+        start = latency.clock()
+        call, attention = self._build()
+        setup_s = latency.clock() - start
+        self.call = call
+        with torch.no_grad():
+            for draw, tensors in enumerate(self.sets):
+                inputs.fill(tensors, self.workload, draw)
+            self.stage = "first call"
+            self._show(0)
+            memory.poison(self.buffers[0])
+            first, out = latency.time_block(call, self.buffers, 1)
+            self._check_form(out)
+            facts: Message = {"setup_s": setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
+            if self.thorough:
+                self.stage = "memory and error"
+                facts |= self._measure_memory_and_error(out)
+            del out
+            self.stage = "warm-up"
+            steady, spent = latency.warm_up(call, self.buffers)
+            facts["calls_s"] += spent
+        facts["call_s"] = steady
+        facts["implementation"] = attention.implementation
+        facts["density"] = attention.density
+        self._check_global_state()
+        self.resident, self.calls = memory.resident_bytes(), 0
+        return facts
+
+    def _build(self) -> tuple[Callable[..., Tensor], Attention]:
+        w = self.workload
+        parts = theory.attentions(w)
+        built: dict[str, Attention] = {}
+        for name, part in parts.items():
+            made = self.plugin.build(part)
+            built[name] = made if isinstance(made, Attention) else Attention(made, type(self.plugin).__name__)
+        self.definitions = {name: self.plugin.definition(part) for name, part in parts.items()}
+        first = next(iter(built.values()))
+        if w.scope != "block":
+            return first.call, first
+        self.block_module = Block(w, {name: a.call for name, a in built.items()})
+        implementation = ", ".join(dict.fromkeys(a.implementation for a in built.values()))
+        return self.block_module, Attention(first.call, implementation, first.density)
+
+    def _show(self, index: int) -> None:
+        for buffer, tensor in zip(self.buffers, self.sets[index], strict=True):
+            buffer.copy_(tensor)
+
+    def _output_shape(self) -> tuple[int, ...]:
+        w = self.workload
+        return (w.batch, w.seq, w.width) if w.scope == "block" else (w.batch, w.heads, w.seq, w.value_dim)
+
+    def _check_form(self, out: Any) -> None:
+        if not isinstance(out, Tensor):
+            raise Failed("wrong", f"returned a {type(out).__name__}, not a tensor")
+        if tuple(out.shape) != self._output_shape():
+            raise Failed("wrong", f"output has shape {tuple(out.shape)}, not {self._output_shape()}")
+        if out.dtype != self.buffers[0].dtype:
+            raise Failed("wrong", f"output is {out.dtype}, not {self.buffers[0].dtype}")
+        if out.device.type != self.workload.device:
+            raise Failed("wrong", f"output is on {out.device}, not on {self.workload.device}")
+        if _storage(out) in {_storage(b) for b in self.buffers}:
+            raise Failed("wrong", "output shares its memory with an input")
+
+    def _measure_memory_and_error(self, earlier: Tensor) -> Message:
+        """The second call, on other values in the same buffers, while the first one's output is still held."""
+        self._show(1)
+        memory.poison(self.buffers[0])
+        start = latency.clock()
+        out, held = memory.measure(self.call, self.buffers)
+        spent = latency.clock() - start
+        self._check_form(out)
+        if _storage(out) == _storage(earlier):
+            raise Failed("wrong", "a call overwrites the output of the call before")
+        if not all(torch.equal(b, t) for b, t in zip(self.buffers, self.sets[1], strict=True)):
+            raise Failed("wrong", "a call changes its inputs")
+        input_bytes = sum(b.nbytes for b in self.buffers)
+        if self.workload.scope == "block":
+            input_bytes += sum(p.nbytes for p in self.block_module.parameters())
+        workspace = max(0, held - out.nbytes)
+        return {
+            "calls_s": spent,
+            "input_bytes": input_bytes,
+            "output_bytes": out.nbytes,
+            "workspace_bytes": workspace,
+            "peak_bytes": input_bytes + out.nbytes + workspace,
+            **self._check_values(out),
+        }
+
+    def _check_values(self, out: Tensor) -> Message:
+        """Both errors of an output for what the buffers hold now. A wrong one keeps its errors on record."""
+        w, axis = self.workload, 1 if self.workload.scope == "block" else 2
+        actual = out.index_select(axis, self.rows.to(out.device))
+        exact = self._expected({name: Softmax() for name in self.definitions})
+        plain = all(d == Softmax() for d in self.definitions.values())
+        defined = exact if plain else self._expected(self.definitions)
+        implementation, approximation = error.compare(actual, defined), error.compare(actual, exact)
+        allowed = error.tolerance(w, self.plugin.family)
+        if not bool(actual.isfinite().all()):
+            raise Failed("wrong", "output has NaN or infinite values")
+        facts: Message = implementation.columns("implementation") | approximation.columns("approximation")
+        facts["tolerance"] = allowed
+        if problem := error.verdict(implementation, allowed):
+            facts |= {"failed": "wrong", "reason": problem}
+        return facts
+
+    def _expected(self, definitions: Mapping[str, Any]) -> Tensor:
+        if self.workload.scope == "block":
+            x, memory_in = self.buffers[0], self.buffers[1] if len(self.buffers) > 1 else None
+            return expected_block(self.workload, definitions, self.block_module, x, memory_in, self.rows)
+        query, key, value = self.buffers
+        return reference.expected(definitions["self"], self.workload, query, key, value, self.rows)
+
+    def block(self, calls: int, head: int, turn: int, check: bool) -> Message:
+        """Times one block on the next set of values. With `check`, on fresh values, and its output is checked."""
+        self.stage = "timed call"
+        with torch.no_grad():
+            if check:
+                inputs.fill(self.buffers, self.workload, self.draws)
+                self.draws += 1
+                # The head call would let a plugin that remembers its last answer pass for fast, not for right.
+                memory.poison(self.buffers[0])
+            else:
+                self._show(turn % len(self.sets))
+            timed, out = latency.time_block(self.call, self.buffers, calls, head)
+            self.calls += calls + head
+            answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
+            if check:
+                self._check_form(out)
+                answer |= self._check_values(out)
+        self._check_global_state()
+        return answer
+
+    def leak(self) -> Message:
+        """Resident bytes gained a call since `prepare`."""
+        return {"leak_bytes": (memory.resident_bytes() - self.resident) / max(1, self.calls)}
+
+    def _check_global_state(self) -> None:
+        now = _global_state()
+        for name, before in self.global_state.items():
+            if now[name] != before:
+                raise Failed("wrong", f"changes global state: {name} was {before}, now {now[name]}")
+
+
+def _global_state() -> dict[str, Any]:
+    return {
+        "torch.get_num_threads()": torch.get_num_threads(),
+        "torch.get_default_dtype()": str(torch.get_default_dtype()),
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
+        "torch.backends.cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

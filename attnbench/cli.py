@@ -1,0 +1,338 @@
+"""The command line: each command parses, calls and prints. What is heavy is imported when a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnbench.errors import AttnbenchError
+from attnbench.workload import (
+    BLOCKS,
+    DTYPES,
+    INPUTS,
+    MASKS,
+    NORMS,
+    Sweep,
+    parse_bytes,
+    parse_precision,
+    parse_sizes,
+    usable_cores,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from attnbench.bench.channel import Message
+    from attnbench.bench.plan import Cell
+    from attnbench.bench.runner import Asked
+    from attnbench.records import Row, Run
+
+CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class _Commands(click.Group):
+    """Turns the errors that attnbench raises on purpose into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AttnbenchError as error:
+            click.echo(f"attnbench: {error}", err=True)
+            ctx.exit(USAGE)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="attnbench")
+def main() -> None:
+    """Compare attention variants by time, memory and accuracy."""
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else parse_sizes(text, str(param.name))
+
+
+def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...] | None]:
+    def parse(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+        if text is None:
+            return None
+        names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        for name in names:
+            if name not in known:
+                raise AttnbenchError(f"--{param.name} {text!r}: {name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+_SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
+
+
+@main.command()
+@click.option(
+    "--plugins", default="all", show_default=True, help="all, names (a,b), patterns (block*), name:key=value."
+)
+@click.option("--seq", callback=_sizes, default="512..16384", show_default=True, help=f"Query lengths: {_SIZES}.")
+@click.option("--kv-seq", callback=_sizes, help="Key lengths, in the same grammar.  [default: as --seq]")
+@click.option("--batch", callback=_sizes, default="1", show_default=True)
+@click.option("--heads", callback=_sizes, default="8", show_default=True)
+@click.option("--kv-heads", callback=_sizes, help="Fewer than --heads is grouped-query.  [default: as --heads]")
+@click.option("--head-dim", callback=_sizes, default="64", show_default=True)
+@click.option("--value-dim", callback=_sizes, help="[default: as --head-dim]")
+@click.option("--dtype", callback=_names(tuple(DTYPES)), help="[default: float32 on a CPU, bfloat16 on CUDA]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--mask", callback=_names(MASKS), default="full", show_default=True, help="full, causal or both.")
+@click.option(
+    "--scope",
+    type=click.Choice(["attention", "block", "all"]),
+    help="Attention alone, inside the block, or both.  [default: both, the block up to 4096]",
+)
+@click.option("--block", type=click.Choice(BLOCKS), default="encoder", show_default=True)
+@click.option("--norm", type=click.Choice(NORMS), default="pre", show_default=True)
+@click.option("--inputs", type=click.Choice(INPUTS), default="normal", show_default=True, help="How inputs are drawn.")
+@click.option(
+    "--baseline", default="sdpa", show_default=True, help="What speedups refer to; always run. none: nothing."
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+@click.option("--precision", default="2%", show_default=True, help="Half-width at which an interval has converged.")
+@click.option("--budget", type=click.FloatRange(1, 1e7), default=300, show_default=True, help="Seconds for the sweep.")
+@click.option("--timeout", type=click.FloatRange(0.1, 1e6), default=120, show_default=True, help="Seconds for a cell.")
+@click.option("--memory", help="What may be in use at a time, such as 16GiB.  [default: 80% of what is free]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Runs go here."
+)
+@click.option("--name", help="The run's folder is DATE-NAME.  [default: the device]")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run; takes its sweep from it.")
+@click.option("--dry-run", is_flag=True, help="Show the cells with predicted memory and time; run nothing.")
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> None:
+    """Measure attention variants over a sweep of workloads."""
+    began = monotonic()
+    given = {
+        str(p.name) for p in ctx.command.params
+        if ctx.get_parameter_source(str(p.name)) == click.core.ParameterSource.COMMANDLINE
+    }  # fmt: skip
+    resumed = options["resume"]
+    if resumed and (extra := sorted(given - {"resume", "budget", "timeout", "memory"})):
+        raise AttnbenchError(f"--resume takes the sweep from the run; drop --{extra[0].replace('_', '-')}")
+    precision = parse_precision(options["precision"])
+    memory = parse_bytes(options["memory"]) if options["memory"] else None
+    # Checks the sweep before anything is started; the device is only known further on.
+    _sweep(options, options["device"] if options["device"] != "auto" else "cpu").workloads()
+
+    from rich.console import Console
+
+    from attnbench.bench import runner
+    from attnbench.bench.forkserver import Forkserver
+    from attnbench.records import Run, read_meta
+
+    console = Console(stderr=True)
+    old = runner.Asked.from_dict(read_meta(resumed).get("args", {})) if resumed else None
+    threads = old.sweep.threads if old else options["threads"] or usable_cores()
+    _warn_of_threads(console, threads)
+    with Forkserver(threads) as server:
+        facts = runner.ask_machine(server)
+        device = _device(options["device"], facts)
+        if old:
+            asked = _changed(old, {k: options[k] for k in given & {"budget", "timeout"}}, memory)
+        else:
+            asked = runner.Asked(
+                plugins=options["plugins"],
+                baseline=options["baseline"],
+                sweep=_sweep(options, device),
+                precision=precision,
+                budget=options["budget"],
+                timeout=options["timeout"],
+                memory=memory or runner.memory_limit(facts, device),
+            )
+        cells, baseline = runner.plan(server, asked)
+        if options["dry_run"]:
+            _show_plan(cells, asked)
+            return
+        meta = {
+            "command": ["attnbench", *sys.argv[1:]],
+            "started": runner.now(),
+            "finished": None,
+            "args": asked.as_dict(),
+            "machine": facts,
+            "distributions": {c.variant: c.distribution for c in cells},
+        }
+        record = Run.open(resumed) if resumed else Run.create(options["out"], options["name"] or device, meta)
+        if resumed:
+            _check_same_machine(record, facts)
+        with record:
+            _measure(server, record, asked, cells, baseline, began, console)
+
+
+def _sweep(options: dict[str, Any], device: str) -> Sweep:
+    names = (
+        "seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "mask", "scope", "block", "norm",
+        "inputs", "seed",
+    )  # fmt: skip
+    return Sweep(
+        **{name: options[name] for name in names},
+        dtype=options["dtype"] or (("bfloat16",) if device == "cuda" else ("float32",)),
+        device=device,
+        threads=options["threads"] or usable_cores(),
+    )
+
+
+def _warn_of_threads(console: Console, threads: int) -> None:
+    if threads > usable_cores():
+        console.print(
+            f"warning: {threads} threads on {usable_cores()} usable cores will fight each other", markup=False
+        )
+
+
+def _device(asked: str, facts: Message) -> str:
+    if asked == "cuda" and not facts["gpu"]:
+        raise AttnbenchError("--device cuda: this machine or this torch has no CUDA device; use --device cpu")
+    return asked if asked != "auto" else "cuda" if facts["gpu"] else "cpu"
+
+
+def _changed(old: Asked, changes: dict[str, Any], memory: int | None) -> Asked:
+    from dataclasses import replace
+
+    return replace(old, **changes, memory=memory or old.memory)
+
+
+def _check_same_machine(record: Run, facts: Message) -> None:
+    from attnbench.bench.machine import identity
+
+    before, here = identity(record.meta.get("machine", {})), identity(facts)
+    if before != here:
+        different = next((a, b) for a, b in zip(before, here, strict=True) if a != b)
+        raise AttnbenchError(
+            f"{record.path} was measured on another machine ({different[0]}, here {different[1]}): start a new run"
+        )
+
+
+def _measure(
+    server: Any, record: Run, asked: Asked, cells: list[Cell], baseline: str, began: float, console: Console
+) -> None:
+    from attnbench import records
+    from attnbench.bench import runner
+    from attnbench.progress import Watch
+
+    click.echo(f"{len(cells)} cells, budget {asked.budget:.0f} s, into {record.path}", err=True)
+    try:
+        with Watch(console, len(cells)) as watch:
+            rows = runner.execute(server, record, asked, cells, baseline, watch, began)
+    except KeyboardInterrupt:
+        rows = records.rows(record.path)
+        _summarise(rows, record, len(cells))
+        click.echo(f"interrupted; go on with: attnbench run --resume {record.path}", err=True)
+        sys.exit(INTERRUPTED)
+    _summarise(rows, record, len(cells))
+    sys.exit(0 if all(row["status"] in records.WELL for row in rows) else CELL_FAILED)
+
+
+def _summarise(rows: list[Row], record: Run, planned: int) -> None:
+    from collections import Counter
+
+    from attnbench.records import STATUSES, WELL
+
+    count = Counter(row["status"] for row in rows)
+    text = ", ".join(f"{count[s]} {s}" for s in STATUSES if count[s])
+    converged = sum(bool(row.get("converged")) for row in rows)
+    click.echo(f"{len(rows)} of {planned} cells: {text or 'none'}; {converged} converged")
+    for row in rows:
+        if row["status"] not in WELL:
+            click.echo(f"  {row['status']}: {row['plugin']}, {row['scope']} at {row['seq']}: {row['reason']}")
+    seconds = record.meta.get("seconds")
+    if seconds and seconds["wall"]:
+        click.echo(
+            f"wall time {seconds['wall']:.0f} s: {seconds['calls']:.0f} s in calls of the variants, "
+            f"{seconds['compilation']:.0f} s in compilation, {seconds['elsewhere'] / seconds['wall']:.0%} elsewhere"
+        )
+    click.echo(f"run: {record.path}")
+
+
+def _show_plan(cells: list[Cell], asked: Asked) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from attnbench.bench.plan import Costs, allot, skip_too_dear, skip_too_large
+
+    costs = Costs()
+    skip_too_large(cells, asked.memory)
+    skip_too_dear(cells, costs, asked.budget, asked.budget)
+    rounds = allot(cells, costs, asked.budget)
+    table = Table("workload", "plugin", "memory", "s a call", "rounds", "what will happen", box=None)
+    for cell in cells:
+        need = cell.predicted_bytes
+        table.add_row(
+            cell.workload.label(),
+            cell.plugin,
+            "unknown" if need is None else f"{need / 2**20:.0f} MiB",
+            f"{costs.call(cell):.3g}" if cell.flops else "",
+            str(rounds.get((cell.plugin, cell.workload), "")),
+            f"{cell.status}: {cell.reason}" if cell.status else "run",
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    click.echo(
+        f"{len(cells)} cells, budget {asked.budget:.0f} s, memory {asked.memory / 2**30:.1f} GiB. Seconds are a guess "
+        "from counted operations until a run has measured; nothing was run."
+    )
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def plugins(names: tuple[str, ...], device: str) -> None:
+    """List the variants installed, or show NAMES in full.
+
+    Listing reads package metadata only. What a plugin says of itself is asked in a process of its own, for
+    attnbench's own plugins and for those that NAMES asks for: loading a plugin runs its code.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from attnbench.bench.forkserver import Forkserver
+    from attnbench.bench.plan import ask
+    from attnbench.registry import Request, find, select
+    from attnbench.workload import Workload
+
+    found = find()
+    chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
+    probe = Workload(seq=128, kv_seq=128, device=device, dtype="float32" if device == "cpu" else "bfloat16")
+    table = Table("plugin", "family", "options", "devices", f"here on {device}", "from", box=None, pad_edge=False)
+    with Forkserver(1) as server:
+        for plugin in chosen:
+            if not names and plugin.distribution != "attnbench":
+                table.add_row(plugin.name, "", "", "", f"not loaded; attnbench plugins {plugin.name}", plugin.origin)
+                continue
+            answer = ask(server, Request(plugin), [probe])
+            if "failed" in answer:
+                table.add_row(plugin.name, "", "", "", f"{answer['failed']}: {answer['reason']}", plugin.origin)
+                continue
+            says = answer["instances"][0]["answers"][0]
+            options = "\n".join(_option(key, value) for key, value in answer["options"].items())
+            fit = says.get("unsupported", "yes")
+            table.add_row(plugin.name, answer["family"], options, " ".join(answer["devices"]), fit, plugin.origin)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+
+
+def _option(name: str, option: dict[str, Any]) -> str:
+    choices = "|".join(str(c) for c in option["choices"])
+    return f"{name}={option['default']}  {choices and f'({choices}) '}{option['help']}"
+
+
+@main.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+def report(runs: tuple[Path, ...], results: Path, out: Path) -> None:
+    """Draw figures and write a page from RUNS (default: the newest run in --results)."""
+    from attnbench.records import load, newest, read_meta
+    from attnbench.report import write_report
+
+    folders = list(runs) or [newest(results)]
+    metas = [read_meta(folder) for folder in folders]
+    click.echo(f"report: {write_report(load(folders), metas, out)}")

@@ -1,0 +1,255 @@
+"""A run on disk: `run.json` says what was asked and where, `cells.jsonl` holds what came of it.
+
+A line of cells.jsonl is one workload with the rows of all its variants and their samples; it is written and fsynced
+whole, so that a run that was killed at any moment holds whole workloads and at most one torn last line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from attnbench.errors import AttnbenchError
+from attnbench.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+STATUSES = ("ok", "unsupported", "skipped", "out-of-memory", "timeout", "crashed", "error", "wrong")
+WELL = ("ok", "unsupported", "skipped")
+
+Row = dict[str, Any]
+
+_WORKLOAD = (
+    "scope", "block", "norm", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",
+    "head_dim", "value_dim", "mask", "inputs", "seed", "threads",
+)  # fmt: skip
+_TEXT = ("plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason")
+_NUMBERS = (
+    "latency_s", "latency_low_s", "latency_high_s", "speedup", "speedup_low", "speedup_high", "rounds", "processes",
+    "confidence", "peak_bytes", "workspace_bytes", "predicted_workspace_bytes", "input_bytes", "output_bytes",
+    "flops", "flops_per_s", "variant_flops", "density", "setup_s", "first_call_s",
+    "implementation_rel_l2", "implementation_max_abs", "implementation_cosine",
+    "approximation_rel_l2", "approximation_max_abs", "approximation_cosine", "tolerance",
+)  # fmt: skip
+COLUMNS = (*_TEXT[:6], *_WORKLOAD, *_TEXT[6:], *_NUMBERS[:8], "converged", *_NUMBERS[8:], "warnings", "traceback")
+SAMPLE = ("process", "round", "start", "calls", "seconds")
+
+
+class Run:
+    """One run's folder, held by this process alone while it is open (a context manager)."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path, self.meta = path, meta
+        self._lock = FileLock(path / ".lock")
+
+    @classmethod
+    def create(cls, root: Path, name: str, meta: dict[str, Any]) -> Run:
+        """Makes `<root>/<date>-<name>`, with -2, -3 ... behind it where that is taken.
+
+        Raises:
+            AttnbenchError: the folder can't be made.
+        """
+        stem = f"{datetime.now(UTC):%Y-%m-%d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
+        for count in range(1, 10_000):
+            path = root / (stem if count == 1 else f"{stem}-{count}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another --out") from None
+            run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
+            run.save()
+            return run
+        raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
+        return cls(path, read_meta(path))
+
+    def __enter__(self) -> Run:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise AttnbenchError(f"{self.path} is being written by another attnbench") from None
+        except OSError as error:
+            raise AttnbenchError(f"can't write to {self.path}: {error.strerror}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def cells(self) -> Path:
+        return self.path / "cells.jsonl"
+
+    def save(self) -> None:
+        """Writes run.json in one step: the old one stays whole until the new one is."""
+        temporary = self.path / "run.json.new"
+        try:
+            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n")
+            os.replace(temporary, self.path / "run.json")
+        except OSError as error:
+            raise AttnbenchError(f"can't write {self.path / 'run.json'}: {error.strerror}") from None
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds one workload's rows.
+
+        Raises:
+            AttnbenchError: the disk is full or the file can't be written; what it held before is untouched.
+        """
+        line = (json.dumps(_plain({"schema": SCHEMA, "cells": list(rows)}), allow_nan=False) + "\n").encode()
+        before = self.cells.stat().st_size if self.cells.exists() else 0
+        try:
+            with self.cells.open("ab", buffering=0) as file:
+                try:
+                    written = file.write(line)
+                    if written != len(line):
+                        raise OSError(28, "no space left on device")
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(before)
+                    raise
+        except OSError as error:
+            raise AttnbenchError(
+                f"can't write {self.cells}: {error.strerror}; what it holds is intact, go on with --resume {self.path}"
+            ) from None
+
+    def repair(self) -> list[Row]:
+        """Cuts a torn last line off and returns the rows of all whole ones."""
+        rows, whole = _read_lines(self.cells)
+        if self.cells.exists() and whole < self.cells.stat().st_size:
+            os.truncate(self.cells, whole)
+        return rows
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        AttnbenchError: there is no run, or a newer attnbench wrote it.
+    """
+    try:
+        meta = json.loads((path / "run.json").read_text())
+    except OSError:
+        raise AttnbenchError(f"{path} is no run: it has no run.json") from None
+    except ValueError:
+        raise AttnbenchError(f"{path / 'run.json'} is no JSON") from None
+    if not isinstance(meta, dict):
+        raise AttnbenchError(f"{path / 'run.json'} holds no JSON object")
+    _check_schema(meta, path / "run.json")
+    return meta
+
+
+def rows(path: Path) -> list[Row]:
+    """All rows of a run, samples included; a torn last line is left out.
+
+    Raises:
+        AttnbenchError: there is no run, a line in the middle is broken, or a newer attnbench wrote it.
+    """
+    read_meta(path)
+    return _read_lines(path / "cells.jsonl")[0]
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
+
+    Raises:
+        AttnbenchError: see `rows`.
+    """
+    import pandas as pd
+
+    folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
+    table = [{"run": folder.name, **{c: row.get(c) for c in COLUMNS}} for folder in folders for row in rows(folder)]
+    frame = pd.DataFrame(table, columns=["run", *COLUMNS])
+    for column in _NUMBERS:
+        frame[column] = pd.to_numeric(frame[column])
+    frame["converged"] = frame["converged"].map(bool).astype(bool)
+    frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
+    for column in ("implementation", "reason", "traceback", "baseline", "block", "norm"):
+        frame[column] = frame[column].fillna("")
+    return frame
+
+
+def load_samples(path: str | Path) -> pd.DataFrame:
+    """Every timed block of a run: the workload's and the plugin's columns, process, round, start, calls, seconds."""
+    import pandas as pd
+
+    key = ("plugin", *_WORKLOAD)
+    table = [
+        {**{k: row.get(k) for k in key}, **dict(zip(SAMPLE, sample, strict=True))}
+        for row in rows(Path(path))
+        for sample in row.get("samples", [])
+    ]
+    return pd.DataFrame(table, columns=[*key, *SAMPLE])
+
+
+def newest(root: Path) -> Path:
+    """The run under `root` that was started last.
+
+    Raises:
+        AttnbenchError: there is none.
+    """
+    runs = []
+    for meta in root.glob("*/run.json"):
+        try:
+            runs.append((str(read_meta(meta.parent).get("started", "")), meta.parent))
+        except AttnbenchError:
+            continue  # a broken neighbour does not hide the good ones
+    if not runs:
+        raise AttnbenchError(f"no run under {root}; make one with: attnbench run")
+    return max(runs)[1]
+
+
+def key(row: Row) -> tuple[str, Workload]:
+    return row["plugin"], Workload.from_dict(row)
+
+
+def _read_lines(path: Path) -> tuple[list[Row], int]:
+    """The rows, and how many bytes of the file are whole lines."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise AttnbenchError(f"can't read {path}: {error.strerror}") from None
+    found: list[Row] = []
+    whole = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            content = json.loads(line)
+            _check_schema(content, path)
+            found.extend(content["cells"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, AttnbenchError):
+                raise
+            raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
+    return found, whole
+
+
+def _check_schema(content: dict[str, Any], path: Path) -> None:
+    schema = content.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,153 @@
+"""Finds plugins through entry points.
+
+Finding reads package metadata only. Loading runs a plugin's code, so it happens in a worker process (see
+`attnbench.bench.worker`), never in the process that plans the sweep.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module, metadata
+from typing import Any
+
+from attnbench.errors import AttnbenchError
+from attnbench.plugin import FAMILIES, Plugin, Value
+
+GROUP = "attnbench.plugins"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plugin that a distribution offers, not loaded yet.
+
+    problem: why it can't be used, such as two packages claiming the name; None where nothing is known against it.
+    """
+
+    name: str
+    target: str
+    """"module:Class", as the entry point gives it."""
+    distribution: str
+    version: str
+    problem: str | None = None
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A plugin as asked for on the command line: options still in text, `every` for "name:*"."""
+
+    found: Found
+    options: tuple[tuple[str, str], ...] = ()
+    every: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.found.name,
+            "target": self.found.target,
+            "options": dict(self.options),
+            "every": self.every,
+        }
+
+
+def find() -> dict[str, Found]:
+    """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem."""
+    plugins: dict[str, Found] = {}
+    entries = {
+        (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
+        for e in metadata.entry_points(group=GROUP)
+    }
+    for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
+        plugin = Found(name, target, distribution, version)
+        if name in plugins:
+            first = plugins[name]
+            problem = f"two plugins are called {name!r}: one from {first.origin}, one from {plugin.origin}"
+            plugins[name] = replace(first, problem=first.problem or problem)
+        else:
+            plugins[name] = plugin
+    return plugins
+
+
+def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
+    """The plugins that `--plugins` names: "all", "a,b", "block*", "name:key=value:key=value", "name:*".
+
+    Raises:
+        AttnbenchError: a name is unknown (the message offers the nearest), or a spec is malformed.
+    """
+    requests: list[Request] = []
+    for spec in (part.strip() for part in text.split(",")):
+        name, *settings = spec.split(":")
+        names = _match(name, plugins, spec)
+        every = settings == ["*"]
+        options = () if every else tuple(_setting(setting, spec) for setting in settings)
+        if len(dict(options)) < len(options):
+            raise AttnbenchError(f"--plugins {spec!r} gives an option twice")
+        requests.extend(Request(plugins[match], options, every) for match in names)
+    return list(dict.fromkeys(requests))
+
+
+def _match(name: str, plugins: Mapping[str, Found], spec: str) -> list[str]:
+    if name == "all":
+        names = list(plugins)
+    elif name in plugins:
+        names = [name]
+    elif "*" in name or "?" in name:
+        names = [known for known in plugins if fnmatch.fnmatchcase(known, name)]
+    else:
+        names = []
+    if not names:
+        near = difflib.get_close_matches(name, plugins, n=3, cutoff=0.4) or list(plugins)
+        raise AttnbenchError(f"--plugins {spec!r}: no plugin is called {name!r}; did you mean {' or '.join(near)}?")
+    return names
+
+
+def _setting(text: str, spec: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise AttnbenchError(f"--plugins {spec!r}: {text!r} is no option; write name:key=value or name:*")
+    return key, value
+
+
+def load(target: str) -> type[Plugin]:
+    """Imports "module:Class". Runs the plugin's code.
+
+    Raises:
+        TypeError: the target is no plugin. Whatever the plugin's import raises passes through.
+    """
+    module, _, attribute = target.partition(":")
+    found: Any = import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, Plugin)):
+        raise TypeError(f"{target} is no subclass of attnbench.Plugin")
+    if found.family not in FAMILIES:
+        raise TypeError(f"{target} has family {found.family!r}; known are {', '.join(FAMILIES)}")
+    return found
+
+
+def instances(kind: type[Plugin], options: Mapping[str, str], every: bool) -> list[dict[str, Value]]:
+    """The option values that a request stands for: one set, or for "name:*" the product of all declared choices.
+
+    Raises:
+        AttnbenchError: an option is unknown or its value is not allowed.
+    """
+    for key in options:
+        if key not in kind.options:
+            near = difflib.get_close_matches(key, kind.options, n=1) or list(kind.options) or ["none"]
+            raise AttnbenchError(f"no option {key!r}; did you mean {' or '.join(near)}?")
+    axes: Iterable[Sequence[Value]] = (
+        (o.choices or (o.default,)) if every else (o.parse(options[n], n) if n in options else o.default,)
+        for n, o in kind.options.items()
+    )
+    return [dict(zip(kind.options, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def canonical(name: str, options: Mapping[str, Value]) -> str:
+    """The name of a result's `plugin` column: the bare name with every option, in the order declared."""
+    return ":".join([name, *(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())])
