@@ -272,7 +272,7 @@ def _show_plan(cells: list[Cell], asked: Asked) -> None:
             cell.plugin,
             "unknown" if need is None else f"{need / 2**20:.0f} MiB",
             f"{costs.call(cell):.3g}" if cell.flops else "",
-            str(rounds.get((cell.plugin, cell.workload), "")),
+            str(rounds.get(cell, "")),
             f"{cell.status}: {cell.reason}" if cell.status else "run",
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table)

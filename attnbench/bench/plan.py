@@ -31,7 +31,7 @@ _DESCRIBE_SECONDS = 60.0
 _GUESSED_FLOPS_PER_S = {"cpu": 5e10, "cuda": 5e13}  # only until a first cell has been measured
 
 
-@dataclass
+@dataclass(eq=False)
 class Cell:
     """One plugin on one workload; ends as exactly one row."""
 
@@ -189,16 +189,17 @@ def skip_too_dear(cells: Iterable[Cell], costs: Costs, budget: float, left: floa
             cell.end("skipped", f"budget spent: {each}, {left:.0f} of {budget:.0f} s left")
 
 
-def allot(cells: Sequence[Cell], costs: Costs, seconds: float) -> dict[tuple[str, Workload], int]:
+def allot(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> dict[Cell, int]:
     """Rounds for each cell, so that all together take about `seconds`.
 
     Every cell first gets the rounds that an interval needs; where that is too much, the dearest get fewer. What is
     left is spread so that rounds go with 1 / sqrt(cost), which makes the summed variance least (Neyman 1934).
+    Cells that are `ready` have paid for that already.
     """
     open_cells = [c for c in cells if c.status is None]
     each = [costs.round(c) for c in open_cells]
     rounds = [MIN_ROUNDS] * len(each)
-    left = seconds - sum(costs.ready(c) for c in open_cells) - sum(MIN_ROUNDS * c for c in each)
+    left = seconds - sum(costs.ready(c) for c in open_cells if c not in ready) - sum(MIN_ROUNDS * c for c in each)
     for i in sorted(range(len(each)), key=lambda i: -each[i]):
         if left >= 0:
             break
@@ -206,7 +207,7 @@ def allot(cells: Sequence[Cell], costs: Costs, seconds: float) -> dict[tuple[str
         left += (MIN_ROUNDS - FEW_ROUNDS) * each[i]
     if left > 0:
         rounds = _spread(each, rounds, left + sum(n * c for n, c in zip(rounds, each, strict=True)))
-    return {(c.plugin, c.workload): n for c, n in zip(open_cells, rounds, strict=True)}
+    return dict(zip(open_cells, rounds, strict=True))
 
 
 def _spread(each: Sequence[float], least: Sequence[int], seconds: float) -> list[int]:

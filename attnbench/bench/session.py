@@ -20,6 +20,7 @@ from attnbench.bench.forkserver import Forkserver, Worker
 from attnbench.bench.interval import MIN_ROUNDS, Interval, median_interval
 from attnbench.bench.plan import (
     FEW_ROUNDS,
+    MOST_ROUNDS,
     Cell,
     Costs,
     allot,
@@ -95,7 +96,7 @@ class Session:
         self._server, self._settings = server, settings
         self._costs = Costs()
         self._random = random.Random(settings.seed)
-        self._spent: dict[int, float] = {}
+        self._spent: dict[Cell, float] = {}
         self.seconds = Seconds()
 
     def run(self, cells: Sequence[Cell], sink: Sink, progress: Progress) -> None:
@@ -125,7 +126,7 @@ class Session:
             live = self._start(group, process, progress)
             try:
                 self._plan_rounds(live, pending, deadline)
-                self._rounds(live, process, baseline, deadline, progress)
+                self._rounds(live, process, baseline, progress)
                 self._finish(live)
             finally:
                 for one in live:
@@ -175,7 +176,7 @@ class Session:
 
     def _ask(self, cell: Cell, worker: Worker, message: Message) -> Message:
         """A request within what is left of the cell's time limit; whatever goes wrong becomes the cell's status."""
-        spent = self._spent.get(id(cell), 0.0)
+        spent = self._spent.get(cell, 0.0)
         limit = self._settings.timeout
         kills = machine.oom_kills()
         began = time.monotonic()
@@ -194,34 +195,40 @@ class Session:
             else:
                 last = (worker.output().splitlines() or [""])[-1]
                 cell.end("crashed", describe_exit(code) + (f"; last output: {last[:200]}" if last else ""))
-        self._spent[id(cell)] = spent + time.monotonic() - began
+        self._spent[cell] = spent + time.monotonic() - began
         return answer
 
     def _plan_rounds(self, live: Sequence[_Live], pending: Sequence[Cell], deadline: float) -> None:
         """Now that calls of this workload have been timed: how many rounds each of them gets of the time left."""
         left = max(0.0, deadline - time.monotonic())
-        rounds = allot(pending, self._costs, left)
+        rounds = allot(pending, self._costs, left, ready=[one.cell for one in live])
         for one in live:
-            time_left = self._settings.timeout - self._spent[id(one.cell)]
+            time_left = self._settings.timeout - self._spent[one.cell]
             within = int(0.8 * time_left / self._costs.round(one.cell))
-            one.planned = max(1, min(within, rounds.get((one.cell.plugin, one.cell.workload), 1)))
+            one.planned = max(1, min(within, rounds.get(one.cell, 1)))
         # The baseline takes part in every round, or the others would have nothing to be paired with.
         for one in live:
             if one.cell.plugin == self._settings.baseline:
                 one.planned = max(o.planned for o in live)
 
-    def _rounds(
-        self, live: Sequence[_Live], process: int, baseline: Cell | None, deadline: float, progress: Progress
-    ) -> None:
-        allotted = sum(one.planned * self._costs.round(one.cell) for one in live)
-        end = time.monotonic() + max(_OVERRUN * allotted, 1.0)
+    def _rounds(self, live: Sequence[_Live], process: int, baseline: Cell | None, progress: Progress) -> None:
+        costs = {id(one): self._costs.round(one.cell) for one in live}
+        began = time.monotonic()
+        allotted = sum(one.planned * costs[id(one)] for one in live)
+        longest = max((one.planned for one in live), default=0)
         # The checked round is drawn, so that no plugin can tell which of its answers will be looked at.
         checked = {id(one): self._random.randrange(min(one.planned, MIN_ROUNDS)) for one in live}
-        for turn in range(max((one.planned for one in live), default=0)):
-            taking_part = [o for o in live if o.cell.status is None and not o.ended and turn < o.planned]
+        for turn in range(MOST_ROUNDS):
+            # Cells planned for the most rounds go on where the time allotted to the workload is not used up.
+            taking_part = [
+                o for o in live if o.cell.status is None and not o.ended and (turn < o.planned or o.planned == longest)
+            ]
+            spent, next_round = time.monotonic() - began, sum(costs[id(o)] for o in taking_part)
+            if not taking_part or (turn >= longest and spent + next_round > allotted):
+                break
             if len(live) > 1 and turn >= MIN_ROUNDS and all(o.cell is baseline for o in taking_part):
                 break
-            if turn >= FEW_ROUNDS and time.monotonic() > end:
+            if turn >= FEW_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
                 break
             self._random.shuffle(taking_part)
             for one in taking_part:
