@@ -14,16 +14,17 @@ from attnbench import theory
 from attnbench.bench.blocks import BLOCK_SECONDS, HEAD_SECONDS
 from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver
-from attnbench.bench.interval import CONFIDENCE, MIN_ROUNDS
+from attnbench.bench.interval import CONFIDENCE, MIN_PROCESSES, MIN_ROUNDS
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.workload import Workload
 
 FEW_ROUNDS = 3  # what a cell too dear for MIN_ROUNDS still gets: a median, and no interval
 MOST_ROUNDS = 100
-LOOKS = (12, 25, 50)  # rounds after which a cell may stop early; the last planned round is always a look
+LOOKS = (12, 25, 50)  # rounds after which a cell may stop early
 
 _BUDGET_SHARE = 1 / 3  # no single cell may take more of the budget
+_PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processes may take
 _WORKER_BYTES = 200 << 20  # resident in a worker beside its tensors
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _UNTIMED_CALLS = 2.5  # first call, call that measures memory, and warming up
@@ -222,10 +223,43 @@ def _spread(each: Sequence[float], least: Sequence[int], seconds: float) -> list
     return at(low)
 
 
-def looks(rounds: int) -> tuple[tuple[int, ...], float]:
-    """(rounds after which a cell may stop, confidence of each look): the error is shared among the looks planned."""
-    planned = (*(n for n in LOOKS if n < rounds), rounds)
-    return planned, 1 - (1 - CONFIDENCE) / len(planned)
+@dataclass(frozen=True)
+class Schedule:
+    """How one cell's rounds are spread and when it may stop early; fixed before its first round.
+
+    Stopping when an interval looks good makes it lie, unless the looks are few, fixed, and share the error among
+    them (Bonferroni): each is taken with `confidence`, and whichever ends the cell, its interval holds with 95%.
+    """
+
+    rounds: int
+    """In each process."""
+    looks: tuple[int, ...]
+    """After so many rounds, or processes where there are several, a cell that is precise enough stops."""
+
+    @property
+    def confidence(self) -> float:
+        return 1 - (1 - CONFIDENCE) / (len(self.looks) + 1)  # the end is a look too
+
+
+def schedule(rounds: int, processes: int) -> Schedule:
+    """The schedule for `rounds` rounds in all, in so many processes."""
+    if processes == 1:
+        return Schedule(rounds, tuple(n for n in LOOKS if n < rounds))
+    early = (MIN_PROCESSES,) if processes >= 2 * MIN_PROCESSES else ()
+    return Schedule(max(FEW_ROUNDS, rounds // processes), early)
+
+
+def processes(rounds: int, rounds_s: float, start_s: float) -> int:
+    """In how many processes, one after the other, a variant is measured.
+
+    rounds: the fewest that any of the variants gets. rounds_s: seconds for the rounds of all of them.
+    start_s: seconds to start all of them once more.
+
+    Several, where starting them takes a third of the time at most and each gets a few rounds; fewer than make an
+    interval by process would only cost time, so it is one then.
+    """
+    affordable = min(int(rounds_s * _PROCESS_SHARE / start_s), rounds // FEW_ROUNDS, 2 * MIN_PROCESSES)
+    return affordable if affordable >= MIN_PROCESSES else 1
 
 
 def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:

@@ -17,22 +17,25 @@ from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver, Worker
-from attnbench.bench.interval import MIN_ROUNDS, Interval, median_interval
+from attnbench.bench.interval import MIN_ROUNDS, Interval, interval
 from attnbench.bench.plan import (
     FEW_ROUNDS,
     MOST_ROUNDS,
     Cell,
     Costs,
+    Schedule,
     allot,
     describe_exit,
     groups,
-    looks,
+    processes,
+    schedule,
     skip_too_dear,
     skip_too_large,
 )
 from attnbench.records import Row
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
+_NOT_COLUMNS = ("call_s", "calls_s", "start_s", "leak_bytes", "failed", "reason")
 _OVERRUN = 1.5  # a workload whose rounds take this many times what was allotted stops
 
 
@@ -84,9 +87,23 @@ class _Live:
     facts: Message
     calls: int
     head: int
+
+
+@dataclass
+class _Measured:
+    """What is known of a cell so far, over all its processes."""
+
+    facts: Message
     planned: int = 0
-    ended: bool = False
+    """Rounds, in all processes together."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(1, ()))
+    converged: bool = False
     samples: list[list[float]] = field(default_factory=list)  # as records.SAMPLE
+
+    @property
+    def seconds(self) -> dict[tuple[float, float], float]:
+        """Seconds a call by (process, round)."""
+        return {(s[0], s[1]): s[4] / s[3] for s in self.samples}
 
 
 class Session:
@@ -97,6 +114,9 @@ class Session:
         self._costs = Costs()
         self._random = random.Random(settings.seed)
         self._spent: dict[Cell, float] = {}
+        self._baseline: Cell | None = None
+        self._measured: dict[Cell, _Measured] = {}
+        self._process = 0
         self.seconds = Seconds()
 
     def run(self, cells: Sequence[Cell], sink: Sink, progress: Progress) -> None:
@@ -117,56 +137,59 @@ class Session:
     ) -> list[Row]:
         """One workload: its groups one after the other, then a row for each cell."""
         open_cells = [c for c in cells if c.status is None]
-        baseline = next((c for c in open_cells if c.plugin == self._settings.baseline), None)
-        measured: dict[str, _Live] = {}
-        base_samples: dict[tuple[float, float], float] = {}
-        for process, group in enumerate(groups(open_cells, baseline, self._settings.memory)):
-            if process and baseline and baseline.status is not None:
-                group = [c for c in group if c is not baseline]
-            live = self._start(group, process, progress)
+        self._baseline = next((c for c in open_cells if c.plugin == self._settings.baseline), None)
+        self._measured = {}
+        self._process = 0
+        for group in groups(open_cells, self._baseline, self._settings.memory):
+            left = max(0.0, deadline - time.monotonic())
+            self._measure_together(group, pending, left, progress)
+        return [self._row(cell) for cell in cells]
+
+    def _measure_together(
+        self, group: Sequence[Cell], pending: Sequence[Cell], left: float, progress: Progress
+    ) -> None:
+        """Cells that are alive together, in one process each or in several one after the other."""
+        launch, launches = 0, 1
+        while launch < launches:
+            live = self._start([c for c in group if self._goes_on(c)], progress)
             try:
-                self._plan_rounds(live, pending, deadline)
-                self._rounds(live, process, baseline, progress)
+                if launch == 0:
+                    launches = self._schedule(live, pending, left)
+                self._rounds(live, progress)
                 self._finish(live)
             finally:
                 for one in live:
                     one.worker.end()
-            for one in live:
-                if one.cell is baseline and process:
-                    measured[one.cell.plugin].samples += one.samples
-                else:
-                    measured[one.cell.plugin] = one
-                if one.cell is baseline:
-                    base_samples |= {(s[0], s[1]): s[4] / s[3] for s in one.samples}
-        if baseline and baseline.status is not None:
-            base_samples = {}
-        return [self._row(cell, measured.get(cell.plugin), base_samples) for cell in cells]
+            self._process += 1
+            launch += 1
+            if launches > 1:
+                self._look(live, launch)
 
-    def _start(self, group: Sequence[Cell], process: int, progress: Progress) -> list[_Live]:
+    def _goes_on(self, cell: Cell) -> bool:
+        return cell.status is None and not (cell in self._measured and self._measured[cell].converged)
+
+    def _start(self, group: Sequence[Cell], progress: Progress) -> list[_Live]:
         live = []
         for cell in group:
             progress.cell(cell, "getting ready")
             began = time.monotonic()
             worker = self._server.start(self._memory_limit(cell))
-            facts = self._ask(
-                cell,
-                worker,
-                {
-                    "op": "prepare",
-                    "workload": cell.workload.as_dict(),
-                    "target": cell.target,
-                    "options": cell.options,
-                    "thorough": process == 0 or cell.plugin != self._settings.baseline,
-                },
-            )
+            message = {
+                "op": "prepare",
+                "workload": cell.workload.as_dict(),
+                "target": cell.target,
+                "options": cell.options,
+                "thorough": cell not in self._measured,
+            }
+            facts = self._ask(cell, worker, message)
             if "call_s" not in facts:
                 worker.end()
                 continue
-            compiling = facts["setup_s"] + max(0.0, facts["first_call_s"] - facts["call_s"])
-            calls = facts["calls_s"] - max(0.0, facts["first_call_s"] - facts["call_s"])
-            self.seconds.compilation += compiling
-            self.seconds.calls += calls
-            self._costs.learn(cell, facts["call_s"], time.monotonic() - began - calls)
+            compiling = max(0.0, facts["first_call_s"] - facts["call_s"])
+            self.seconds.compilation += facts["setup_s"] + compiling
+            self.seconds.calls += facts["calls_s"] - compiling
+            self._costs.learn(cell, facts["call_s"], time.monotonic() - began - facts["calls_s"] + compiling)
+            self._measured.setdefault(cell, _Measured(facts))
             live.append(_Live(cell, worker, facts, *block_size(facts["call_s"])))
         return live
 
@@ -198,77 +221,105 @@ class Session:
         self._spent[cell] = spent + time.monotonic() - began
         return answer
 
-    def _plan_rounds(self, live: Sequence[_Live], pending: Sequence[Cell], deadline: float) -> None:
-        """Now that calls of this workload have been timed: how many rounds each of them gets of the time left."""
-        left = max(0.0, deadline - time.monotonic())
-        rounds = allot(pending, self._costs, left, ready=[one.cell for one in live])
+    def _schedule(self, live: Sequence[_Live], pending: Sequence[Cell], left: float) -> int:
+        """Now that calls of this workload have been timed: rounds for each of its cells, and processes for all."""
+        done = [c for c in self._measured if c not in {one.cell for one in live}]
+        rounds = allot([c for c in pending if c not in done], self._costs, left, ready=[one.cell for one in live])
         for one in live:
             time_left = self._settings.timeout - self._spent[one.cell]
             within = int(0.8 * time_left / self._costs.round(one.cell))
-            one.planned = max(1, min(within, rounds.get(one.cell, 1)))
+            self._measured[one.cell].planned = max(1, min(within, rounds.get(one.cell, 1)))
+        going = [self._measured[one.cell] for one in live if one.cell.status is None]
+        if not going:
+            return 1
         # The baseline takes part in every round, or the others would have nothing to be paired with.
-        for one in live:
-            if one.cell.plugin == self._settings.baseline:
-                one.planned = max(o.planned for o in live)
+        if self._baseline in self._measured:
+            self._measured[self._baseline].planned = max(m.planned for m in going)
+        start_s = sum(one.facts["start_s"] for one in live)
+        rounds_s = sum(self._measured[one.cell].planned * self._costs.round(one.cell) for one in live)
+        launches = processes(min(m.planned for m in going), rounds_s, start_s)
+        share = max(0.0, 1 - launches * start_s / rounds_s) if launches > 1 else 1.0
+        for measured in going:
+            measured.schedule = schedule(int(measured.planned * share), launches)
+        return launches
 
-    def _rounds(self, live: Sequence[_Live], process: int, baseline: Cell | None, progress: Progress) -> None:
-        costs = {id(one): self._costs.round(one.cell) for one in live}
+    def _rounds(self, live: Sequence[_Live], progress: Progress) -> None:
+        costs = {one.cell: self._costs.round(one.cell) for one in live}
+        planned = {one.cell: self._measured[one.cell].schedule.rounds for one in live}
+        longest = max(planned.values(), default=0)
+        allotted = sum(planned[one.cell] * costs[one.cell] for one in live)
         began = time.monotonic()
-        allotted = sum(one.planned * costs[id(one)] for one in live)
-        longest = max((one.planned for one in live), default=0)
         # The checked round is drawn, so that no plugin can tell which of its answers will be looked at.
-        checked = {id(one): self._random.randrange(min(one.planned, MIN_ROUNDS)) for one in live}
+        checked = {cell: self._random.randrange(min(rounds, MIN_ROUNDS)) for cell, rounds in planned.items()}
         for turn in range(MOST_ROUNDS):
             # Cells planned for the most rounds go on where the time allotted to the workload is not used up.
             taking_part = [
-                o for o in live if o.cell.status is None and not o.ended and (turn < o.planned or o.planned == longest)
+                one for one in live if self._goes_on(one.cell) and (turn < (n := planned[one.cell]) or n == longest)
             ]
-            spent, next_round = time.monotonic() - began, sum(costs[id(o)] for o in taking_part)
+            spent, next_round = time.monotonic() - began, sum(costs[one.cell] for one in taking_part)
             if not taking_part or (turn >= longest and spent + next_round > allotted):
                 break
-            if len(live) > 1 and turn >= MIN_ROUNDS and all(o.cell is baseline for o in taking_part):
+            if len(live) > 1 and turn >= MIN_ROUNDS and all(one.cell is self._baseline for one in taking_part):
                 break
             if turn >= FEW_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
                 break
             self._random.shuffle(taking_part)
             for one in taking_part:
-                progress.cell(one.cell, f"round {turn + 1} of {one.planned}")
-                self._block(one, process, turn, check=checked[id(one)] == turn)
-            self._stop_converged(live, baseline, turn + 1)
+                progress.cell(one.cell, f"round {turn + 1} of {planned[one.cell]}")
+                self._block(one, turn, check=checked[one.cell] == turn)
+            if self._process == 0:
+                self._look(live, turn + 1)
 
-    def _block(self, one: _Live, process: int, turn: int, check: bool) -> None:
+    def _block(self, one: _Live, turn: int, check: bool) -> None:
         message = {"op": "block", "calls": one.calls, "head": one.head, "turn": turn, "check": check}
         answer = self._ask(one.cell, one.worker, message)
         if "seconds" in answer:
             self.seconds.calls += answer["calls_s"]
-            one.samples.append([process, turn, answer["start"], one.calls, answer["seconds"]])
+            sample = [self._process, turn, answer["start"], one.calls, answer["seconds"]]
+            self._measured[one.cell].samples.append(sample)
 
-    def _stop_converged(self, live: Sequence[_Live], baseline: Cell | None, done: int) -> None:
+    def _look(self, live: Sequence[_Live], done: int) -> None:
         """At a look fixed beforehand, cells that are precise enough leave; the baseline stays with the last of them."""
-        base = next((o for o in live if o.cell is baseline), None)
         for one in live:
-            at, confidence = looks(one.planned)
-            if one is base or one.ended or done not in at[:-1]:
-                continue
-            pairs = _ratios(one.samples, _per_call(base.samples)) if base else None
-            one.ended = self._converged(one.samples, pairs, confidence)
-        if base and all(o.ended or o.cell.status for o in live if o is not base):
-            base.ended = len(live) > 1
+            measured = self._measured[one.cell]
+            if one.cell is not self._baseline and done in measured.schedule.looks:
+                measured.converged = self._is_precise(one.cell)
+        if self._baseline in self._measured:
+            others = [one.cell for one in live if one.cell is not self._baseline]
+            self._measured[self._baseline].converged = bool(others) and not any(map(self._goes_on, others))
 
-    def _converged(self, samples: list[list[float]], ratios: list[float] | None, confidence: float) -> bool:
-        widths = [median_interval([s[4] / s[3] for s in samples], confidence).half_width]
-        if ratios is not None:
-            widths.append(median_interval(ratios, confidence).half_width)
+    def _is_precise(self, cell: Cell) -> bool:
+        widths = [self._latency(cell).half_width]
+        if speedup := self._speedup(cell):
+            widths.append(speedup.half_width)
         return all(w is not None and w <= self._settings.precision for w in widths)
+
+    def _latency(self, cell: Cell) -> Interval:
+        measured = self._measured[cell]
+        seconds = measured.seconds
+        return interval(list(seconds.values()), [key[0] for key in seconds], measured.schedule.confidence)
+
+    def _speedup(self, cell: Cell) -> Interval | None:
+        """Paired: the baseline's seconds over this cell's, for each round in which both took part."""
+        base = self._baseline
+        if cell is base:
+            return Interval(1.0, 1.0, 1.0)
+        if base is None or base.status is not None or base not in self._measured:
+            return None
+        ours, theirs = self._measured[cell].seconds, self._measured[base].seconds
+        ratios = {key: theirs[key] / ours[key] for key in ours if key in theirs}
+        if not ratios:
+            return None
+        return interval(list(ratios.values()), [k[0] for k in ratios], self._measured[cell].schedule.confidence)
 
     def _finish(self, live: Sequence[_Live]) -> None:
         for one in live:
             if one.cell.status is None:
                 answer = self._ask(one.cell, one.worker, {"op": "leak"})
-                one.facts["leak_bytes"] = answer.get("leak_bytes", 0.0)
+                self._measured[one.cell].facts["leak_bytes"] = answer.get("leak_bytes", 0.0)
 
-    def _row(self, cell: Cell, one: _Live | None, base: dict[tuple[float, float], float]) -> Row:
-        w = cell.workload
+    def _row(self, cell: Cell) -> Row:
+        w, measured = cell.workload, self._measured.get(cell)
         row: Row = {
             "plugin": cell.plugin,
             "variant": cell.variant,
@@ -282,54 +333,36 @@ class Session:
             "warnings": [],
             "samples": [],
         }
-        facts = one.facts if one else {}
-        row |= {name: value for name, value in facts.items() if name not in ("call_s", "calls_s", "leak_bytes")}
-        if cell.status is None and (one is None or not one.samples):
+        if measured:
+            row |= {name: value for name, value in measured.facts.items() if name not in _NOT_COLUMNS}
+        if cell.status is None and not (measured and measured.samples):
             cell.end("error", "no block of it was timed")
-        row["status"] = cell.status or "ok"
-        row["reason"], row["traceback"] = cell.reason, cell.traceback
-        if cell.status is None and one is not None:
-            row |= self._figures(cell, one, base)
+        row |= {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}
+        if cell.status is None:
+            row |= self._figures(cell)
         return row
 
-    def _figures(self, cell: Cell, one: _Live, base: dict[tuple[float, float], float]) -> Row:
-        times = [s[4] / s[3] for s in one.samples]
-        _, confidence = looks(one.planned)
-        latency = median_interval(times, confidence)
-        is_baseline = cell.plugin == self._settings.baseline
-        ratios = None if is_baseline or not base else _ratios(one.samples, base)
-        speedup = median_interval(ratios, confidence) if ratios else Interval(float("nan"), None, None)
-        if is_baseline:
-            speedup = Interval(1.0, 1.0, 1.0)
-        warnings = []
-        if one.facts.get("leak_bytes", 0.0) > _LEAK_BYTES:
-            warnings.append("memory-leak")
-        if len(times) < MIN_ROUNDS:
-            warnings.append("few-rounds")
-        converged = self._converged(one.samples, ratios, confidence)
-        if len(times) >= MIN_ROUNDS and not converged:
-            warnings.append("imprecise")
+    def _figures(self, cell: Cell) -> Row:
+        measured = self._measured[cell]
+        latency, speedup = self._latency(cell), self._speedup(cell) or Interval(float("nan"), None, None)
+        rounds, precise = len(measured.samples), self._is_precise(cell)
+        warnings = {
+            "memory-leak": measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES,
+            "few-rounds": rounds < MIN_ROUNDS,
+            "imprecise": rounds >= MIN_ROUNDS and not precise,
+        }
         return {
             "latency_s": latency.median,
             "latency_low_s": latency.low,
             "latency_high_s": latency.high,
-            "rounds": len(times),
-            "processes": len({s[0] for s in one.samples}),
-            "confidence": confidence,
-            "converged": converged,
+            "rounds": rounds,
+            "processes": len({sample[0] for sample in measured.samples}),
+            "confidence": measured.schedule.confidence,
+            "converged": precise,
             "speedup": speedup.median,
             "speedup_low": speedup.low,
             "speedup_high": speedup.high,
             "flops_per_s": theory.flops(cell.workload) / latency.median,
-            "warnings": warnings,
-            "samples": one.samples,
+            "warnings": [kind for kind, applies in warnings.items() if applies],
+            "samples": measured.samples,
         }
-
-
-def _per_call(samples: list[list[float]]) -> dict[tuple[float, float], float]:
-    return {(s[0], s[1]): s[4] / s[3] for s in samples}
-
-
-def _ratios(samples: list[list[float]], base: dict[tuple[float, float], float]) -> list[float]:
-    """Baseline's seconds over this variant's, for each round in which both took part."""
-    return [base[s[0], s[1]] / (s[4] / s[3]) for s in samples if (s[0], s[1]) in base]
