@@ -6,6 +6,7 @@ written; everything else has a default that fits an exact variant which can do w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
@@ -50,10 +51,12 @@ class Option:
                 value: Value = {"true": True, "false": False}[text.lower()]
             else:
                 value = kind(text)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError
         except (KeyError, ValueError):
-            raise AttnbenchError(f"option {name}={text}: expected {kind.__name__}, such as {self.default}") from None
+            raise AttnbenchError(f"option {name}={text!r}: expected {kind.__name__}, such as {self.default}") from None
         if self.choices and value not in self.choices:
-            raise AttnbenchError(f"option {name}={text}: expected one of {', '.join(map(str, self.choices))}")
+            raise AttnbenchError(f"option {name}={text!r}: expected one of {', '.join(map(str, self.choices))}")
         return value
 
 

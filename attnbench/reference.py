@@ -11,7 +11,7 @@ from torch import Tensor
 from attnbench.plugin import Definition, FeatureMap, Softmax, visible
 from attnbench.workload import Workload
 
-_CHUNK_ELEMENTS = 1 << 24  # scores held at a time: 128 MiB of float64
+_CHUNK_ELEMENTS = 1 << 22  # scores held at a time: 32 MiB of float64
 
 
 def sample_rows(seq: int, seed: int = 0, count: int = 48) -> Tensor:
@@ -48,31 +48,41 @@ def expected(
     if isinstance(definition, Softmax) and definition.operands is not None:
         query, key, value = definition.operands(query, key, value)
     rows = rows.to(query.device)
+    return expected_at(definition, workload, query[:, :, rows], key, value, rows)
+
+
+def expected_at(
+    definition: Definition, workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor
+) -> Tensor:
+    """As `expected`, with a query that holds `rows` alone: (batch, heads, n, head_dim).
+
+    A definition's `operands` are left out: they need every query, as blocks of queries share a scale.
+    """
+    rows = rows.to(query.device)
     keys = torch.arange(key.shape[2], device=key.device)
-    mask = visible(workload, rows[:, None], keys)  # (n, kv_seq)
-    if isinstance(definition, Softmax) and definition.allowed is not None:
-        mask = mask & definition.allowed(rows[:, None], keys)
     batch, heads, _, _ = query.shape
     group = heads // key.shape[1]
     out = query.new_empty((batch, heads, len(rows), value.shape[-1]), dtype=torch.float64)
-    step = max(1, _CHUNK_ELEMENTS // max(1, group * key.shape[2]))
-    for b in range(batch):
-        for h in range(key.shape[1]):
-            k, v = key[b, h].double(), value[b, h].double()  # (kv_seq, d)
-            if isinstance(definition, FeatureMap):
-                k = definition.key(k)
-            for i in range(0, len(rows), step):
-                part = slice(i, i + step)
-                q = query[b, h * group : (h + 1) * group, rows[part]].double()  # (group, n, d)
-                out[b, h * group : (h + 1) * group, part] = _weights(definition, workload, q, k, mask[part]) @ v
+    step = max(1, _CHUNK_ELEMENTS // (group * len(keys)))
+    for i in range(0, len(rows), step):
+        part = slice(i, i + step)
+        mask = visible(workload, rows[part, None], keys)  # (n, kv_seq)
+        if isinstance(definition, Softmax) and definition.allowed is not None:
+            mask = mask & definition.allowed(rows[part, None], keys)
+        for b in range(batch):
+            for h in range(key.shape[1]):
+                shared = slice(h * group, (h + 1) * group)  # the query heads of this key/value head
+                q, k, v = query[b, shared, part].double(), key[b, h].double(), value[b, h].double()
+                out[b, shared, part] = _weights(definition, workload, q, k, mask) @ v  # (group, n, value_dim)
     return out
 
 
 def _weights(definition: Definition, workload: Workload, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     if isinstance(definition, FeatureMap):
-        scores = (definition.query(q) @ k.T).masked_fill(~mask, 0.0)  # (group, n, kv_seq)
+        scores = (definition.query(q) @ definition.key(k).T).masked_fill_(~mask, 0.0)  # (group, n, kv_seq)
         return scores / scores.sum(-1, keepdim=True)
-    return torch.softmax((q @ k.T * workload.scale).masked_fill(~mask, float("-inf")), dim=-1)
+    scores = (q @ k.T).mul_(workload.scale).masked_fill_(~mask, float("-inf"))  # (group, n, kv_seq)
+    return torch.softmax(scores, dim=-1)
 
 
 def exact(workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor) -> Tensor:

@@ -267,8 +267,10 @@ class Sweep:
         """The workloads, shortest first, so that costs of short ones foretell those of long ones.
 
         Raises:
-            AttnbenchError: a combination of sizes is no workload (see `Workload`).
+            AttnbenchError: a combination of sizes is no workload (see `Workload`), or the scope is unknown.
         """
+        if self.scope not in (None, *SCOPES, "all"):
+            raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
         cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
         return sorted(cells, key=lambda w: (w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope)))
 

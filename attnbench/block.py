@@ -1,0 +1,215 @@
+"""The shared transformer block: the same weights and layers around every attention variant.
+
+    encoder        x -> self-attention -> FFN                                     (BERT)
+    decoder        x -> causal self-attention -> cross-attention over memory -> FFN   (Vaswani 2017, T5)
+    decoder-only   x -> causal self-attention -> FFN                              (GPT)
+
+Each arrow is a sub-layer with its residual and LayerNorm, before it (pre-norm) or after it (post-norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from attnbench.errors import AttnbenchError
+from attnbench.plugin import Call, Definition, Softmax
+from attnbench.reference import expected, expected_at
+from attnbench.theory import FFN_EXPANSION, attentions
+from attnbench.workload import Workload
+
+__all__ = ["Block", "FeedForward", "MultiHead", "Sublayer", "attentions", "draw_weights", "expected_block"]
+
+_NORM_EPS = 1e-5  # as torch.nn.TransformerEncoderLayer
+_BIAS_STD = 0.02
+
+Reference: TypeAlias = "Callable[[Definition, Workload, Tensor, Tensor, Tensor, Tensor], Tensor]"
+
+
+class MultiHead(nn.Module):
+    """Multi-head attention (Vaswani 2017, section 3.2.2) around any attention callable.
+
+    With kv_heads < heads, W_K and W_V are narrower and each of their heads serves a group of query heads (grouped-query
+    attention, Ainslie 2023). The callable gets views that are not contiguous, as a transformer hands them on.
+    """
+
+    def __init__(self, workload: Workload, attend: Call) -> None:
+        super().__init__()
+        w = workload
+        self.heads, self.kv_heads = w.heads, w.kv_heads
+        self.attend = partial(attend)  # an nn.Module would add its own parameters to the block's
+        self.W_Q = nn.Linear(w.width, w.heads * w.head_dim)
+        self.W_K = nn.Linear(w.width, w.kv_heads * w.head_dim)
+        self.W_V = nn.Linear(w.width, w.kv_heads * w.value_dim)
+        self.W_O = nn.Linear(w.heads * w.value_dim, w.width)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """x (batch, seq, width), memory (batch, kv_seq, width) or None for self-attention -> (batch, seq, width)."""
+        source = x if memory is None else memory
+        query = self.W_Q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
+        key = self.W_K(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (batch, kv_heads, kv_seq, head_dim)
+        value = self.W_V(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (.., kv_heads, kv_seq, value_dim)
+        mixed = self.attend(query, key, value)  # (batch, heads, seq, value_dim)
+        out: Tensor = self.W_O(mixed.transpose(1, 2).flatten(-2))  # (batch, seq, width)
+        return out
+
+
+class FeedForward(nn.Module):
+    """max(0, x W_1 + b_1) W_2 + b_2, d_ff = 4 d_m (Vaswani 2017, equation 2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.W_1 = nn.Linear(width, FFN_EXPANSION * width)
+        self.W_2 = nn.Linear(FFN_EXPANSION * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.W_2(torch.relu(self.W_1(x)))  # (batch, seq, d_ff) -> (batch, seq, width)
+        return out
+
+
+class Sublayer(nn.Module):
+    """A layer with its residual connection and LayerNorm.
+
+    "post": norm(x + layer(x)) (Vaswani 2017, section 5.4). "pre": x + layer(norm(x)) (Xiong 2020), what GPT-2 does.
+    """
+
+    def __init__(self, width: int, norm: str, layer: nn.Module) -> None:
+        super().__init__()
+        self.pre = norm == "pre"
+        self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.layer = layer
+
+    def forward(self, x: Tensor, *memory: Tensor, rows: Tensor | None = None) -> Tensor:
+        """x (batch, seq, width) -> (batch, seq, width).
+
+        rows: int64 (n,), the positions at which `layer` answers where it answers at those only, as the reference does.
+        """
+        kept = x if rows is None else x[:, rows]  # (batch, n, width)
+        if self.pre:
+            out: Tensor = kept + self.layer(self.norm(x), *memory)
+        else:
+            out = self.norm(kept + self.layer(x, *memory))
+        return out
+
+
+class Block(nn.Module):
+    """One transformer block, with d_m = heads * head_dim = `workload.width`.
+
+    Args:
+        workload: of scope "block".
+        attention: the callable for each problem of `attentions(workload)`: "self", and for a decoder "cross".
+        weights: a block's `state_dict` to use, in any dtype and on any device; None: `draw_weights`, in the workload's.
+
+    Raises:
+        AttnbenchError: the workload is of scope attention, or `attention` has other names than `attentions(workload)`.
+    """
+
+    def __init__(
+        self, workload: Workload, attention: Mapping[str, Call], weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        if workload.scope != "block":
+            raise AttnbenchError(f"a block needs a workload of scope block, not {workload.scope}")
+        inside = attentions(workload)
+        if attention.keys() != inside.keys():
+            raise AttnbenchError(
+                f"attention is needed for {', '.join(inside)}, not for {', '.join(attention) or 'none'}"
+            )
+        width, norm = workload.width, workload.norm
+        with torch.device("meta"):  # shapes alone: neither memory nor torch's random state is touched
+            self.self_attention = Sublayer(width, norm, MultiHead(inside["self"], attention["self"]))
+            self.cross_attention = None
+            if "cross" in inside:
+                self.cross_attention = Sublayer(width, norm, MultiHead(inside["cross"], attention["cross"]))
+            self.ffn = Sublayer(width, norm, FeedForward(width))
+        self.load_state_dict(weights if weights is not None else draw_weights(self, workload), assign=True)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """x (batch, seq, width), and for a decoder memory (batch, kv_seq, width) -> (batch, seq, width).
+
+        Raises:
+            AttnbenchError: memory is missing, or given to a block that has no cross-attention.
+        """
+        if (memory is None) != (self.cross_attention is None):
+            raise AttnbenchError("a decoder block takes x and memory, the others take x alone")
+        x = self.self_attention(x)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, memory)
+        out: Tensor = self.ffn(x)
+        return out
+
+
+def draw_weights(block: Block, workload: Workload) -> dict[str, Tensor]:
+    """Weights for every parameter of `block`, from `workload.seed` alone: every plugin measures the same block.
+
+    Drawn in float32 on the CPU, then cast to the workload's dtype and moved to its device. A matrix is
+    N(0, 1 / fan_in), so that normalised activations become queries and keys of unit variance, as in scope attention.
+    Biases are N(0, 0.02^2) rather than 0, so that a lost one shows. LayerNorms are 1 and 0.
+    """
+    generator = torch.Generator().manual_seed(workload.seed)
+    weights: dict[str, Tensor] = {}
+    for name, parameter in block.named_parameters():
+        if ".norm." in name:
+            values = torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
+        else:
+            std = parameter.shape[1] ** -0.5 if parameter.ndim == 2 else _BIAS_STD  # a matrix is (fan_out, fan_in)
+            values = torch.randn(parameter.shape, generator=generator).mul_(std)
+        weights[name] = values.to(workload.device, getattr(torch, workload.dtype))
+    return weights
+
+
+def expected_block(
+    workload: Workload,
+    definitions: Mapping[str, Definition],
+    block: Block,
+    x: Tensor,
+    memory: Tensor | None,
+    rows: Tensor,
+) -> Tensor:
+    """Rows of the block's output in float64: its own weights around the functions that a plugin says it computes.
+
+    Keys and values are projected at every position, in O(seq); attention is computed at `rows` alone, so memory is
+    O(seq) too. One case costs O(seq^2) time: a decoder's cross-attention with `operands`, whose quantization looks at
+    all queries, and those are what self-attention puts out.
+
+    Args:
+        definitions: the function of each problem of `attentions(workload)`; `Softmax()` for exact attention.
+        x: (batch, seq, width), any dtype. memory: (batch, kv_seq, width), or None where the block takes none.
+        rows: int64 (n,), the positions to compute.
+
+    Returns:
+        (batch, n, width), float64.
+    """
+    inside = attentions(workload)
+    every, rows = torch.arange(workload.seq, device=x.device), rows.to(x.device)
+    whole = "cross" in inside and _quantized(definitions["cross"])  # cross-attention must see every query
+    first = every if whole else rows  # the positions at which self-attention is computed
+    calls = {"self": _reference(inside["self"], definitions["self"], first, expected)}
+    if "cross" in inside:
+        calls["cross"] = _reference(inside["cross"], definitions["cross"], rows, expected if whole else expected_at)
+    twin = Block(workload, calls, {name: weight.double() for name, weight in block.state_dict().items()})
+    with torch.no_grad():
+        x = twin.self_attention(x.double(), rows=first)  # (batch, len(first), width)
+        if twin.cross_attention is not None and memory is not None:
+            x = twin.cross_attention(x, memory.double(), rows=rows if whole else None)  # (batch, n, width)
+        out: Tensor = twin.ffn(x)
+    return out
+
+
+def _reference(workload: Workload, definition: Definition, rows: Tensor, compute: Reference) -> Call:
+    dtype = getattr(torch, workload.dtype)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if _quantized(definition):  # it is defined on what the variant gets, which is in the workload's dtype
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        return compute(definition, workload, query, key, value, rows)  # (batch, heads, n, value_dim)
+
+    return attend
+
+
+def _quantized(definition: Definition) -> bool:
+    return isinstance(definition, Softmax) and definition.operands is not None

@@ -1,0 +1,142 @@
+"""What a workload costs by formula: integers, from shapes alone. Loads no torch.
+
+A multiplication and its addition are two operations. Only matrix products are counted: softmax, norms, biases and
+ReLU are of lower order, and the FlashAttention papers leave them out too, so figures compare. A causal mask is counted
+by the pairs that it shows, seq * (seq + 1) / 2 where both lengths are equal; those papers say half of seq^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnbench.workload import Workload
+
+FFN_EXPANSION = 4  # d_ff / d_m (Vaswani 2017, section 3.3: 2048 / 512)
+
+
+def attentions(workload: Workload) -> dict[str, Workload]:
+    """The attention problems inside a workload, each as a workload of scope attention.
+
+    An encoder block: "self", with the workload's mask. A decoder block: "self", causal over its own `seq` positions,
+    and "cross", every position over all `kv_seq` positions of the encoder's output. A decoder-only block: "self",
+    causal. A workload of scope attention is its own: "self".
+    """
+    alone = {"scope": "attention", "block": "", "norm": ""}
+    if workload.block == "decoder":
+        return {
+            "self": workload.replace(**alone, mask="causal", kv_seq=workload.seq),
+            "cross": workload.replace(**alone, mask="full"),
+        }
+    mask = "causal" if workload.block == "decoder-only" else workload.mask
+    return {"self": workload.replace(**alone, mask=mask)}
+
+
+def visible_pairs(workload: Workload) -> int:
+    """(query, key) pairs that the mask shows, of seq * kv_seq.
+
+    Causal: query i sees keys 0 .. i + kv_seq - seq, so the later queries' share of keys is cut by 0, 1, .. seq - 1.
+    """
+    hidden = workload.seq * (workload.seq - 1) // 2 if workload.is_causal else 0
+    return workload.seq * workload.kv_seq - hidden
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product of a workload, over all its batch entries and heads.
+
+    layer: "self", "cross" or "ffn".
+    name: as in the lecture: W_Q, W_K, W_V, QK^T, PV, W_O, W_1, W_2.
+    flops: two operations for each multiplication and addition.
+    parameters: elements of its weight and bias; 0 where both factors are activations.
+    """
+
+    layer: str
+    name: str
+    flops: int
+    parameters: int = 0
+
+
+def products(workload: Workload) -> list[Product]:
+    """Every matrix product, in the order in which it is computed: all that is counted here follows from this list."""
+    found: list[Product] = []
+    for layer, w in attentions(workload).items():
+        scores = Product(layer, "QK^T", 2 * w.batch * w.heads * visible_pairs(w) * w.head_dim)
+        mix = Product(layer, "PV", 2 * w.batch * w.heads * visible_pairs(w) * w.value_dim)
+        if workload.scope == "attention":
+            return [scores, mix]
+        found += [
+            _linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim),
+            _linear(layer, "W_K", w.batch * w.kv_seq, w.width, w.kv_heads * w.head_dim),
+            _linear(layer, "W_V", w.batch * w.kv_seq, w.width, w.kv_heads * w.value_dim),
+            scores,
+            mix,
+            _linear(layer, "W_O", w.batch * w.seq, w.heads * w.value_dim, w.width),
+        ]
+    tokens, hidden = workload.batch * workload.seq, FFN_EXPANSION * workload.width
+    return [
+        *found,
+        _linear("ffn", "W_1", tokens, workload.width, hidden),
+        _linear("ffn", "W_2", tokens, hidden, workload.width),
+    ]
+
+
+def _linear(layer: str, name: str, tokens: int, inner: int, outer: int) -> Product:
+    return Product(layer, name, 2 * tokens * inner * outer, inner * outer + outer)
+
+
+def flops(workload: Workload) -> int:
+    """Operations of the workload, the same for every variant.
+
+    Scope attention: 2 * batch * heads * pairs * (head_dim + value_dim), with `visible_pairs`. Scope block: its
+    projections, attentions and FFN (`flops_by_part`).
+    """
+    return sum(p.flops for p in products(workload))
+
+
+def flops_by_part(workload: Workload) -> dict[str, int]:
+    """`flops` split into "self projections", "self attention", the same two of "cross", and "ffn", where there."""
+    parts: dict[str, int] = {}
+    for p in products(workload):
+        inside = "projections" if p.parameters else "attention"
+        part = p.layer if p.layer == "ffn" else f"{p.layer} {inside}"
+        parts[part] = parts.get(part, 0) + p.flops
+    return parts
+
+
+def parameters(workload: Workload) -> int:
+    """Weights and biases of the block, its LayerNorms (two vectors of `width` a sub-layer) with them.
+
+    0 for scope attention, which has none.
+    """
+    if workload.scope == "attention":
+        return 0
+    sublayers = len(attentions(workload)) + 1
+    return sum(p.parameters for p in products(workload)) + sublayers * 2 * workload.width
+
+
+def input_bytes(workload: Workload) -> int:
+    """Bytes of query, key and value; for a block of x, and a decoder's memory. Weights are not among them."""
+    w = workload
+    if w.scope == "block":
+        tokens = w.seq + w.kv_seq if w.block == "decoder" else w.seq
+        return w.batch * tokens * w.width * w.itemsize
+    query = w.heads * w.seq * w.head_dim
+    key_value = w.kv_heads * w.kv_seq * (w.head_dim + w.value_dim)
+    return w.batch * (query + key_value) * w.itemsize
+
+
+def output_bytes(workload: Workload) -> int:
+    """Bytes of the output: (batch, heads, seq, value_dim), or (batch, seq, width) of a block."""
+    w = workload
+    return w.batch * w.seq * (w.width if w.scope == "block" else w.heads * w.value_dim) * w.itemsize
+
+
+def min_bytes(workload: Workload) -> int:
+    """Bytes that must move at least: inputs and parameters read once, the output written once."""
+    weights = parameters(workload) * workload.itemsize
+    return input_bytes(workload) + weights + output_bytes(workload)
+
+
+def arithmetic_intensity(workload: Workload) -> float:
+    """`flops` over `min_bytes`: an upper bound, in operations a byte (Williams 2009, the roofline model)."""
+    return flops(workload) / min_bytes(workload)

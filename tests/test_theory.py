@@ -1,0 +1,170 @@
+"""Formulas against counts: torch's FLOP counter, real tensors, real parameters and figures that are known."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnbench import Workload, theory
+from attnbench.block import Block
+from attnbench.plugin import Call, expand_kv, visible
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "square": {"seq": 24, "kv_seq": 24},
+    "batched": {"seq": 24, "kv_seq": 24, "batch": 3},
+    "grouped": {"seq": 24, "kv_seq": 24, "heads": 8, "kv_heads": 2},
+    "wide value": {"seq": 24, "kv_seq": 24, "head_dim": 16, "value_dim": 40},
+    "longer keys": {"seq": 10, "kv_seq": 24, "kv_heads": 4},
+    "one query": {"seq": 1, "kv_seq": 24},
+}
+BLOCKS = ["encoder", "decoder", "decoder-only"]
+
+
+def as_block(block: str, shape: str, **changes: Any) -> Workload:
+    sizes = SHAPES[shape]
+    if block != "decoder":
+        sizes = sizes | {"kv_seq": sizes["seq"]}
+    mask = "full" if block == "encoder" else "causal"
+    return Workload(**({"scope": "block", "block": block, "norm": "pre", "mask": mask} | sizes | changes))
+
+
+def naive(w: Workload) -> Call:
+    """Multiplies every pair, masked or not, so that a counter sees 2 * batch * heads * seq * kv_seq * (d + dv)."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mask = visible(w, torch.arange(w.seq)[:, None], torch.arange(w.kv_seq))
+        scores = query @ expand_kv(key, w.heads).mT * w.scale
+        return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ expand_kv(value, w.heads)
+
+    return attend
+
+
+def qkv(w: Workload) -> list[Tensor]:
+    dtype = getattr(torch, w.dtype)
+    return [
+        torch.randn(w.batch, w.heads, w.seq, w.head_dim).to(dtype),
+        torch.randn(w.batch, w.kv_heads, w.kv_seq, w.head_dim).to(dtype),
+        torch.randn(w.batch, w.kv_heads, w.kv_seq, w.value_dim).to(dtype),
+    ]
+
+
+def run_block(w: Workload) -> tuple[Block, list[Tensor], Tensor, int]:
+    """The block, its inputs, its output and the operations that torch's counter saw."""
+    block = Block(w, {name: naive(inside) for name, inside in theory.attentions(w).items()})
+    lengths = [w.seq, w.kv_seq] if w.block == "decoder" else [w.seq]
+    given = [torch.randn(w.batch, length, w.width).to(getattr(torch, w.dtype)) for length in lengths]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = block(*given)
+    return block, given, out, counter.get_total_flops()
+
+
+def hidden_flops(w: Workload) -> int:
+    """What naive attention multiplies and the mask then hides."""
+    return sum(
+        2 * a.batch * a.heads * (a.seq * a.kv_seq - theory.visible_pairs(a)) * (a.head_dim + a.value_dim)
+        for a in theory.attentions(w).values()
+    )
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_flops_are_those_that_torch_counts(shape: str, mask: str) -> None:
+    w = Workload(**SHAPES[shape], mask=mask)
+    with FlopCounterMode(display=False) as counter:
+        naive(w)(*qkv(w))
+    assert theory.flops(w) + hidden_flops(w) == counter.get_total_flops()
+    if mask == "full":
+        pairs = w.batch * w.heads * w.seq * w.kv_seq
+        assert theory.flops(w) == 2 * pairs * (w.head_dim + w.value_dim)
+        assert hidden_flops(w) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_visible_pairs_are_those_of_the_mask(shape: str) -> None:
+    for mask in ("full", "causal"):
+        w = Workload(**SHAPES[shape], mask=mask)
+        shown = visible(w, torch.arange(w.seq)[:, None], torch.arange(w.kv_seq)).sum()
+        assert theory.visible_pairs(w) == int(shown)
+
+
+def test_causal_is_half_of_a_long_square() -> None:
+    full = Workload(seq=16384, kv_seq=16384)
+    assert theory.flops(full.replace(mask="causal")) / theory.flops(full) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_figures_are_those_of_a_real_block(block: str, shape: str) -> None:
+    for dtype in ("float32", "bfloat16"):
+        w = as_block(block, shape, dtype=dtype)
+        model, given, out, counted = run_block(w)
+        assert theory.parameters(w) == sum(p.numel() for p in model.parameters())
+        assert theory.flops(w) + hidden_flops(w) == counted
+        assert theory.input_bytes(w) == sum(t.nbytes for t in given)
+        assert theory.output_bytes(w) == out.nbytes
+        weights = sum(p.nbytes for p in model.parameters())
+        assert theory.min_bytes(w) == sum(t.nbytes for t in given) + weights + out.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_bytes_are_those_of_real_tensors(shape: str, dtype: str) -> None:
+    w = Workload(**SHAPES[shape], dtype=dtype)
+    query, key, value = qkv(w)
+    out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), enable_gqa=True).to(query.dtype)
+    assert theory.input_bytes(w) == query.nbytes + key.nbytes + value.nbytes
+    assert theory.output_bytes(w) == out.nbytes
+    assert theory.min_bytes(w) == theory.input_bytes(w) + theory.output_bytes(w)
+    assert theory.arithmetic_intensity(w) == theory.flops(w) / theory.min_bytes(w)
+    assert theory.parameters(w) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "known"),
+    [
+        # GPT-2 small has 124,439,808 parameters: embeddings of 50257 + 1024 rows of 768, twelve blocks, a last norm.
+        ("GPT-2 small", theory.parameters, (124_439_808 - (50257 + 1024) * 768 - 2 * 768) // 12),
+        # The base model's encoder layer: 4 * 512^2 + 2 * 512 * 2048 weights; 4 * 512 + 2048 + 512 biases; two norms.
+        ("Transformer base", theory.parameters, 2_097_152 + 1_048_576 + 4_608 + 2_048),
+        # At l = 1024 and d = 64: 4 * l^2 * d operations over 4 * l * d elements of 2 bytes is l / 2.
+        ("attention", theory.arithmetic_intensity, 512),
+    ],
+)
+def test_known_figures(name: str, figure: object, known: int) -> None:
+    workloads = {
+        "GPT-2 small": as_block("decoder-only", "square", heads=12, kv_heads=12),
+        "Transformer base": as_block("encoder", "square"),
+        "attention": Workload(seq=1024, kv_seq=1024, dtype="bfloat16"),
+    }
+    assert callable(figure)
+    assert figure(workloads[name]) == known
+
+
+def test_parts_of_the_encoder_as_the_lecture_counts_them() -> None:
+    w = as_block("encoder", "square", seq=512, kv_seq=512)
+    tokens, width, hidden = 512, 512, 2048
+    assert theory.flops_by_part(w) == {
+        "self projections": 2 * tokens * 4 * width**2,  # 3k projections and the output: O(l d_m d_k)
+        "self attention": 2 * 2 * tokens**2 * width,  # 2k products: O(l^2 d)
+        "ffn": 2 * 2 * tokens * width * hidden,  # 2 products: O(l d_m d_ff)
+    }
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_parts_and_products_add_up(block: str) -> None:
+    w = as_block(block, "longer keys")
+    assert sum(theory.flops_by_part(w).values()) == sum(p.flops for p in theory.products(w)) == theory.flops(w)
+    names = [(p.layer, p.name) for p in theory.products(w)]
+    attention = ["W_Q", "W_K", "W_V", "QK^T", "PV", "W_O"]
+    layers = ["self", "cross"] if block == "decoder" else ["self"]
+    assert names == [(layer, name) for layer in layers for name in attention] + [("ffn", "W_1"), ("ffn", "W_2")]
+
+
+def test_theory_loads_no_torch() -> None:
+    code = "import sys, attnbench.theory; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
