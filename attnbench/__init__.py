@@ -24,7 +24,7 @@ _HOMES = {
     "load": "records",
 }
 
-__all__ = ["AttnbenchError", "Attention", "FeatureMap", "Option", "Plugin", "Softmax", "Sweep", "Workload", "load"]
+__all__ = ["Attention", "AttnbenchError", "FeatureMap", "Option", "Plugin", "Softmax", "Sweep", "Workload", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -336,3 +336,36 @@ def report(runs: tuple[Path, ...], results: Path, out: Path) -> None:
     folders = list(runs) or [newest(results)]
     metas = [read_meta(folder) for folder in folders]
     click.echo(f"report: {write_report(load(folders), metas, out)}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "parquet", "pytest-benchmark", "github-action"]),
+    default="csv",
+    show_default=True,
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write.  [default: to stdout]")
+def export(runs: tuple[Path, ...], kind: str, out: Path | None) -> None:
+    """Write RUNS for other tools.
+
+    csv and parquet hold every row. pytest-benchmark is the JSON that `pytest-benchmark compare` reads, github-action
+    that of github-action-benchmark's customSmallerIsBetter; both hold the rows that have a value.
+    """
+    from attnbench.export import FORMATS, without_value
+
+    chosen = FORMATS[kind]
+    if out is None and not chosen.text:
+        raise AttnbenchError(f"--format {kind} is not for a terminal; name a file with --out")
+    content = chosen.write(runs)
+    if out is None:
+        click.echo(content, nl=False)
+    else:
+        try:
+            out.write_bytes(content)
+        except OSError as error:
+            raise AttnbenchError(f"can't write {out}: {error.strerror}; choose another --out") from None
+    if not chosen.failed and (missing := without_value(runs)):
+        click.echo(f"left out: {missing} rows without a value", err=True)

@@ -259,8 +259,6 @@ class Session:
             spent, next_round = time.monotonic() - began, sum(costs[one.cell] for one in taking_part)
             if not taking_part or (turn >= longest and spent + next_round > allotted):
                 break
-            if len(live) > 1 and turn >= MIN_ROUNDS and all(one.cell is self._baseline for one in taking_part):
-                break
             if turn >= FEW_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
                 break
             self._random.shuffle(taking_part)
@@ -280,13 +278,12 @@ class Session:
 
     def _look(self, live: Sequence[_Live], done: int) -> None:
         """At a look fixed beforehand, cells that are precise enough leave; the baseline stays with the last of them."""
-        for one in live:
-            measured = self._measured[one.cell]
-            if one.cell is not self._baseline and done in measured.schedule.looks:
-                measured.converged = self._is_precise(one.cell)
-        if self._baseline in self._measured:
-            others = [one.cell for one in live if one.cell is not self._baseline]
-            self._measured[self._baseline].converged = bool(others) and not any(map(self._goes_on, others))
+        others = [one.cell for one in live if one.cell is not self._baseline and one.cell.status is None]
+        for cell in others or [one.cell for one in live if one.cell.status is None]:
+            if done in self._measured[cell].schedule.looks:
+                self._measured[cell].converged = self._is_precise(cell)
+        if others and self._baseline in self._measured:
+            self._measured[self._baseline].converged = all(self._measured[cell].converged for cell in others)
 
     def _is_precise(self, cell: Cell) -> bool:
         widths = [self._latency(cell).half_width]
