@@ -176,16 +176,22 @@ def skip_too_large(cells: Iterable[Cell], memory: int) -> None:
             )
 
 
-def skip_too_dear(cells: Iterable[Cell], costs: Costs, budget: float, left: float) -> None:
-    """Ends cells whose fewest useful calls would take more than a third of the budget, or more than what is left."""
+def skip_too_dear(cells: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
+    """Ends cells whose fewest useful calls would take over a third of the budget, or more than what is left.
+
+    Where fewer than three cells share the budget, each may take its part of it.
+    """
+    share = max(_BUDGET_SHARE, 1 / max(1, sum(c.status is None for c in cells)))
     for cell in cells:
         if cell.status is not None:
             continue
         need = costs.ready(cell) + FEW_ROUNDS * costs.round(cell)
-        each = f"{need:.0f} s predicted at {costs.call(cell):.1f} s a call"
-        if need > budget * _BUDGET_SHARE:
-            enough = ceil(need / _BUDGET_SHARE / 10) * 10
-            cell.end("skipped", f"{each} is over a third of the budget of {budget:.0f} s; --budget {enough} would do")
+        each = f"{need:.2g} s predicted at {costs.call(cell):.2g} s a call"
+        if need > budget * share:
+            enough = ceil(need / share / 10) * 10
+            cell.end(
+                "skipped", f"{each} is over {share:.0%} of the budget of {budget:.0f} s; --budget {enough} would do"
+            )
         elif need > left:
             cell.end("skipped", f"budget spent: {each}, {left:.0f} of {budget:.0f} s left")
 

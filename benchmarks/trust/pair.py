@@ -1,0 +1,158 @@
+"""Measures one pair of kernels through attnbench itself, and by two habits of the trade, on the same work and budget."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+from attnbench.bench import inputs, runner
+from attnbench.bench.forkserver import Forkserver
+from attnbench.bench.plan import Cell, ask, cells_of
+from attnbench.bench.session import Session, Settings
+from attnbench.plugin import Option, Plugin
+from attnbench.records import Row
+from attnbench.registry import Found, Request
+from attnbench.workload import Workload
+
+# The workers import the planted plugin from here.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+class Planted(Plugin):
+    """torch's attention with `extra` per cent of the query rows computed a second time."""
+
+    options = {"extra": Option(0.0, "per cent of the rows computed twice")}  # noqa: RUF012
+    extra: float
+
+    def build(self, workload: Workload):  # type: ignore[no-untyped-def]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        again = round(workload.seq * self.extra / 100)
+
+        def call(query, key, value):  # type: ignore[no-untyped-def]
+            out = attend(query, key, value)
+            if again:
+                attend(query[:, :, :again], key, value)
+            return out
+
+        return call
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says of B against A: the ratio of A's time to B's, and whether it calls them different."""
+
+    ratio: float
+    different: bool
+    half_width: float | None = None
+
+
+class _Silent:
+    def cell(self, cell: Cell, doing: str) -> None: ...
+
+    def rows(self, rows: Sequence[Row], seconds_left: float) -> None: ...
+
+
+class _Rows(list[Row]):
+    def append(self, rows: Sequence[Row]) -> None:  # type: ignore[override]
+        self.extend(rows)
+
+
+def attnbench(server: Forkserver, workload: Workload, extra: float, seconds: float, seed: int) -> Answer:
+    """As `attnbench run` measures two plugins; a copy of one kernel is a plugin of another name."""
+    cells: list[Cell] = []
+    for name, share in (("one", 0.0), ("other", extra)):
+        found = Found(name, "pair:Planted", "benchmarks", "0")
+        request = Request(found, (("extra", str(share)),))
+        cells += cells_of(request, ask(server, request, [workload]), [workload])
+    settings = Settings(
+        baseline=cells[0].plugin, precision=1e-4, budget=seconds, timeout=600, memory=8 << 30, seed=seed
+    )
+    rows = _Rows()
+    Session(server, settings).run(cells, rows, _Silent())
+    row = rows[1]
+    if row["status"] != "ok":
+        raise RuntimeError(f"{row['status']}: {row['reason']}")
+    low, high = row["speedup_low"], row["speedup_high"]
+    if low is None or high is None:
+        return Answer(row["speedup"], False)
+    return Answer(row["speedup"], not low <= 1 <= high, (high - low) / 2 / row["speedup"])
+
+
+def _kernels(workload: Workload, extra: float):  # type: ignore[no-untyped-def]
+    tensors = inputs.empty(workload)
+    inputs.fill(tensors, workload, 0)
+    one, other = Planted(extra=0.0).build(workload), Planted(extra=extra).build(workload)
+    return [lambda f=f: f(*tensors) for f in (one, other)]
+
+
+def torch_timer(workload: Workload, extra: float, seconds: float) -> Answer:
+    """torch.utils.benchmark, one kernel after the other; different where the quartile ranges lie apart."""
+    found = [
+        Timer("f()", globals={"f": f}, num_threads=workload.threads).blocked_autorange(min_run_time=seconds / 2)
+        for f in _kernels(workload, extra)
+    ]
+    (low_a, high_a), (low_b, high_b) = [statistics.quantiles(m.times, n=4)[::2] for m in found]
+    return Answer(found[0].median / found[1].median, high_a < low_b or high_b < low_a)
+
+
+def medians_apart(workload: Workload, extra: float, seconds: float) -> Answer:
+    """As pytest-benchmark is used in CI: rounds of one, then of the other; different where medians are 5% apart."""
+    torch.set_num_threads(workload.threads)
+    medians = []
+    for f in _kernels(workload, extra):
+        f()
+        times, end = [], time.perf_counter() + seconds / 2
+        while len(times) < 5 or time.perf_counter() < end:
+            start = time.perf_counter()
+            f()
+            times.append(time.perf_counter() - start)
+        medians.append(statistics.median(times))
+    ratio = medians[0] / medians[1]
+    return Answer(ratio, abs(ratio - 1) > 0.05)
+
+
+_BUSY = """
+import random, time
+while True:
+    end = time.perf_counter() + random.uniform(0.3, 2)
+    while time.perf_counter() < end:
+        sum(range(10000))
+    time.sleep(random.uniform(0.3, 2))
+"""
+
+
+@contextmanager
+def load(on: bool) -> Iterator[None]:
+    """Another process that keeps one core busy, on and off."""
+    if not on:
+        yield
+        return
+    busy = subprocess.Popen([sys.executable, "-c", _BUSY])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def workloads(count: int, seed: int, threads: int) -> Iterator[Workload]:
+    """`count` workloads over 512..4096, lengths in turn, a seed each."""
+    base = Workload(seq=512, kv_seq=512, threads=threads)
+    draws = random.Random(seed)
+    for i in range(count):
+        length = 512 << i % 4
+        yield replace(base, seq=length, kv_seq=length, seed=draws.randrange(1 << 20))
+
+
+def machine_facts(server: Forkserver) -> dict[str, object]:
+    return dict(runner.ask_machine(server))
