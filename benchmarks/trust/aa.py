@@ -40,19 +40,16 @@ def main(
             if habits:
                 answers["torch_timer"].append(pair.torch_timer(workload, extra, seconds))
                 answers["medians_apart"].append(pair.medians_apart(workload, extra, seconds))
-    click.echo(
-        f"{pairs} pairs, {seconds:g} s each, {'loaded' if loaded else 'quiet'}, {facts['cpu']}, {threads} threads"
-    )
+    noise = "loaded" if loaded else "quiet"
+    click.echo(f"{pairs} pairs, {seconds:g} s each, {noise}, {facts['cpu']}, {threads} threads")
     click.echo(f"{'method':14} {'different':>12} {'median ratio':>13} {'off by (median)':>16} {'half-width':>11}")
     for method, given in answers.items():
         different = sum(a.different for a in given)
         ratios = [a.ratio for a in given]
         off = statistics.median(abs(r - 1) for r in ratios)
         widths = [a.half_width for a in given if a.half_width is not None]
-        width = f"{statistics.median(widths):.2%}" if widths else ""
-        click.echo(
-            f"{method:14} {different:4d} of {pairs:4d} {statistics.median(ratios):13.4f} {off:16.2%} {width:>11}"
-        )
+        width, middle = f"{statistics.median(widths):.2%}" if widths else "", statistics.median(ratios)
+        click.echo(f"{method:14} {different:4d} of {pairs:4d} {middle:13.4f} {off:16.2%} {width:>11}")
     if out:
         record = {
             "pairs": pairs, "seconds": seconds, "loaded": loaded, "extra": extra, "threads": threads, "seed": seed,

@@ -1,4 +1,4 @@
-"""How often attnbench's 95% interval of a speedup holds the truth, by simulation: `python benchmarks/trust/coverage.py`.
+"""How often attnbench's 95% interval of a speedup holds the truth, by simulation.
 
 Rounds of paired ratios are drawn whose true median is 1, with what spoils intervals in practice: rounds that resemble
 their neighbours (an AR(1) process), a bias that each process keeps for life, and spikes. They go through the schedule,

@@ -1,4 +1,4 @@
-"""Measures one pair of kernels through attnbench itself, and by two habits of the trade, on the same work and budget."""
+"""Measures one pair of kernels through attnbench, and by two habits of the trade, on the same work and budget."""
 
 from __future__ import annotations
 
