@@ -148,7 +148,10 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise AttnbenchError(f"{path / 'run.json'} is no JSON") from None
     if not isinstance(meta, dict):
         raise AttnbenchError(f"{path / 'run.json'} holds no JSON object")
-    _check_schema(meta, path / "run.json")
+    try:
+        _check_schema(meta, path / "run.json")
+    except (KeyError, TypeError):
+        raise AttnbenchError(f"{path / 'run.json'} is no run of attnbench: it has no schema") from None
     return meta
 
 
@@ -174,7 +177,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     table = [{"run": folder.name, **{c: row.get(c) for c in COLUMNS}} for folder in folders for row in rows(folder)]
     frame = pd.DataFrame(table, columns=["run", *COLUMNS])
     for column in _NUMBERS:
-        frame[column] = pd.to_numeric(frame[column])
+        frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
     frame["converged"] = frame["converged"].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
     for column in ("implementation", "reason", "traceback", "baseline", "block", "norm"):
@@ -230,7 +233,7 @@ def _read_lines(path: Path) -> tuple[list[Row], int]:
         try:
             content = json.loads(line)
             _check_schema(content, path)
-            found.extend(content["cells"])
+            found.extend(_row(row) for row in content["cells"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, AttnbenchError):
                 raise
@@ -238,9 +241,15 @@ def _read_lines(path: Path) -> tuple[list[Row], int]:
     return found, whole
 
 
+def _row(row: Any) -> Row:
+    """Raises: TypeError, KeyError: it is no row."""
+    key(row)
+    return dict(row)
+
+
 def _check_schema(content: dict[str, Any], path: Path) -> None:
-    schema = content.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    schema = content["schema"]
+    if schema > SCHEMA:
         raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
 
 

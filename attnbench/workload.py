@@ -137,7 +137,7 @@ class Workload:
 
     def label(self) -> str:
         """A short name for people, such as "attention 1x8x4096x64 float32 causal"."""
-        what = self.scope if self.scope == "attention" else f"{self.block} block"
+        what = self.scope if self.scope == "attention" else f"{self.block} block ({self.norm}-norm)"
         heads = str(self.heads) if self.group == 1 else f"{self.heads}/{self.kv_heads}"
         seq = str(self.seq) if self.kv_seq == self.seq else f"{self.seq}->{self.kv_seq}"
         dim = str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim}/{self.value_dim}"

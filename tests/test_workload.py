@@ -191,7 +191,7 @@ def test_what_follows_from_a_workload() -> None:
         ({}, "attention 1x8x8x64 float32 full"),
         ({"kv_heads": 2, "kv_seq": 9, "value_dim": 32}, "attention 1x8/2x8->9x64/32 float32 full"),
         ({"inputs": "outlier", "mask": "causal"}, "attention 1x8x8x64 float32 causal outlier inputs"),
-        (BLOCK, "encoder block 1x8x8x64 float32 full"),
+        (BLOCK, "encoder block (pre-norm) 1x8x8x64 float32 full"),
     ],
 )
 def test_label(values: dict[str, Any], label: str) -> None:

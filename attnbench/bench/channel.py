@@ -18,6 +18,11 @@ _LARGEST = 1 << 26
 Message = dict[str, Any]
 
 
+def printable(text: str) -> str:
+    """`text` from a plugin, without what would move a terminal's cursor or can't be encoded; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class Closed(Exception):
     """The other end is gone."""
 

@@ -17,14 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from importlib import import_module
 from typing import IO, NoReturn
 
 import psutil
 
-from attnbench.bench.channel import Channel, Closed, Message
+from attnbench.bench.channel import Channel, Closed, Message, printable
+from attnbench.errors import AttnbenchError
 
 # A worker that prints without end is stopped by this, not by a full disk.
 _LARGEST_FILE = 1 << 30
+# What plugins import most and torch loads late: seconds for each worker, unless the server has it already.
+_PRELOADED = ("torch.nn.attention.flex_attention", "torch._inductor.compile_fx")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -57,7 +62,7 @@ class Worker:
         """The last of what the worker printed."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - limit))
-        return self._log.read().decode(errors="replace").strip()
+        return printable(self._log.read().decode(errors="replace")).strip()
 
 
 class Forkserver:
@@ -65,9 +70,12 @@ class Forkserver:
 
     def __init__(self, threads: int) -> None:
         # Idle workers must not spin: a waiting OpenMP pool would take the core of the one that is being timed.
+        # Nor may inductor's compiler processes, which outlive a compilation.
         self._environment = os.environ | {
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         self._launch()
@@ -103,18 +111,22 @@ class Forkserver:
         """A new worker that may allocate `memory` bytes beyond what it starts with (None: no limit).
 
         Raises:
-            Closed: the server is gone, and a new one did not start.
+            AttnbenchError: the server is gone, and a new one did not start a worker either.
         """
-        try:
-            return self._start(memory)
-        except Closed:  # something killed the server
-            self.close()
-            self._launch()
-            return self._start(memory)
+        for _ in range(2):
+            try:
+                return self._start(memory)
+            except Closed:  # something killed the server
+                self.close()
+                self._launch()
+        raise AttnbenchError("can't start a worker process: too little memory, or too many processes?")
 
     def _start(self, memory: int | None) -> Worker:
         ours, theirs = Channel.pair()
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        try:
+            log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        except OSError as error:
+            raise AttnbenchError(f"can't make a temporary file: {error.strerror}; set TMPDIR") from None
         try:
             self._channel.send({"op": "start", "memory": memory})
             socket.send_fds(self._socket, [b"f"], [theirs.fileno(), log.fileno()])
@@ -126,11 +138,12 @@ class Forkserver:
         return Worker(self, pid, ours, log)
 
     def reap(self, pid: int) -> int | None:
-        """See `Worker.end`. None where the server itself is gone."""
+        """See `Worker.end`. None where the server itself is gone: it took its workers along."""
         try:
             self._channel.send({"op": "reap", "pid": pid})
             code = self._channel.receive(30)["code"]
-        except Exception:  # a dead server took its workers along
+        except Exception:
+            self._channel.close()  # a late answer would be taken for that of the next request
             return None
         return None if code is None else int(code)
 
@@ -144,6 +157,10 @@ def _serve(fd: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from attnbench.bench import worker  # loads torch, once for all
 
+    for module in _PRELOADED:
+        with contextlib.suppress(ImportError):
+            import_module(module)
+
     workers: set[int] = set()
     try:
         while True:
@@ -152,22 +169,32 @@ def _serve(fd: int) -> NoReturn:
                 _, fds, _, _ = socket.recv_fds(server, 1, 2)
                 pid = os.fork()
                 if pid == 0:
-                    _become_worker(server, fds, message["memory"], libc)
-                    worker.serve(Channel(socket.socket(fileno=fds[0])))
-                    os._exit(0)
+                    code = 1
+                    try:
+                        _become_worker(server, fds, message["memory"], libc)
+                        worker.serve(Channel(socket.socket(fileno=fds[0])))
+                        code = 0
+                    except BaseException:
+                        traceback.print_exc()
+                    finally:
+                        os._exit(code)  # whatever happens, it must not go on as a second server
                 with contextlib.suppress(OSError):
                     os.setpgid(pid, pid)  # the child does it too; whoever is first
                 for inherited in fds:
                     os.close(inherited)
                 workers.add(pid)
                 channel.send({"pid": pid})
-            else:
-                workers.discard(message["pid"])
-                channel.send({"code": _end(message["pid"])})
+            elif (pid := message["pid"]) in workers:
+                workers.discard(pid)
+                channel.send({"code": _end(pid)})
                 _end_orphans(workers)
+            else:  # a worker of a server before this one
+                channel.send({"code": None})
     except Closed:
         pass
     finally:
+        for pid in workers:
+            _kill(pid)
         for pid in workers:
             _end(pid)
         _end_orphans(set())
@@ -182,12 +209,18 @@ def _become_worker(server: socket.socket, fds: list[int], memory: int | None, li
     os.dup2(fds[1], 1)
     os.dup2(fds[1], 2)
     os.close(fds[1])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_FSIZE, _LARGEST_FILE)
+    _limit(resource.RLIMIT_CORE, 0)
     if memory is not None:
         with open("/proc/self/status") as status:
             held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (held + memory, held + memory))
+        _limit(resource.RLIMIT_DATA, held + memory)
+
+
+def _limit(kind: int, value: int) -> None:
+    """Lowers a limit of this process for good; one that is lower already stays."""
+    least = min(v for v in (value, *resource.getrlimit(kind)) if v != resource.RLIM_INFINITY)
+    resource.setrlimit(kind, (least, least))
 
 
 def _end(pid: int) -> int | None:
@@ -200,11 +233,18 @@ def _end(pid: int) -> int | None:
             break
         # The session asks only after the channel has closed or its deadline passed; an orderly end needs a moment.
         if killed or time.monotonic() > deadline - 19.5:
-            _kill_group(pid)
+            _kill(pid)
             killed = True
         time.sleep(0.002)
     _kill_group(pid)
     return code
+
+
+def _kill(pid: int) -> None:
+    """Kills a child that was not waited for yet: its group, and itself where it left that."""
+    _kill_group(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _kill_group(pid: int) -> None:

@@ -10,6 +10,21 @@ from torch import Tensor
 
 _libc = ctypes.CDLL(None)
 
+# mallopt(3). Left alone, malloc maps large allocations afresh at first and from the heap once one was freed.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LEAST_MMAP, _MOST_MMAP = 128 << 10, 32 << 20
+
+
+def return_freed_pages() -> None:
+    """Makes every allocation from 128 KiB up a mapping of its own: memory is exact, and allocating is slower."""
+    _libc.mallopt(_M_MMAP_THRESHOLD, _LEAST_MMAP)
+
+
+def keep_freed_pages() -> None:
+    """Back to what malloc settles at in a long-lived process: what is freed is used again, as it is when timed."""
+    _libc.mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP)
+    _libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP)
+
 
 def _status(field: str) -> int:
     with open("/proc/self/status") as status:
@@ -25,8 +40,9 @@ def resident_bytes() -> int:
 def measure(call: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor, int]:
     """Runs one call. Returns its output and the bytes held at its peak beside what was held before, output included.
 
-    On a CPU the kernel's high-water mark of resident pages (proc(5), clear_refs) is reset before and read after.
-    malloc keeps freed pages: without giving them back first, memory that a call takes from them would go unseen.
+    On a CPU the kernel's high-water mark of resident pages (proc(5), clear_refs) is reset before and read after. Code
+    that the call pages in is not counted. malloc keeps freed pages: without giving them back first, and keeping none
+    (`return_freed_pages`, before the first call), memory that a call takes from them would go unseen.
     """
     if tensors[0].is_cuda:
         torch.cuda.synchronize()
@@ -35,11 +51,11 @@ def measure(call: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor,
         out = call(*tensors)
         torch.cuda.synchronize()
         return out, int(torch.cuda.max_memory_allocated()) - before
-    before = resident_bytes()
+    before, code = resident_bytes(), _status("RssFile")
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")
     out = call(*tensors)
-    return out, max(0, _status("VmHWM") - before)
+    return out, max(0, _status("VmHWM") - before - max(0, _status("RssFile") - code))
 
 
 def poison(like: Tensor) -> None:

@@ -35,7 +35,7 @@ from attnbench.bench.plan import (
 from attnbench.records import Row
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
-_NOT_COLUMNS = ("call_s", "calls_s", "start_s", "leak_bytes", "failed", "reason")
+_NOT_COLUMNS = ("call_s", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
 _OVERRUN = 1.5  # a workload whose rounds take this many times what was allotted stops
 
 
@@ -185,10 +185,12 @@ class Session:
             if "call_s" not in facts:
                 worker.end()
                 continue
+            took = time.monotonic() - began
+            facts["start_s"] = took - facts["checks_s"]
             compiling = max(0.0, facts["first_call_s"] - facts["call_s"])
             self.seconds.compilation += facts["setup_s"] + compiling
             self.seconds.calls += facts["calls_s"] - compiling
-            self._costs.learn(cell, facts["call_s"], time.monotonic() - began - facts["calls_s"] + compiling)
+            self._costs.learn(cell, facts["call_s"], took - facts["calls_s"] + compiling)
             self._measured.setdefault(cell, _Measured(facts))
             live.append(_Live(cell, worker, facts, *block_size(facts["call_s"])))
         return live

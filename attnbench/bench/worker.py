@@ -5,6 +5,8 @@ Whatever a plugin does here (raise, hang, crash, print, exit) ends this process 
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from attnbench import reference, theory
 from attnbench.bench import error, inputs, latency, machine, memory
-from attnbench.bench.channel import Channel, Closed, Message
+from attnbench.bench.channel import Channel, Closed, Message, printable
 from attnbench.block import Block, expected_block
 from attnbench.errors import AttnbenchError
 from attnbench.plugin import Attention, Call, Plugin, Softmax
@@ -35,6 +37,7 @@ class Failed(Exception):
 def serve(channel: Channel) -> None:
     """Answers requests until the session hangs up."""
     subject: Subject | None = None
+    process = os.getpid()
     try:
         while True:
             message = channel.receive()
@@ -55,7 +58,12 @@ def serve(channel: Channel) -> None:
                         answer = subject.leak()
             except BaseException as problem:  # SystemExit and KeyboardInterrupt too: it is the plugin's doing
                 answer = _failure(problem, subject.stage if subject else "import")
-            channel.send(answer)
+            if os.getpid() != process:  # a fork that a plugin made came back from its call: it has nothing to say
+                os._exit(0)
+            try:
+                channel.send(answer)
+            except (TypeError, ValueError) as problem:  # the plugin said something that JSON can't hold
+                channel.send(_failure(problem, subject.stage if subject else "import"))
     except Closed:
         pass
 
@@ -63,15 +71,20 @@ def serve(channel: Channel) -> None:
 def _failure(problem: BaseException, stage: str) -> Message:
     if isinstance(problem, Failed):
         return {"failed": problem.status, "reason": problem.reason}
-    text = str(problem)
+    try:
+        text = str(problem)
+    except BaseException:  # an exception of the plugin's own that can't even be printed
+        text = ""
     first_line = (text.strip().splitlines() or [""])[0]
-    memory_ran_out = isinstance(problem, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(problem, RuntimeError) and "can't allocate memory" in text
+    memory_ran_out = (
+        isinstance(problem, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(problem, RuntimeError) and "can't allocate memory" in text)
+        or (isinstance(problem, OSError) and problem.errno == errno.ENOMEM)
     )
     return {
         "failed": "out-of-memory" if memory_ran_out else "error",
-        "reason": f"at {stage}: {type(problem).__name__}: {first_line}"[:500],
-        "traceback": "".join(traceback.format_exception(problem))[-_LONGEST_TEXT:],
+        "reason": printable(f"at {stage}: {type(problem).__name__}: {first_line}".removesuffix(": "))[:500],
+        "traceback": printable("".join(traceback.format_exception(problem)))[-_LONGEST_TEXT:],
     }
 
 
@@ -108,12 +121,12 @@ def _answer(plugin: Plugin, workload: Workload) -> Message:
         if part.device not in plugin.devices:
             return {"unsupported": f"runs on {' and '.join(plugin.devices) or 'no device'} only"}
         if reason := plugin.supports(part):
-            return {"unsupported": str(reason)}
+            return {"unsupported": printable(str(reason))}
     workspaces = [plugin.workspace_bytes(part) for part in parts]
     own = [theory.flops(part) if (f := plugin.flops(part)) is None else f for part in parts]
     return {
-        "workspace": None if None in workspaces else max(w for w in workspaces if w is not None),
-        "flops": theory.flops(workload) - sum(map(theory.flops, parts)) + sum(own),
+        "workspace": None if None in workspaces else max(int(w) for w in workspaces if w is not None),
+        "flops": int(theory.flops(workload) - sum(map(theory.flops, parts)) + sum(own)),
     }
 
 
@@ -123,6 +136,7 @@ class Subject:
     def __init__(self, workload: Workload, target: str, options: dict[str, Any], thorough: bool) -> None:
         self.workload, self.thorough = workload, thorough
         self.stage, self.calls, self.resident = "import", 0, 0
+        memory.return_freed_pages()
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
         self.global_state = _global_state()
@@ -136,7 +150,6 @@ class Subject:
     def prepare(self) -> Message:
         """Builds, makes the first calls, checks the output and measures memory."""
         self.stage = "build"
-        began = latency.clock()
         call, attention = self._build()
         self.call = call
         with torch.no_grad():
@@ -148,21 +161,21 @@ class Subject:
             first, out = latency.time_block(call, self.buffers, 1)
             self._check_form(out)
             facts: Message = {"setup_s": self.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
-            looked = latency.clock()
+            began = latency.clock()
             if self.thorough:
                 self.stage = "memory and error"
                 checked = self._measure_memory_and_error(out)
                 facts["calls_s"] += checked.pop("calls_s")
                 facts |= checked
-            began += latency.clock() - looked
+            facts["checks_s"] = latency.clock() - began  # what a further process of the same cell is spared
             del out
+            memory.keep_freed_pages()
             self.stage = "warm-up"
             steady, spent = latency.warm_up(call, self.buffers)
             facts["calls_s"] += spent
         facts["call_s"] = steady
-        facts["start_s"] = latency.clock() - began  # what it takes to have another process ready
-        facts["implementation"] = attention.implementation
-        facts["density"] = attention.density
+        facts["implementation"] = printable(str(attention.implementation))
+        facts["density"] = None if attention.density is None else float(attention.density)
         self._check_global_state()
         self.resident, self.calls = memory.resident_bytes(), 0
         return facts
@@ -239,8 +252,7 @@ class Subject:
         self._check_form(out)
         if _storage(out) == _storage(earlier):
             raise Failed("wrong", "a call overwrites the output of the call before")
-        if not all(torch.equal(b, t) for b, t in zip(self.buffers, self.sets[1], strict=True)):
-            raise Failed("wrong", "a call changes its inputs")
+        self._check_inputs(1)
         input_bytes = sum(b.nbytes for b in self.buffers)
         if self.workload.scope == "block":
             input_bytes += sum(p.nbytes for p in self.block_module.parameters())
@@ -259,6 +271,10 @@ class Subject:
             **checks,
         }
 
+    def _check_inputs(self, index: int) -> None:
+        if not all(torch.equal(b, t) for b, t in zip(self.buffers, self.sets[index], strict=True)):
+            raise Failed("wrong", "a call changes its inputs")
+
     def _check_values(self, out: Tensor) -> Message:
         """Both errors of an output for what the buffers hold now. A wrong one keeps its errors on record."""
         w, axis = self.workload, 1 if self.workload.scope == "block" else 2
@@ -268,7 +284,7 @@ class Subject:
         defined = exact if plain else self._expected(self.definitions)
         implementation, approximation = error.compare(actual, defined), error.compare(actual, exact)
         allowed = error.tolerance(w, self.plugin.family)
-        if not bool(actual.isfinite().all()):
+        if not bool(out.isfinite().all()):  # all rows, not the sampled ones alone
             raise Failed("wrong", "output has NaN or infinite values")
         facts: Message = implementation.columns("implementation") | approximation.columns("approximation")
         facts["tolerance"] = allowed
@@ -287,18 +303,23 @@ class Subject:
         """Times one block on the next set of values. With `check`, on fresh values, and its output is checked."""
         self.stage = "timed call"
         with torch.no_grad():
+            shown = turn % len(self.sets)
             if check:
-                inputs.fill(self.buffers, self.workload, self.draws)
+                inputs.fill(self.sets[shown], self.workload, self.draws)
+                self.rows = reference.sample_rows(self.workload.seq, self.workload.seed + self.draws)
                 self.draws += 1
-                # The head call would let a plugin that remembers its last answer pass for fast, not for right.
+            self._show(shown)
+            if check:
                 memory.poison(self.buffers[0])
-            else:
-                self._show(turn % len(self.sets))
             timed, out = latency.time_block(self.call, self.buffers, calls, head)
             self.calls += calls + head
             answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
             if check:
                 self._check_form(out)
+                self._check_inputs(shown)
+                # A block repeats a short call on the same values: one that remembers its last answer would win.
+                if calls + head > 1 and _storage(self.call(*self.buffers)) == _storage(out):
+                    raise Failed("wrong", "a call returns the output of the call before once more")
                 answer |= self._check_values(out)
         self._check_global_state()
         return answer
@@ -310,8 +331,10 @@ class Subject:
     def _check_global_state(self) -> None:
         now = _global_state()
         for name, before in self.global_state.items():
-            if now[name] != before:
-                raise Failed("wrong", f"changes global state: {name} was {before}, now {now[name]}")
+            if now.get(name) != before:
+                # What the environment holds may be a secret.
+                values = "" if name.startswith("os.environ") else f" was {before}, now {now[name]}"
+                raise Failed("wrong", f"changes global state: {name}{values}")
 
 
 def _global_state() -> dict[str, Any]:
@@ -321,6 +344,9 @@ def _global_state() -> dict[str, Any]:
         "torch.is_grad_enabled()": torch.is_grad_enabled(),
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
         "torch.backends.cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+        "torch.initial_seed()": torch.initial_seed(),
+        # Variables that are added, as torch.compile does, change nothing for others.
+        **{f"os.environ[{name!r}]": value for name, value in os.environ.items()},
     }
 
 
