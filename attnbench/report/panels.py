@@ -1,0 +1,140 @@
+"""Rows that may share an axis: a panel holds one problem at many lengths, and differs from its neighbours by name."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from attnbench.analysis import WORKLOAD, Row, records
+from attnbench.bench.machine import identity
+from attnbench.report import units
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The rows of one problem, which differ in plugin and length only.
+
+    title: what sets this panel apart from the others; empty where it is the only one.
+    shared: what all panels have in common.
+    axis: what `length` counts.
+    frame: the rows, with a column `length` in tokens, sorted by it.
+    """
+
+    title: str
+    shared: str
+    axis: str
+    frame: pd.DataFrame
+
+    @property
+    def heading(self) -> str:
+        return self.title or self.shared
+
+    @property
+    def name(self) -> str:
+        """For a column of a table that names the panel."""
+        return self.title or "all"
+
+
+def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """The panels of a report: one for each combination of whatever varies beside plugin and length.
+
+    Runs are kept apart where they come from different machines or measured the same cell; otherwise they
+    complete each other. A batch that shrinks as the length grows (batch * length constant, the convention of the
+    FlashAttention papers) is one problem, not several.
+    """
+    if frame.empty:
+        return []
+    words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in records(frame)], index=frame.index)
+    words, lengths = _name_lengths(frame, words)
+    words = _join_batches(frame, words, lengths)
+    varying = [name for name in words if words[name].nunique() > 1]
+    shared = ", ".join(word for name in words if name not in varying and (word := str(words[name].iloc[0])))
+    rows = frame.assign(length=lengths)
+    order = _order(frame)
+    panels = []
+    groups = words[varying].agg("\0".join, axis=1) if varying else pd.Series("", index=frame.index)
+    for key in sorted(groups.unique(), key=lambda key: order[groups == key].min()):
+        part = rows[groups == key].sort_values(["length", "plugin"], kind="stable")
+        title = ", ".join(word for word in key.split("\0") if word)
+        by_keys = (part["length"] != part["seq"]).any() or (part["seq"].nunique() == 1 < part["kv_seq"].nunique())
+        panels.append(Panel(title, shared, "key length" if by_keys else "length", part))
+    return panels
+
+
+def machine_name(run: Mapping[str, Any]) -> str:
+    """A machine in a few words: its GPU where it has one, otherwise its CPU and cores."""
+    machine = run.get("machine") or {}
+    if machine.get("gpu"):
+        return str(machine["gpu"])
+    cores = f", {units.count(machine['cores'], 'core')}" if machine.get("cores") else ""
+    return f"{machine.get('cpu') or 'an unnamed machine'}{cores}"
+
+
+def command_line(run: Mapping[str, Any]) -> str:
+    """The command that a run was started with, as one would type it."""
+    command = run.get("command") or []
+    return command if isinstance(command, str) else shlex.join(map(str, command)) or "unknown"
+
+
+def _apart(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rows of different runs must not share a line."""
+    if frame["run"].nunique() < 2:
+        return False
+    cells = frame.groupby(["plugin", *WORKLOAD], dropna=False)["run"].nunique()
+    return bool((cells > 1).any()) or len({identity(dict(run.get("machine") or {})) for run in runs}) > 1
+
+
+def _words(row: Row, apart: bool) -> dict[str, str]:
+    """Each dimension of a row's workload in words; a dimension's usual value is an empty word."""
+    grouped, same_dim = row["kv_heads"] != row["heads"], row["head_dim"] == row["value_dim"]
+    heads = units.count(int(row["heads"]), "head")
+    return {
+        "run": f"run {row['run']}" if apart else "",
+        "scope": "attention alone" if row["scope"] == "attention" else f"{row['block']} block ({row['norm']}-norm)",
+        "phase": "" if row["phase"] == "forward" else str(row["phase"]),
+        "device": str(row["device"]),
+        "dtype": str(row["dtype"]),
+        "mask": f"{row['mask']} mask",
+        "batch": f"batch {int(row['batch'])}",
+        "heads": heads + (f" on {units.count(int(row['kv_heads']), 'kv head')}" if grouped else ""),
+        "dim": f"head dim {int(row['head_dim'])}" + ("" if same_dim else f", value dim {int(row['value_dim'])}"),
+        "inputs": "" if row["inputs"] == "normal" else f"{row['inputs']} inputs",
+        "seed": f"seed {int(row['seed'])}" if row["seed"] else "",
+        "threads": units.count(int(row["threads"]), "thread") if row["device"] == "cpu" else "",
+    }
+
+
+def _name_lengths(frame: pd.DataFrame, words: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """What the length axis shows: the one length of self-attention, or the longer-ranging of queries and keys."""
+    lengths, names = frame["seq"].copy(), pd.Series("", index=frame.index)
+    for _, group in frame.groupby([words[name] for name in words], sort=False):
+        if (group["seq"] == group["kv_seq"]).all():
+            continue
+        if group["kv_seq"].nunique() == 1 < group["seq"].nunique():
+            names[group.index] = group["kv_seq"].map(lambda n: units.count(int(n), "key"))
+        else:
+            names[group.index] = group["seq"].map(lambda n: units.count(int(n), "query", "queries"))
+            lengths[group.index] = group["kv_seq"]
+    return words.assign(lengths=names), lengths
+
+
+def _join_batches(frame: pd.DataFrame, words: pd.DataFrame, lengths: pd.Series) -> pd.DataFrame:
+    tokens = frame["batch"] * lengths
+    batch = words["batch"].copy()
+    for _, group in frame.groupby([words[name] for name in words if name != "batch"], sort=False):
+        if group["batch"].nunique() > 1 and tokens[group.index].nunique() == 1:
+            batch[group.index] = f"batch x length = {units.length(tokens[group.index[0]])}"
+    return words.assign(batch=batch)
+
+
+def _order(frame: pd.DataFrame) -> pd.Series:
+    """Where a row stands in the report: names in the order they came, attention before block, small before large."""
+    came = {name: pd.Series(pd.factorize(frame[name])[0], frame.index) for name in ("run", "device", "dtype", "phase")}
+    keys = frame.assign(**came, mask=frame["mask"] != "full")
+    names = ["run", "scope", "block", "norm", "phase", "device", "dtype", "mask", "batch", "heads", "kv_heads"]
+    ranked = keys.sort_values([*names, "head_dim", "value_dim", "seq", "kv_seq"], kind="stable")
+    return pd.Series(range(len(ranked)), index=ranked.index)

@@ -1,0 +1,720 @@
+"""The report: what it says of given rows, that its figures show them, and that names are data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from attnbench import analysis
+from attnbench.records import COLUMNS
+from attnbench.report import figures, page, repeat_command, units, write_report
+from attnbench.report.panels import arrange
+from attnbench.report.style import Style, display_names
+from attnbench.workload import Sweep, Workload
+
+# plugin: family, seconds a call at 1024, exponent, implementation and approximation error
+VARIANTS = {
+    "naive": ("exact", 0.040, 2.0, 3e-7, 3e-7),
+    "sdpa:backend=auto": ("exact", 0.015, 2.0, 2e-7, 2e-7),
+    "block-sparse:pattern=window:window=256": ("sparse", 0.012, 1.0, 3e-7, 0.5),
+    "int8": ("quantized", 0.008, 2.0, 4e-5, 9e-3),
+}
+BASELINE = "sdpa:backend=auto"
+RUN: dict[str, Any] = {
+    "schema": 1,
+    "name": "2025-01-01-cpu",
+    "command": ["attnbench", "run", "--plugins", "all", "--seq", "512..2048"],
+    "started": "2025-01-01T10:00:00+00:00",
+    "finished": "2025-01-01T10:05:00+00:00",
+    "machine": {"cpu": "Some CPU", "cores": 2, "memory_bytes": 2**33, "gpu": None, "libraries": {"torch": "2.13.0"}},
+    "seconds": {"wall": 200.0, "calls": 140.0, "compilation": 20.0, "elsewhere": 40.0},
+    "distributions": {"attnbench": "0.1.0"},
+}
+
+
+def rows(*names: str, run: str = "2025-01-01-cpu", noise: float = 0.01, **axes: Any) -> pd.DataFrame:
+    """A frame as `records.load` gives it: every variant at every workload, all of them fine."""
+    sweep = Sweep(**({"seq": (512, 1024, 2048), "threads": 2} | axes))
+    table = []
+    for workload in sweep.workloads():
+        for plugin in names or tuple(VARIANTS):
+            family, unit, power, wrong, far = VARIANTS[plugin]
+            latency = unit * workload.batch * (workload.kv_seq / 1024) ** power
+            base = VARIANTS[BASELINE][1] * workload.batch * (workload.kv_seq / 1024) ** 2
+            speedup = {f"speedup{end}": base / latency * by for end, by in _ends(noise)} if plugin != BASELINE else {}
+            table.append(
+                dict.fromkeys(COLUMNS)
+                | workload.as_dict()
+                | {f"latency{end}_s": latency * by for end, by in _ends(noise)}
+                | {"speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+                | speedup
+                | {
+                    "run": run,
+                    "plugin": plugin,
+                    "variant": plugin.split(":")[0],
+                    "family": family,
+                    "implementation": "plain torch",
+                    "distribution": "attnbench 0.1.0",
+                    "baseline": BASELINE,
+                    "status": "ok",
+                    "reason": "",
+                    "rounds": 20,
+                    "converged": True,
+                    "peak_bytes": 2**20 * workload.kv_seq // 512,
+                    "workspace_bytes": 2**19 * workload.kv_seq // 512,
+                    "input_bytes": 2**18 * workload.kv_seq // 512,
+                    "output_bytes": 2**17 * workload.kv_seq // 512,
+                    "flops_per_s": 1e11,
+                    "implementation_rel_l2": wrong,
+                    "approximation_rel_l2": far,
+                    "tolerance": 2e-5 if family in ("exact", "sparse") else 1e-3,
+                    "warnings": [],
+                }
+            )
+    return pd.DataFrame(table, columns=["run", *COLUMNS])
+
+
+def _ends(noise: float) -> tuple[tuple[str, float], ...]:
+    return (("", 1.0), ("_low", 1 - noise), ("_high", 1 + noise))
+
+
+def fail(frame: pd.DataFrame, which: pd.Series, status: str, reason: str) -> pd.DataFrame:
+    """The frame with some cells without a number."""
+    numbers = [c for c in frame if c.startswith(("latency", "speedup", "peak", "approximation", "implementation_"))]
+    frame = frame.copy()
+    frame.loc[which, numbers] = math.nan
+    frame.loc[which, ["status", "reason"]] = [status, reason]
+    return frame
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements, texts of table cells and of headings, and addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag == "td":
+            self.cells.append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_cell:
+            self.cells[-1] += data
+
+
+def read(path: Path) -> Page:
+    return Page(path.read_text())
+
+
+def markdown_cells(path: Path) -> tuple[list[list[str]], set[str]]:
+    """The tables' rows as a reader sees them, and the kinds of everything on the page."""
+    kinds, table = set(), []
+    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text()):
+        kinds.add(token.type)
+        kinds |= {child.type for child in token.children or []}
+        if token.type == "tr_open":
+            table.append([])
+        if token.type == "inline" and table and token.level > 3:
+            table[-1].append("".join(child.content for child in token.children or []))
+    return table, kinds
+
+
+# Units
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (units.seconds(0.00342), "3.42 ms"),
+        (units.seconds(0.00342, 0.0034, 0.00345), "3.42 ms [3.40, 3.45]"),
+        (units.seconds(0.9999), "1.00 s"),
+        (units.seconds(125.0), "125 s"),
+        (units.seconds(2.5e-10), "0.250 ns"),
+        (units.seconds(0), "0 s"),
+        (units.seconds(math.nan), "-"),
+        (units.seconds(None), "-"),
+        (units.seconds(0.001, math.nan, 2.0), "1.00 ms"),
+        (units.size(0), "0 B"),
+        (units.size(1023), "1023 B"),
+        (units.size(170 * 2**20), "170 MiB"),
+        (units.size(1.5 * 2**30), "1.50 GiB"),
+        (units.ratio(2.31, 2.25, 2.38), "2.31x [2.25, 2.38]"),
+        (units.ratio(1.0), "1x"),
+        (units.ratio(1.0, 0.98, 1.02), "1.00x [0.98, 1.02]"),
+        # An interval that leaves out 1 must not be rounded onto it.
+        (units.ratio(1.004, 1.001, 1.007), "1.004x [1.001, 1.007]"),
+        (units.ratio(0.0123, 0.0121, 0.0125), "0.0123x [0.0121, 0.0125]"),
+        (units.error(3.14e-7), "3.1e-7"),
+        (units.error(8.8e-3), "0.0088"),
+        (units.error(0.93), "0.93"),
+        (units.error(0), "0"),
+        (units.error(math.inf), "-"),
+        (units.percent(0.125), "12.5%"),
+        (units.rate(1.84e11), "184 GFLOP/s"),
+        (units.length(512), "512"),
+        (units.length(1000), "1000"),
+        (units.length(1024), "1k"),
+        (units.length(1536), "1.5k"),
+        (units.length(131072), "128k"),
+        (units.lengths([512.0, 4096.0]), "512 to 4k"),
+        (units.lengths([512.0]), "512"),
+        (units.count(1, "query", "queries"), "1 query"),
+        (units.count(2, "query", "queries"), "2 queries"),
+    ],
+)
+def test_units(text: str, expected: str) -> None:
+    assert text == expected
+
+
+# The command that repeats a row
+
+WORKLOADS = [
+    Workload(seq=4096, kv_seq=4096, threads=2),
+    Workload(seq=1, kv_seq=4096, batch=4, threads=2),
+    Workload(seq=512, kv_seq=1024, mask="causal", inputs="outlier", seed=7),
+    Workload(seq=512, kv_seq=512, heads=32, kv_heads=8, head_dim=128, value_dim=64, dtype="bfloat16", device="cuda"),
+    Workload(seq=512, kv_seq=512, scope="block", block="encoder", norm="pre"),
+    Workload(seq=512, kv_seq=512, scope="block", block="encoder", norm="post", mask="causal"),
+    Workload(seq=512, kv_seq=512, scope="block", block="decoder-only", norm="pre", mask="causal"),
+    Workload(seq=512, kv_seq=1024, scope="block", block="decoder", norm="post", mask="causal"),
+    Workload(seq=512, kv_seq=256, scope="block", block="decoder", norm="pre", mask="causal", heads=4, kv_heads=4),
+]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Workload.label)
+def test_the_command_measures_the_row_again(workload: Workload) -> None:
+    from attnbench.cli import main
+
+    words = shlex.split(repeat_command(workload.as_dict() | {"plugin": "int8", "baseline": "sdpa"}))
+    assert words[:2] == ["attnbench", "run"]
+    given = main.commands["run"].make_context("run", words[2:]).params
+    assert given["plugins"].split(",") == ["int8", "sdpa"]
+    axes = set(Sweep.__dataclass_fields__) & set(given)
+    sweep = Sweep(**{name: given[name] for name in axes})
+    assert sweep.workloads() == [workload]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "baseline", "expected"),
+    [
+        ("int8", "sdpa", ["--plugins", "int8,sdpa"]),
+        ("sdpa", "sdpa", ["--plugins", "sdpa"]),
+        ("int8", "naive", ["--plugins", "int8,naive", "--baseline", "naive"]),
+        ("int8", math.nan, ["--plugins", "int8"]),
+        ("int8", None, ["--plugins", "int8"]),
+        ("int8", "", ["--plugins", "int8"]),
+        ("$(rm -r x); 'q'\"\n", "sdpa", ["--plugins", "$(rm -r x); 'q'\"\n,sdpa"]),
+    ],
+)
+def test_the_command_names_the_baseline_and_quotes(plugin: str, baseline: Any, expected: list[str]) -> None:
+    words = shlex.split(repeat_command(WORKLOADS[0].as_dict() | {"plugin": plugin, "baseline": baseline}))
+    named = [i for i, word in enumerate(words) if word in ("--plugins", "--baseline")]
+    assert [word for i in named for word in words[i : i + 2]] == expected
+
+
+# Panels
+
+
+@pytest.mark.parametrize(
+    ("axes", "titles"),
+    [
+        ({"scope": "attention"}, [""]),
+        ({}, ["attention alone", "encoder block (pre-norm)"]),
+        ({"scope": "attention", "mask": ("full", "causal")}, ["full mask", "causal mask"]),
+        (
+            {"scope": "attention", "dtype": ("float32", "bfloat16"), "batch": (1, 4)},
+            ["float32, batch 1", "float32, batch 4", "bfloat16, batch 1", "bfloat16, batch 4"],
+        ),
+        ({"scope": "attention", "heads": (8, 32), "kv_heads": (8,)}, ["8 heads", "32 heads on 8 kv heads"]),
+        ({"scope": "attention", "head_dim": (64,), "value_dim": (64, 32)}, None),
+        ({"scope": "attention", "seq": (1,), "kv_seq": (512, 1024, 2048)}, [""]),
+        ({"scope": "attention", "seq": (1, 16), "kv_seq": (512, 1024)}, ["1 query", "16 queries"]),
+        ({"scope": "attention", "seq": (512, 1024), "kv_seq": (4096,)}, [""]),
+    ],
+)
+def test_every_dimension_that_varies_gets_its_panel(axes: dict[str, Any], titles: list[str] | None) -> None:
+    panels = arrange(rows("naive", **axes), [RUN])
+    if titles is None:  # the smaller first
+        titles = ["head dim 64, value dim 32", "head dim 64"]
+    assert [panel.title for panel in panels] == titles
+    for panel in panels:
+        assert not panel.frame["length"].duplicated().any()
+
+
+@pytest.mark.parametrize(
+    ("axes", "axis", "lengths"),
+    [
+        ({"seq": (512, 1024)}, "length", [512, 1024]),
+        ({"seq": (1,), "kv_seq": (512, 1024)}, "key length", [512, 1024]),
+        ({"seq": (512, 1024), "kv_seq": (4096,)}, "length", [512, 1024]),
+    ],
+)
+def test_the_axis_is_what_grows(axes: dict[str, Any], axis: str, lengths: list[int]) -> None:
+    (panel,) = arrange(rows("naive", scope="attention", **axes), [RUN])
+    assert (panel.axis, list(panel.frame["length"])) == (axis, lengths)
+
+
+def test_a_batch_that_shrinks_as_the_length_grows_is_one_problem() -> None:
+    parts = [rows("naive", scope="attention", seq=(n,), batch=(4096 // n,)) for n in (512, 1024, 2048)]
+    (panel,) = arrange(pd.concat(parts, ignore_index=True), [RUN])
+    assert "batch x length = 4k" in panel.shared
+
+
+@pytest.mark.parametrize(
+    ("second", "cpu", "panels"),
+    [
+        ({"seq": (4096, 8192)}, "Some CPU", 1),  # the runs complete each other
+        ({"seq": (4096, 8192)}, "Other CPU", 2),
+        ({"seq": (2048, 4096)}, "Some CPU", 2),  # 2048 twice
+    ],
+)
+def test_runs_are_kept_apart_where_they_compete(second: dict[str, Any], cpu: str, panels: int) -> None:
+    runs = [RUN, RUN | {"name": "two", "machine": RUN["machine"] | {"cpu": cpu}}]
+    both = pd.concat([rows("naive", scope="attention"), rows("naive", scope="attention", run="two", **second)])
+    found = arrange(both.reset_index(drop=True), runs)
+    assert len(found) == panels
+    assert all(panel.title.startswith("run ") for panel in found) == (panels == 2)
+
+
+# Names, colours and markers
+
+
+def named(*plugins: str) -> dict[str, str]:
+    return display_names(pd.DataFrame({"plugin": plugins, "variant": [p.split(":")[0] for p in plugins]}))
+
+
+@pytest.mark.parametrize(
+    ("plugins", "names"),
+    [
+        (["sdpa:backend=auto"], ["sdpa"]),
+        (["sdpa:backend=auto", "sdpa:backend=math"], ["sdpa auto", "sdpa math"]),
+        (
+            ["bs:pattern=window:window=256:block=128", "bs:pattern=window:window=512:block=128"],
+            ["bs window=256", "bs window=512"],
+        ),
+        (["a:x=true", "a:x=false"], ["a x=false", "a x=true"]),
+        (["a\n\tb"], ["a??b"]),
+        ([""], ["(no name)"]),
+    ],
+)
+def test_names_are_as_short_as_they_may_be(plugins: list[str], names: list[str]) -> None:
+    assert list(named(*plugins).values()) == names
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    names = named("x" * 90 + "y" * 90, "x" * 91 + "y" * 90, "x" * 90 + "z" * 90).values()
+    assert len(set(names)) == 3
+    assert all(len(name) <= 40 for name in names)
+
+
+def test_no_two_of_ninety_plugins_look_the_same() -> None:
+    plugins = [f"plugin-{i}" for i in range(90)]
+    style = Style.of(pd.DataFrame({"plugin": plugins, "variant": plugins}))
+    assert len({(style.colours[p], style.markers[p]) for p in plugins}) == 90
+
+
+# Figures
+
+
+def recorded() -> pd.DataFrame:
+    """Two scopes, a variant that ends early, a wrong one, and a cell that did not converge."""
+    frame = rows(seq=(512, 1024, 2048, 4096))
+    frame = fail(frame, (frame["plugin"] == "naive") & (frame["seq"] == 4096), "skipped", "17 GiB are over 12 GiB")
+    wrong = (frame["plugin"] == "int8") & (frame["seq"] == 512) & (frame["scope"] == "attention")
+    frame = fail(frame, wrong, "wrong", "implementation error 0.03")
+    frame.loc[wrong, "implementation_rel_l2"] = 0.03
+    frame.loc[(frame["plugin"] == "int8") & (frame["seq"] == 1024), "converged"] = False
+    return frame
+
+
+def everything() -> pd.DataFrame:
+    return page.prepared(recorded())
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Figure]:
+    frame = everything()
+    panels, style = arrange(frame, [RUN]), Style.of(frame)
+    made = {
+        "latency": figures.latency(panels, style),
+        "memory": figures.memory(panels, style),
+        "speedup": figures.speedup(panels, style),
+        "errors": figures.errors(panels, style),
+        "trade": figures.speed_vs_error(panels[0], style),
+        "share": figures.attention_share(panels, style),
+        "overview": figures.overview(panels[0], style, "Some CPU"),
+    }
+    found = {name: figure for name, figure in made.items() if figure}
+    assert found.keys() == made.keys()
+    return found
+
+
+NAMES = ("latency", "memory", "speedup", "errors", "trade", "share", "overview")
+
+
+@pytest.mark.parametrize(
+    ("figure", "column", "scale"),
+    [("latency", "latency_s", 1), ("memory", "peak_bytes", 1), ("speedup", "speedup", 1), ("share", "share", 100)],
+)
+def test_lines_are_the_rows(drawn: dict[str, Figure], figure: str, column: str, scale: float) -> None:
+    frame = everything()
+    style = Style.of(frame)
+    shown = [panel for panel in arrange(frame, [RUN]) if panel.frame[column].notna().any()]
+    for ax, panel in zip(drawn[figure].axes, shown, strict=True):
+        for plugin in style.plugins:
+            part = panel.frame[(panel.frame["plugin"] == plugin) & panel.frame[column].notna()]
+            expected = np.column_stack([part["length"], scale * part[column]])
+            lines = [line for line in ax.get_lines() if to_hex(line.get_color()) == style.colours[plugin]]
+            paths = [line.get_xydata() for line in lines]
+            assert any(np.shape(p) == expected.shape and np.allclose(p, expected) for p in paths), plugin
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_colour_and_a_marker_mean_the_same_plugin_everywhere(drawn: dict[str, Figure], name: str) -> None:
+    style = Style.of(everything())
+    looks = {}
+    for legend in [*drawn[name].legends, *(ax.get_legend() for ax in drawn[name].axes if ax.get_legend())]:
+        for handle in legend.legend_handles:
+            label = str(handle.get_label()).split("   ")[0]
+            looks[label] = (to_hex(handle.get_color()), handle.get_marker())
+    expected = {style.figure_name(p): (style.colours[p], style.markers[p]) for p in style.plugins}
+    assert {label: look for label, look in looks.items() if label in expected} == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overlaps(drawn: dict[str, Figure], name: str) -> None:
+    figure = drawn[name]
+    FigureCanvasAgg(figure).draw()
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    plots = [ax.get_window_extent() for ax in figure.axes]
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert not any(_area(box, plot) for plot in plots), "a legend over the data"
+        assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1, "a legend cut off"
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            ticks = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+            assert len(ticks) >= 2
+            assert not any(_area(a, b) for a, b in itertools.combinations(ticks, 2)), "tick labels overlap"
+    for ax in figure.axes:
+        texts = [text.get_window_extent() for text in ax.texts]
+        assert not any(_area(a, b) for a, b in itertools.combinations(texts, 2)), "names in the plot overlap"
+    outside = [ax.get_tightbbox() for ax in figure.axes]
+    assert not any(_area(a, b) for a, b in itertools.combinations(outside, 2)), "one panel's labels over another"
+
+
+def _area(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return float(both.width * both.height) if both else 0.0
+
+
+def test_lengths_are_the_ticks(drawn: dict[str, Figure]) -> None:
+    labels = [label.get_text() for label in drawn["latency"].axes[0].xaxis.get_ticklabels()]
+    assert labels == ["512", "1k", "2k", "4k"]
+
+
+def test_many_lengths_do_not_crowd_the_axis() -> None:
+    frame = page.prepared(rows("naive", BASELINE, scope="attention", seq=tuple(range(512, 16385, 512))))
+    figure = figures.latency(arrange(frame, [RUN]), Style.of(frame))
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    ticks = [label.get_window_extent() for label in figure.axes[0].xaxis.get_ticklabels()]
+    assert len(ticks) >= 5
+    assert not any(_area(a, b) for a, b in itertools.combinations(ticks, 2))
+
+
+def test_the_legend_tells_the_exponent(drawn: dict[str, Figure]) -> None:
+    labels = [text.get_text() for text in drawn["latency"].axes[0].get_legend().get_texts()]
+    assert [label.split("   ")[1] for label in labels if label.startswith("sdpa")] == ["$l^{\\,2.00}$  [2.00, 2.00]"]
+    assert labels[-1] == "no number (see the tables)"
+
+
+def test_a_cell_without_a_number_is_marked_where_its_line_ends(drawn: dict[str, Figure]) -> None:
+    style = Style.of(everything())
+    crosses = [line for line in drawn["latency"].axes[0].get_lines() if line.get_marker() == "x"]
+    marked = {(to_hex(line.get_color()), tuple(line.get_xdata())) for line in crosses}
+    assert marked == {(style.colours["naive"], (4096,)), (style.colours["int8"], (512,))}
+
+
+def test_the_front_is_named(drawn: dict[str, Figure]) -> None:
+    named = {text.get_text() for text in drawn["trade"].axes[-1].texts}
+    assert named == {"sdpa", "int8", "block-sparse"}  # naive is as exact as sdpa, and slower
+
+
+def test_tolerances_are_drawn_beside_the_implementation_error_alone(drawn: dict[str, Figure]) -> None:
+    left, right, *_ = drawn["errors"].axes
+    assert {text.get_text() for text in left.texts} == {"tolerance (exact, sparse)", "tolerance (quantized)"}
+    assert not right.texts
+    assert "right?" in left.get_title()
+    assert "cost?" in right.get_title()
+
+
+def test_what_a_logarithm_cannot_show_is_left_out() -> None:
+    frame = page.prepared(rows("naive", BASELINE, scope="attention"))
+    frame.loc[frame["plugin"] == "naive", ["latency_s", "latency_low_s", "latency_high_s", "peak_bytes"]] = 0.0
+    frame["approximation_rel_l2"] = math.inf
+    frame.loc[frame["plugin"] == "naive", "implementation_rel_l2"] = 0.0
+    panels, style = arrange(frame, [RUN]), Style.of(frame)
+    for draw in (figures.latency, figures.memory, figures.errors):
+        figure = draw(panels, style)
+        assert figure is not None
+        FigureCanvasAgg(figure).draw()
+        low, high = figure.axes[0].get_ylim()
+        assert 0 < low < high < math.inf
+
+
+@pytest.mark.parametrize("run", ["$x", "$x$", "a" * 200, "a b " * 50])
+def test_a_title_fits_whatever_the_run_is_called(run: str) -> None:
+    frame = pd.concat([rows("naive", scope="attention", run=name) for name in (run, "two")])
+    frame = page.prepared(frame)
+    figure = figures.latency(arrange(frame, [RUN]), Style.of(frame))
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    titles = [ax.title.get_window_extent() for ax in figure.axes]
+    assert not any(_area(a, b) for a, b in itertools.combinations(titles, 2))
+
+
+@pytest.mark.parametrize(
+    "draw", [figures.latency, figures.memory, figures.speedup, figures.errors, figures.attention_share]
+)
+def test_there_is_no_figure_of_nothing(draw: Callable[..., Figure | None]) -> None:
+    frame = rows()
+    frame = page.prepared(fail(frame, frame["status"] == "ok", "timeout", "120 s"))
+    assert draw(arrange(frame, [RUN]), Style.of(frame)) is None
+
+
+# Pages
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    before = dict(matplotlib.rcParams)
+    yield write_report(recorded(), [RUN], tmp_path_factory.mktemp("report"))
+    assert dict(matplotlib.rcParams) == before
+    assert not plt.get_fignums()
+
+
+def test_the_folder_holds_pages_and_figures(report: Path) -> None:
+    assert report.name == "index.html"
+    stems = ["overview", "latency", "memory", "speedup", "errors", "speed-vs-error", "speed-vs-error-2"]
+    expected = {f"{stem}.{kind}" for stem in [*stems, "attention-share"] for kind in ("png", "svg")}
+    assert {path.name for path in (report.parent / "figures").iterdir()} == expected
+    assert {path.name for path in report.parent.iterdir()} == {"index.html", "report.md", "figures"}
+
+
+def test_the_html_page_needs_nothing_else(report: Path) -> None:
+    seen = read(report)
+    assert all(address.startswith(("data:", "#")) for address in seen.addresses)
+    assert sum(address.startswith("data:image/svg+xml") for address in seen.addresses) == 8
+    assert not {"script", "link", "iframe", "object"} & set(seen.tags)
+    assert "@import" not in report.read_text()
+    assert "url(" not in report.read_text()
+
+
+def test_the_markdown_page_links_figures_that_are_there(report: Path) -> None:
+    tokens = MarkdownIt("commonmark").parse((report.parent / "report.md").read_text())
+    images = [c.attrs["src"] for t in tokens for c in t.children or [] if c.type == "image"]
+    assert len(images) == 8
+    assert all((report.parent / str(image)).is_file() for image in images)
+
+
+def test_both_pages_say_the_same(report: Path) -> None:
+    seen = read(report)
+    table, _ = markdown_cells(report.parent / "report.md")
+    assert {"8.00 ms [7.92, 8.08]", "1.88x [1.86, 1.89]"} <= set(seen.cells)
+    in_markdown = {cell for line in table for cell in line}
+    assert set(seen.cells) <= in_markdown
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "32 cells of 4 variants: 29 ok, 2 skipped, 1 wrong.",
+        "Attention alone: the fastest exact variant is sdpa at 512 to 4k (the baseline).",
+        "Wrong answers from int8 (1 wrong): their latencies do not count.",
+        "2 of 29 finished cells did not reach the precision asked for",
+        "17 GiB are over 12 GiB",
+        "implementation error 0.03",
+        "attnbench run --plugins all --seq 512..2048",
+        "200 s: 70% in calls of the variants, 10% in compilation, 20% elsewhere (overhead)",
+        "Some CPU",
+        "8.00 GiB",
+        "block-sparse:pattern=window:window=256",
+    ],
+)
+def test_the_page_says(report: Path, fact: str) -> None:
+    assert fact in read(report).text
+    assert fact.replace("|", r"\|") in (report.parent / "report.md").read_text()
+
+
+def test_averages_say_over_how_many_cells(report: Path) -> None:
+    table, _ = markdown_cells(report.parent / "report.md")
+    # Attention: 1024 and 2048 are left, since int8 is wrong at 512 and naive ends before 4096.
+    assert ["attention alone", "naive", "0.375x", "2 of 4"] in table
+    assert ["encoder block (pre-norm)", "naive", "0.375x", "3 of 4"] in table
+
+
+def test_every_row_has_its_command(report: Path) -> None:
+    text = read(report).text
+    for row in analysis.records(everything()):
+        assert repeat_command(row) in text
+
+
+def test_every_finished_cell_is_in_the_results(report: Path) -> None:
+    table, _ = markdown_cells(report.parent / "report.md")
+    assert sum(len(line) > 8 and line[0][0].isdigit() for line in table) == 29
+
+
+def test_the_same_rows_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
+    frame = everything()
+    figure = figures.memory(arrange(frame, [RUN]), Style.of(frame))
+    assert figure is not None
+    figures.save(figure, tmp_path / "memory")
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (report.parent / "figures" / path.name).read_bytes(), path.name
+
+
+def test_figures_of_an_earlier_report_go_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    for name in ("latency-7.png", "overview.svg", "mine.png", "latency.txt"):
+        (folder / name).touch()
+    write_report(rows()[:0], [RUN], tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"mine.png", "latency.txt"}
+
+
+EVIL = [
+    "../x",
+    "<script>alert(1)</script>",
+    "a|b",
+    "*a* _b_ `c` ~~d~~ $e$",
+    "[a](http://x.y)",
+    "![a](b)",
+    "&amp;",
+    "_hidden",
+    r"\$\|",
+]
+
+
+def test_names_are_data(tmp_path: Path) -> None:
+    frame = pd.concat([rows("naive", scope="attention", seq=(512,)).assign(plugin=n, variant=n) for n in EVIL])
+    frame["reason"] = [f"{name}\n\n# {name}" for name in frame["plugin"]]
+    frame["run"] = EVIL[1]
+    failed = fail(frame.reset_index(drop=True), pd.Series(range(len(EVIL))) % 2 == 0, "error", "")
+    failed["reason"] = frame["reason"].to_list()
+    failed["traceback"] = "```\n</pre><script>alert(2)</script>"
+    out = tmp_path / "out"
+    write_report(failed, [RUN | {"name": EVIL[1], "command": ["attnbench", *EVIL]}], out)
+
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert all(path.stem in page.FIGURES for path in (out / "figures").iterdir())
+    seen = read(out / "index.html")
+    assert not {"script", "strong", "em", "b"} & set(seen.tags)
+    assert set(EVIL) <= set(seen.cells)
+    table, kinds = markdown_cells(out / "report.md")
+    assert not {"html_inline", "link_open", "em_open", "s_open", "code_inline"} & kinds
+    names = [line[0] for line in table if len(line) == 6 and line[2] in ("exact",)]
+    assert sorted(names) == sorted(EVIL)
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    frame = pd.concat([rows("naive", scope="attention", seq=(512,)).assign(plugin=n, variant=n) for n in EVIL])
+    frame = page.prepared(frame)
+    figure = figures.speedup(arrange(frame, [RUN]), Style.of(frame))
+    assert figure is not None
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters stay letters
+        figure.savefig(tmp_path / "x.svg")
+    drawn = {text.strip("\u200a") for text in ElementTree.parse(tmp_path / "x.svg").getroot().itertext()}
+    assert set(EVIL) <= drawn
+
+
+@pytest.mark.parametrize(
+    ("which", "says", "stems"),
+    [
+        (lambda f: f[:0], "There is no cell in this report", set()),
+        (lambda f: fail(f, f["status"] == "ok", "timeout", "took over 120 s"), "No cell finished", set()),
+        (
+            lambda f: f[f["plugin"] == "int8"][:1],
+            "1 cell of 1 variant: 1 ok.",
+            {"overview", "latency", "memory", "speedup", "errors", "speed-vs-error"},
+        ),
+        (
+            lambda f: fail(f, f["plugin"] == BASELINE, "crashed", "signal 11").assign(speedup=math.nan),
+            "Failed: sdpa (1 crashed) (reasons below).",
+            {"overview", "latency", "memory", "errors"},
+        ),
+        # An older record has fewer columns.
+        (
+            lambda f: f[["run", "plugin", "status", "latency_s", *Workload.__dataclass_fields__]],
+            "4 cells of 4 variants: 4 ok.",
+            {"overview", "latency"},
+        ),
+    ],
+    ids=["none", "only failed", "one row", "no baseline", "few columns"],
+)
+def test_a_poor_run_still_makes_a_report(
+    tmp_path: Path, which: Callable[[pd.DataFrame], pd.DataFrame], says: str, stems: set[str]
+) -> None:
+    index = write_report(which(rows(scope="attention", seq=(512,))), [RUN], tmp_path)
+    assert says in read(index).text
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == stems
+
+
+def test_mixed_machines_are_named_and_kept_apart(tmp_path: Path) -> None:
+    other = RUN | {"name": "two", "machine": {"cpu": "Other CPU", "gpu": "Some GPU"}, "finished": None}
+    both = pd.concat([rows("int8", BASELINE, scope="attention", seq=(512,), run=run) for run in (RUN["name"], "two")])
+    text = read(write_report(both, [RUN, other], tmp_path)).text
+    assert "2 runs on 2 machines (Some CPU, 2 cores; Some GPU)" in text
+    assert "Run two: the fastest exact variant is sdpa" in text
+    assert "not finished: the rows are those measured so far" in text
+    table, _ = markdown_cells(tmp_path / "report.md")
+    assert ["run two", "int8", "1.88x", "1 of 1"] in table
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "fence"),
+    [("a", "sh", "```sh"), ("a ```` b", "", "`````"), ("``", "", "```")],
+)
+def test_a_fence_is_longer_than_what_it_holds(text: str, language: str, fence: str) -> None:
+    assert page.fenced(text, language).splitlines() == [fence, text, fence.removesuffix(language)]
+
+
+def test_a_report_pings_nobody() -> None:
+    assert page.escape_markdown("@you #12") == "@\u200byou #\u200b12"
+
+
+def test_importing_the_report_does_not_load_matplotlib() -> None:
+    code = "import sys, attnbench.report; sys.exit(bool({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
