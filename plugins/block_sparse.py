@@ -1,0 +1,221 @@
+"""Block-sparse attention: softmax over the keys that a pattern shows, computing only blocks that it touches."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sysconfig
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax
+from attnbench.workload import Workload
+
+from .patterns import PATTERNS, Pattern, pattern
+
+
+class BlockSparse(Plugin):
+    """Sparse attention by blocks of queries and keys, through torch's flex_attention or in plain torch.
+
+    `impl=flex` compiles torch.nn.attention.flex_attention (Dong 2024, "Flex Attention") for the pattern.
+    `impl=gather` runs in plain torch: block by block of queries over the keys that its blocks hold.
+    `impl=auto` is flex where it can be compiled, else gather; the implementation says which, and why.
+
+    The density is the share of seq * kv_seq pairs in the blocks that are computed, hidden pairs in them included:
+    what is saved is whole blocks.
+    """
+
+    family = "sparse"
+    options: ClassVar[Mapping[str, Option]] = {
+        "pattern": Option("window", "which keys a query sees", PATTERNS),
+        "window": Option(256, "keys seen around the query, on each side (causal: before it), its own included"),
+        "block": Option(128, "queries and keys to a block"),
+        "impl": Option("auto", "what computes it", ("auto", "flex", "gather")),
+    }
+    pattern: str
+    window: int
+    block: int
+    impl: str
+
+    def supports(self, workload: Workload) -> str | None:
+        if self.window < 1 or self.block < 1:
+            return "window and block must be at least 1"
+        if workload.kv_seq < workload.seq:
+            return "a pattern around the query's position needs kv_seq >= seq"
+        return flex_unsupported(workload, self.block) if self.impl == "flex" else None
+
+    def definition(self, workload: Workload) -> Definition:
+        return Softmax(allowed=self._pattern(workload).allowed)
+
+    def flops(self, workload: Workload) -> int | None:
+        pairs = workload.batch * workload.heads * self._pattern(workload).pairs()
+        return 2 * pairs * (workload.head_dim + workload.value_dim)
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        if self.impl == "gather" or flex_unsupported(workload, self.block):
+            return gather_bytes(workload, self._pattern(workload))
+        return flex_bytes(workload, self.block)
+
+    def build(self, workload: Workload) -> Attention:
+        mask = self._pattern(workload)
+        density = mask.pairs() / (workload.seq * workload.kv_seq)
+        reason = "as asked" if self.impl == "gather" else flex_unsupported(workload, self.block)
+        if not reason:
+            try:
+                return Attention(flex(workload, mask), "flex_attention, compiled", density)
+            except Exception as error:  # whatever a toolchain can throw
+                if self.impl == "flex":
+                    raise
+                reason = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
+        return Attention(gather(workload, mask), f"plain torch, block gather ({reason})", density)
+
+    def _pattern(self, workload: Workload) -> Pattern:
+        mask = pattern(self.pattern, workload.seq, workload.kv_seq, workload.is_causal, self.window, self.block)
+        return mask.to(workload.device)
+
+
+def flex_unsupported(workload: Workload, block: int) -> str | None:
+    """None, or why flex_attention can't be compiled for this workload on this machine."""
+    if workload.device == "cuda":
+        if not find_spec("triton"):
+            return "flex_attention needs triton"
+        if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+            return "flex_attention needs a C compiler"
+        if min(workload.head_dim, workload.value_dim) < 16:
+            return "flex_attention needs a head dim and value dim of at least 16"
+        if block % 128:
+            return "flex_attention needs a block that is a multiple of 128"
+        return None
+    if platform.system() != "Linux" or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return "flex_attention needs Linux and AVX2"
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        return "no C++ compiler for flex_attention"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "no Python.h for flex_attention"
+    return None
+
+
+def flex(workload: Workload, mask: Pattern) -> Call:
+    """flex_attention with the pattern's block mask, compiled by calling it once on zeros of the workload's shape."""
+    some, every = mask.blocks()
+    part_count, part_index = _listed(some & ~every)
+    full_count, full_index = _listed(every)
+    near = mask.near  # alone, as far blocks are whole: one compilation for every pattern, window and offset
+    block_mask = BlockMask.from_kv_blocks(
+        part_count,
+        part_index,
+        full_count,
+        full_index,
+        BLOCK_SIZE=mask.block,
+        mask_mod=lambda _batch, _head, row, key: near(row, key),
+        seq_lengths=(mask.seq, mask.kv_seq),
+    ).to(workload.device)
+    enable_gqa = workload.group > 1
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attend = _compiled(torch.get_num_threads())
+        return attend(query, key, value, block_mask=block_mask, enable_gqa=enable_gqa)
+
+    dtype = getattr(torch, workload.dtype)
+    with torch.no_grad():
+        call(*(torch.zeros(shape, dtype=dtype, device=workload.device) for shape in _shapes(workload)))
+    return call
+
+
+def _shapes(w: Workload) -> tuple[tuple[int, ...], ...]:
+    """Of query, key and value."""
+    kv = (w.batch, w.kv_heads, w.kv_seq)
+    return (w.batch, w.heads, w.seq, w.head_dim), (*kv, w.head_dim), (*kv, w.value_dim)
+
+
+@cache
+def _compiled(threads: int) -> Callable[..., Tensor]:
+    """flex_attention, compiled when called: once for all lengths and masks, anew for other heads, dims or strides.
+
+    threads: the C++ code holds a buffer for each; torch < 2.13 would reuse code compiled for another count.
+    """
+    # fullgraph: an error rather than torch's eager code, which computes all pairs. The usual limit of 8 is too few.
+    torch._dynamo.config.recompile_limit = 1024
+    options: dict[str, str | int | bool | Callable[..., object]] = {"cpp.threads": threads}
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True, options=options)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """bool (query blocks, key blocks) -> int32 counts (1, 1, query blocks) and indices (1, 1, query, key blocks)."""
+    count = blocks.sum(-1, dtype=torch.int32)
+    index = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
+    return count[None, None], index[None, None].contiguous()
+
+
+def flex_bytes(workload: Workload, block: int) -> int:
+    """What flex_attention holds: log-sum-exp and maximum on a GPU, tiles of each thread and packed K, V on a CPU."""
+    w = workload
+    if w.device == "cuda":
+        return 2 * 4 * w.batch * w.heads * w.seq
+    rows, keys = min(block, w.seq), min(block, w.kv_seq)
+    tiles = w.threads * (4 * rows * (keys + 2 + w.value_dim) + w.itemsize * (rows * keys + (rows + keys) * w.head_dim))
+    packed = w.batch * w.kv_heads * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize
+    return tiles + (packed if w.itemsize < 4 else 0)
+
+
+def gather(workload: Workload, mask: Pattern) -> Call:
+    """Plain torch: for each block of queries, one product with the keys of the blocks that it sees.
+
+    Holds O(block * keys seen) scores at a time.
+    """
+    some, every = mask.blocks()
+    steps = [_step(mask, row, some[row], every[row], workload.device) for row in range(len(some))]
+    heads, kv_heads, group, scale = workload.heads, workload.kv_heads, workload.group, workload.scale
+    # A half-precision product on a CPU runs element by element, thousands of times slower than in float32.
+    slow_half = workload.device == "cpu" and workload.dtype == "float16"
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, _, seq, _ = query.shape
+        out = query.new_empty(batch, heads, seq, value.shape[-1])
+        for rows, keys, hidden in steps:
+            q = query[:, :, rows].reshape(batch, kv_heads, -1, query.shape[-1])  # (b, kv_heads, group * rows, d)
+            k, v = (x[:, :, keys] for x in (key, value))  # (b, kv_heads, keys, d): a view where blocks are neighbours
+            if slow_half:
+                q, k, v = q.float(), k.float(), v.float()
+            scores = (q @ k.transpose(-1, -2)).float().mul_(scale)  # (b, kv_heads, group * rows, keys)
+            if hidden is not None:
+                scores.view(batch, kv_heads, group, *hidden.shape).masked_fill_(hidden, float("-inf"))
+            weights = torch.softmax(scores, dim=-1, out=scores).to(q.dtype)
+            out[:, :, rows] = (weights @ v).view(batch, heads, -1, value.shape[-1])
+        return out
+
+    return call
+
+
+Step = tuple[slice, slice | Tensor, Tensor | None]
+"""One block of queries: its rows, the keys that it sees (a range, or indices), True where a pair is hidden."""
+
+
+def _step(mask: Pattern, row: int, some: Tensor, every: Tensor, device: str) -> Step:
+    start, end = row * mask.block, min((row + 1) * mask.block, mask.seq)
+    seen = some.nonzero()[:, 0]  # (blocks seen,)
+    keys = (seen[:, None] * mask.block + torch.arange(mask.block)).flatten()
+    keys = keys[keys < mask.kv_seq].to(device)
+    hidden = None
+    if not every[seen].all():
+        hidden = ~mask.allowed(torch.arange(start, end, device=device)[:, None], keys)  # (rows, keys)
+    first, last = int(keys[0]), int(keys[-1])
+    neighbours = last - first + 1 == len(keys)
+    return slice(start, end), slice(first, last + 1) if neighbours else keys, hidden
+
+
+def gather_bytes(workload: Workload, mask: Pattern) -> int:
+    """What the widest block of queries holds: its scores and weights, and copies of its keys and values."""
+    some, _ = mask.blocks()
+    rows, keys = min(mask.block, workload.seq), min(int(some.sum(-1).max()) * mask.block, workload.kv_seq)
+    scores = workload.batch * workload.heads * rows * keys * (4 if workload.itemsize == 4 else 8)
+    gathered = workload.batch * workload.kv_heads * keys * (workload.head_dim + workload.value_dim) * workload.itemsize
+    return scores + gathered

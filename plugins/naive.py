@@ -1,0 +1,46 @@
+"""Attention as the textbook writes it: softmax(Q K^T * scale) V, with the l x l matrix in memory.
+
+Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnbench.plugin import Attention, Plugin, expand_kv, visible
+from attnbench.workload import Workload
+
+
+class Naive(Plugin):
+    """softmax(Q K^T * scale) V, everything in the workload's dtype, nothing fused.
+
+    Memory: two matrices (batch, heads, seq, kv_seq) of the workload's dtype live at once, first Q K^T beside its
+    scaled copy, then the scaled scores beside their softmax. The mask is filled into the scores in place; it is
+    (seq, kv_seq) bools, made in `build`. Grouped-query attention adds K and V repeated for every query head.
+    """
+
+    def workspace_bytes(self, workload: Workload) -> int:
+        """Two score matrices and the expanded K and V, less the output, which comes when one matrix is gone."""
+        w = workload
+        rows = w.batch * w.heads
+        matrix = rows * w.seq * w.kv_seq * w.itemsize
+        output = rows * w.seq * w.value_dim * w.itemsize
+        expanded = rows * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize if w.group > 1 else 0
+        return expanded + max(2 * matrix - output, matrix)
+
+    def build(self, workload: Workload) -> Attention:
+        w = workload
+        hidden: Tensor | None = None
+        if w.is_causal:
+            rows, keys = (torch.arange(n, device=w.device) for n in (w.seq, w.kv_seq))
+            hidden = visible(w, rows[:, None], keys).logical_not_()  # (seq, kv_seq)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            key = expand_kv(key, w.heads)  # (batch, heads, kv_seq, head_dim)
+            value = expand_kv(value, w.heads)  # (batch, heads, kv_seq, value_dim)
+            if hidden is None:
+                return torch.softmax(query @ key.mT * w.scale, dim=-1) @ value
+            return torch.softmax((query @ key.mT * w.scale).masked_fill_(hidden, -torch.inf), dim=-1) @ value
+
+        return Attention(attend, f"plain torch, {w.seq} x {w.kv_seq} matrix in memory")

@@ -1,0 +1,229 @@
+"""torch.nn.functional.scaled_dot_product_attention, with the kernel that torch really runs on record.
+
+Causal attention with more keys than queries: torch's `is_causal` is aligned top-left, the workload's mask
+bottom-right. The cheapest right way differs by backend (float32, 8 heads, 4096 queries on 8192 keys, on a CPU):
+
+- CPU flash: full attention to the first `kv_seq - seq` keys and causal attention to the others, merged by
+  log-sum-exp (`_PastAndPresent`). It computes what is visible and nothing else, and holds one more output (8 MiB).
+  A mask would compute everything, causal or not, and hold 64 to 192 MiB; queries padded in front to kv_seq rows
+  would compute kv_seq^2 / 2 pairs. Like `is_causal` itself it skips blocks above the diagonal.
+- CUDA flash, efficient: `causal_lower_right`, which both kernels know how to align; no mask is made.
+- math, cudnn: a mask (seq, kv_seq) made in `build`, additive and in the dtype that the kernel adds it in, so that
+  no call converts it. `causal_lower_right` would make it anew in every call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv, visible
+from attnbench.workload import Workload
+
+BACKENDS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+class Sdpa(Plugin):
+    """torch's fused attention: FlashAttention-2 (Dao 2023), memory-efficient (xformers' CUTLASS), cuDNN or math.
+
+    A named backend is chosen inside each call through `torch.nn.attention.sdpa_kernel`, which adds some ten
+    microseconds; "auto" calls torch as it is.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "backend": Option("auto", "which of torch's kernels; auto leaves the choice to torch", ("auto", *BACKENDS))
+    }
+    backend: str
+
+    def supports(self, workload: Workload) -> str | None:
+        return None if self.backend == "auto" else _refusal(workload, self.backend)
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        """What the chosen kernel holds beside inputs and output; see `_flash_bytes` and `_math_bytes`."""
+        w = workload
+        kernel = self._kernel(w)
+        if kernel == "math":
+            return _math_bytes(w)
+        if kernel == "flash":
+            return _flash_bytes(w)
+        if kernel == "efficient":  # expands grouped keys and values; no log-sum-exp unless gradients are asked for
+            return w.batch * w.heads * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize if w.group > 1 else 0
+        return None
+
+    def build(self, workload: Workload) -> Call | Attention:
+        w = workload
+        kernel = self._kernel(w)
+        call, how = _call(w, kernel)
+        if self.backend != "auto":
+            call = _only(BACKENDS[self.backend], call)
+        return Attention(call, f"torch sdpa: {kernel}{how}")
+
+    def _kernel(self, workload: Workload) -> str:
+        return _automatic(workload) if self.backend == "auto" else self.backend
+
+
+def _only(backend: SDPBackend, call: Call) -> Call:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return call(query, key, value)
+
+    return attend
+
+
+def _is_shifted(w: Workload) -> bool:
+    """Causal, but not as torch's `is_causal` means it. A single query sees every key: that needs no mask at all."""
+    return w.is_causal and w.offset > 0 and w.seq > 1
+
+
+def _call(w: Workload, kernel: str) -> tuple[Call, str]:
+    """The call that is right for `kernel`, and what there is to say about it."""
+    gqa = w.group > 1
+    how = ", keys and values expanded for each query head" if gqa and kernel in ("math", "efficient") else ""
+    if not _is_shifted(w):
+        return partial(scaled_dot_product_attention, is_causal=w.is_causal and w.seq > 1, enable_gqa=gqa), how
+    if kernel == "flash" and w.device == "cpu":
+        return _PastAndPresent(w.offset), ", past keys and causal part merged by log-sum-exp"
+    if kernel in ("flash", "efficient"):
+        aligned = causal_lower_right(w.seq, w.kv_seq)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            if kernel == "efficient":  # the operator behind causal_lower_right does not expand them itself
+                key, value = expand_kv(key, w.heads), expand_kv(value, w.heads)
+            return scaled_dot_product_attention(query, key, value, attn_mask=aligned, enable_gqa=gqa)
+
+        return attend, how + ", causal_lower_right"
+    return partial(
+        scaled_dot_product_attention, attn_mask=_mask(w, kernel), enable_gqa=gqa
+    ), how + ", mask made in build"
+
+
+def _mask(w: Workload, kernel: str) -> Tensor:
+    """0 where the query sees the key and -inf elsewhere: (seq, kv_seq); math adds it in float32."""
+    rows, keys = (torch.arange(n, device=w.device) for n in (w.seq, w.kv_seq))
+    dtype = torch.float32 if kernel == "math" else getattr(torch, w.dtype)
+    hidden = visible(w, rows[:, None], keys).logical_not_()
+    return torch.zeros(w.seq, w.kv_seq, dtype=dtype, device=w.device).masked_fill_(hidden, -torch.inf)
+
+
+class _PastAndPresent:
+    """Bottom-right causal attention out of two calls of torch's CPU flash operator, each of which is O(l).
+
+    softmax over past and present keys together is the mean of the two softmaxes, weighted by their sums of
+    exponentials: o = sigmoid(lse_past - lse_present) o_past + sigmoid(lse_present - lse_past) o_present
+    (the merging of blocks in FlashAttention-2, Dao 2023, section 3.1.1).
+    """
+
+    def __init__(self, past: int) -> None:
+        self.past = past
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # The operator that scaled_dot_product_attention dispatches to; called directly for its log-sum-exp.
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        n = self.past
+        past, past_lse = flash(query, key[:, :, :n], value[:, :, :n])  # (batch, heads, seq, dim), (batch, heads, seq)
+        out, lse = flash(query, key[:, :, n:], value[:, :, n:], is_causal=True)
+        past.mul_(torch.sigmoid(past_lse - lse)[..., None].to(past.dtype))  # a float32 weight would make a float32 copy
+        merged: Tensor = out.mul_(torch.sigmoid(lse - past_lse)[..., None].to(out.dtype)).add_(past)
+        return merged
+
+
+def _dummies(w: Workload) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the workload's shapes that share one row each: torch's rules look at shapes, dtypes and devices."""
+
+    def dummy(heads: int, length: int, dim: int) -> Tensor:
+        return torch.empty(dim, dtype=getattr(torch, w.dtype), device=w.device).expand(w.batch, heads, length, dim)
+
+    return (
+        dummy(w.heads, w.seq, w.head_dim),
+        dummy(w.kv_heads, w.kv_seq, w.head_dim),
+        dummy(w.kv_heads, w.kv_seq, w.value_dim),
+    )
+
+
+def _choice(w: Workload, masked: bool = False) -> str:
+    """The backend that torch's dispatcher takes under the flags now set, with a mask in memory or without."""
+    # Shifted without a mask is full attention to the dispatcher: it would refuse what causal_lower_right can do.
+    causal = w.is_causal and w.seq > 1 and not _is_shifted(w)
+    query, key, value = _dummies(w)
+    mask = query.new_empty(w.kv_seq).expand(w.seq, w.kv_seq) if masked else None
+    chosen = torch._fused_sdp_choice(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=w.group > 1)
+    return next((name for name, backend in BACKENDS.items() if backend.value == chosen), f"backend {chosen}")
+
+
+def _automatic(w: Workload) -> str:
+    """What torch chooses by itself; for a shifted causal mask, what `causal_lower_right` would choose on CUDA."""
+    if not _is_shifted(w) or w.device == "cpu":
+        return _choice(w)
+    aligned = (name for name in ("flash", "efficient") if _refusal(w, name) is None)
+    return next(aligned, None) or _choice(w, masked=True)
+
+
+def _refusal(w: Workload, backend: str) -> str | None:
+    """None, or why torch can't run the workload on `backend`, in torch's own words where it has any."""
+    if w.device == "cpu" and backend in ("efficient", "cudnn"):
+        return f"torch has no {backend} kernel for the CPU"
+    with warnings.catch_warnings(record=True) as said, sdpa_kernel(BACKENDS[backend]):
+        warnings.simplefilter("always")
+        try:
+            _choice(w, masked=_is_shifted(w) and backend in ("math", "cudnn"))
+        except RuntimeError as error:
+            lines = [_first_line(str(warning.message)) for warning in said]
+            reasons = [line for line in lines if "not used because" not in line and "disabled" not in line]
+            return " ".join(reasons) or _first_line(str(error))
+    return None
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0].split(" (Triggered internally")[0].strip()
+
+
+def _flash_bytes(w: Workload) -> int:
+    """Flash holds the log-sum-exp of each row and, on a CPU, a tile for each thread.
+
+    The tile is a block of at most 256 queries by 512 keys in float32 with its running maximum, sum and output, and
+    once more in the workload's dtype where that is narrower (torch, FlashAttentionKernel.cpp).
+    """
+    rows = w.batch * w.heads * w.seq
+    lse = 4 * rows
+    if w.device != "cpu":
+        return lse
+    block = min(w.seq, 256 if w.seq >= 768 else 64 if w.seq >= 192 else 32)
+    longest = max(w.offset, w.seq) if _is_shifted(w) else w.kv_seq
+    keys = min(longest, 512)
+    tile = 4 * block * (keys + 2 + w.value_dim) + (block * keys * w.itemsize if w.itemsize < 4 else 0)
+    if not _is_shifted(w):
+        return lse + w.threads * tile
+    past = rows * w.value_dim * w.itemsize
+    return past + 2 * lse + w.threads * tile
+
+
+def _math_bytes(w: Workload) -> int:
+    """The math backend computes in float32 whatever the dtype, and holds two score matrices and a bool one.
+
+    At its peak, in `_safe_softmax`: scores, their softmax, which scores are -inf, Q and K each times sqrt(scale),
+    float32 copies of narrower inputs, K and V repeated for each query head where they are grouped, and torch's own
+    causal mask. The output comes later.
+    """
+    rows = w.batch * w.heads
+    query, key, value = (rows * n for n in (w.seq * w.head_dim, w.kv_seq * w.head_dim, w.kv_seq * w.value_dim))
+    total = (4 + 4 + 1) * rows * w.seq * w.kv_seq + 4 * (query + key)
+    if w.itemsize < 4:
+        total += 4 * (query + (key + value) // w.group)
+    if w.group > 1:
+        total += 4 * (key + value)
+    if w.is_causal and w.seq > 1 and not _is_shifted(w):
+        total += 4 * w.seq * w.kv_seq
+    return total - rows * w.seq * w.value_dim * w.itemsize

@@ -1,0 +1,205 @@
+"""Memory-efficient attention: xformers' operator on CUDA, and on a CPU the algorithm it grew from.
+
+Source: Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory" (arXiv 2112.05682), sections 2 and 3.
+xformers has no CPU operator and takes seconds to import, so a CPU runs that algorithm in plain torch, without
+importing xformers; the implementation on record always says which of the two ran.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attnbench.plugin import Attention, Option, Plugin, visible
+from attnbench.workload import Workload
+
+LOG2_E = 1 / math.log(2)
+TILE_SCORES = 1 << 19  # scores a thread works on at a time: 2 MiB of float32, about a core's L2 cache
+
+
+class Xformers(Plugin):
+    """Exact attention in memory of O(l): softmax over chunks of keys, with a running maximum and sum.
+
+    The chunk options act on the CPU only; xformers' CUDA kernels choose their own.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "query_chunk": Option(256, "CPU: query rows of a tile"),
+        "key_chunk": Option(512, "CPU: keys of a tile"),
+    }
+    query_chunk: int
+    key_chunk: int
+
+    def supports(self, workload: Workload) -> str | None:
+        if self.query_chunk < 1 or self.key_chunk < 1:
+            return "query_chunk and key_chunk must be at least 1"
+        if workload.device == "cpu":
+            return None
+        try:
+            _cuda_operator(workload)
+        except (ImportError, OSError) as error:
+            return f"xformers can't be imported: {error}"
+        except (NotImplementedError, ValueError) as error:  # xformers' own list of operators and their refusals
+            return " ".join(str(error).split())
+        return None
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        """CPU: one tile of scores with its running output; O(l) only through the chunk of queries. CUDA: unknown."""
+        return _Tiles(workload, self.query_chunk, self.key_chunk).bytes() if workload.device == "cpu" else None
+
+    def build(self, workload: Workload) -> Attention:
+        if workload.device == "cpu":
+            tiles = _Tiles(workload, self.query_chunk, self.key_chunk)
+            size = f"{tiles.rows} x {tiles.keys}"
+            return Attention(tiles, f"plain torch Rabe-Staats, chunks {size} (xformers has no CPU operator)")
+        operator, bias = _cuda_operator(workload)
+        attend = _CudaAttention(workload.kv_heads, workload.group, operator, bias)
+        return Attention(attend, f"xformers {version('xformers')} {operator.NAME}")
+
+
+class _Tiles:
+    """Rabe and Staats' attention on a CPU: query (batch, heads, seq, head_dim), and so on as in the contract.
+
+    For each chunk of queries, over the chunks of keys with scores S = Q K^T * scale: m' = max(m, rowmax S),
+    P = exp(S - m'), a = exp(m - m'), s' = a s + rowsum P, o' = a o + P V; at the end o / s. Powers are of 2, with
+    log2(e) inside the scale, because torch's exp2 is the faster one. The heads of a key/value head's group are rows
+    of one matrix, so K and V are never expanded, and as many key/value heads go together as the tile has room for.
+    """
+
+    def __init__(self, workload: Workload, query_chunk: int, key_chunk: int) -> None:
+        w = self.workload = workload
+        self.rows = min(query_chunk, w.seq)
+        self.keys = min(key_chunk, w.kv_seq)
+        self.low = w.itemsize < 4
+        self.together = max(1, min(w.kv_heads, w.threads * TILE_SCORES // (w.group * self.rows * self.keys)))
+
+    def bytes(self) -> int:
+        """The tile in float32 (and in the narrow dtype), the output of its rows beside that of the rows before (and
+        P V, narrow and widened), the queries' copy where a group has several heads, seven statistics a row, and a
+        causal tile's mask."""
+        w = self.workload
+        rows = self.together * w.group * self.rows
+        tile = rows * self.keys * (4 + w.itemsize if self.low else 4)
+        out = rows * w.value_dim * (4 + 4 + (w.itemsize + 4 if self.low else 0))
+        queries = rows * w.head_dim * w.itemsize if w.group > 1 else 0
+        mask = self.rows * self.keys if w.is_causal else 0
+        return tile + out + queries + 7 * 4 * rows + mask
+
+    def chunks(self) -> Iterator[tuple[slice, list[slice]]]:
+        """Chunks of query rows, each with those chunks of keys that its last row sees any of."""
+        w = self.workload
+        for i in range(0, w.seq, self.rows):
+            end = min(i + self.rows, w.seq)
+            last = min(end + w.offset, w.kv_seq) if w.is_causal else w.kv_seq
+            yield slice(i, end), [slice(j, min(j + self.keys, last)) for j in range(0, last, self.keys)]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        w = self.workload
+        out = torch.empty(w.batch, w.kv_heads, w.group, w.seq, w.value_dim, dtype=query.dtype)
+        grouped = query.view(w.batch, w.kv_heads, w.group, w.seq, w.head_dim)
+        size = self.together * w.group * self.rows * self.keys
+        scores = torch.empty(size)
+        products = torch.empty(size, dtype=query.dtype) if self.low else scores
+        for b in range(w.batch):
+            for h in range(0, w.kv_heads, self.together):
+                heads = slice(h, h + self.together)
+                for rows, columns in self.chunks():
+                    q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
+                    o = self.attend(q, key[b, heads], value[b, heads], rows, columns, scores, products)
+                    place = out[b, heads, :, rows]  # (together, group, rows, value_dim)
+                    place.copy_(o.view(place.shape))
+        return out.flatten(1, 2)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: list[slice], scores: Tensor, products: Tensor
+    ) -> Tensor:
+        """One chunk of queries (n, group * rows, head_dim) over all its keys: (n, group * rows, value_dim) float32."""
+        scale = self.workload.scale * LOG2_E
+        n, length, _ = q.shape
+        top = torch.full((n, length, 1), -torch.inf)  # running maximum of Q K^T
+        total = torch.zeros(n, length, 1)  # running sum of exponentials
+        o = torch.zeros(n, length, v.shape[-1])
+        for part in columns:
+            shape = (n, length, part.stop - part.start)
+            s, p = (buffer[: math.prod(shape)].view(shape) for buffer in (scores, products))
+            torch.bmm(q, k[:, part].mT, out=p)  # in the inputs' dtype: narrow matrix products are the fast ones
+            self.hide(p, rows, part)
+            old, top = top, torch.maximum(top, p.amax(-1, keepdim=True))
+            if self.low:
+                s.copy_(p)
+            torch.add(top * -scale, s, alpha=scale, out=s).exp2_()
+            keep = torch.exp2((old - top) * scale)  # 0 for the first chunk, whose old maximum is -inf
+            total.mul_(keep).add_(s.sum(-1, keepdim=True))
+            if self.low:
+                o.mul_(keep).add_(torch.bmm(p.copy_(s), v[:, part]))
+            else:
+                torch.baddbmm(o.mul_(keep), s, v[:, part], out=o)
+        return o.div_(total)
+
+    def hide(self, p: Tensor, rows: slice, part: slice) -> None:
+        """Scores (n, group * rows, keys) that the causal mask forbids become -inf, where the tile meets the diagonal.
+
+        Key 0 is visible to every query, so after its first chunk no row's maximum is -inf.
+        """
+        w = self.workload
+        if w.is_causal and part.stop - 1 > rows.start + w.offset:
+            row, key = torch.arange(rows.start, rows.stop)[:, None], torch.arange(part.start, part.stop)
+            p.view(len(p), w.group, -1, p.shape[-1]).masked_fill_(visible(w, row, key).logical_not_(), -torch.inf)
+
+
+class _CudaAttention:
+    """xformers.ops.memory_efficient_attention with the operator found in `build`, so that what is recorded runs."""
+
+    def __init__(self, kv_heads: int, group: int, operator: Any, bias: Any) -> None:
+        from xformers.ops import memory_efficient_attention
+
+        self.attention = memory_efficient_attention
+        self.kv_heads, self.group, self.operator, self.bias = kv_heads, group, operator, bias
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = _to_xformers(query, key, value, self.kv_heads, self.group)
+        out: Tensor = self.attention(q, k, v, attn_bias=self.bias, op=(self.operator, None))
+        if self.group > 1:
+            out = out.flatten(2, 3)  # (batch, seq, heads, value_dim)
+        return out.transpose(1, 2)  # (batch, heads, seq, value_dim)
+
+
+def _to_xformers(query: Tensor, key: Tensor, value: Tensor, kv_heads: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views as xformers wants them: (batch, length, heads, dim), or (batch, length, kv_heads, group, dim) if grouped,
+    where K and V are broadcast over their group without a copy."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if group == 1:
+        return q, k, v
+    q = q.view(*q.shape[:2], kv_heads, group, q.shape[-1])
+    k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))
+    return q, k, v
+
+
+def _cuda_operator(workload: Workload) -> tuple[Any, Any]:
+    """The forward operator that xformers dispatches to, and the attention bias.
+
+    Raises:
+        ImportError, OSError: xformers is not there or does not fit this torch.
+        NotImplementedError: it has no operator for the workload; the message says why for each.
+    """
+    from xformers.ops import fmha
+    from xformers.ops.fmha.attn_bias import LowerTriangularFromBottomRightMask
+
+    w = workload
+    q, k, v = (
+        torch.empty(w.batch, heads, length, dim, dtype=getattr(torch, w.dtype), device=w.device)
+        for heads, length, dim in (
+            (w.heads, w.seq, w.head_dim),
+            (w.kv_heads, w.kv_seq, w.head_dim),
+            (w.kv_heads, w.kv_seq, w.value_dim),
+        )
+    )
+    bias = LowerTriangularFromBottomRightMask() if w.is_causal else None
+    q, k, v = _to_xformers(q, k, v, w.kv_heads, w.group)
+    inputs = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)
+    return fmha.dispatch._dispatch_fw(inputs, False), bias

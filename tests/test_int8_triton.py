@@ -1,0 +1,169 @@
+"""int8's GPU kernels: their arithmetic in Triton's interpreter on a CPU, the code that they compile to, and a GPU.
+
+The interpreter must be chosen before triton is imported, so it runs in a process of its own: this file as a script.
+It multiplies bfloat16 wrongly (it holds it as 16-bit integers); float16 takes the same way through the kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from attnbench_plugins.int8 import Int8, quantize, smooth
+from test_int8 import errors, make, rel_l2
+
+from attnbench.reference import exact, expected
+from attnbench.workload import Workload
+
+pytest.importorskip("triton")
+
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 6e-3}
+SHAPES: dict[str, dict[str, Any]] = {
+    "1": {"seq": 1, "kv_seq": 1, "heads": 1, "kv_heads": 1},
+    "1-100": {"seq": 1, "kv_seq": 100, "heads": 2, "kv_heads": 2},
+    "17-mqa": {"seq": 17, "kv_seq": 17, "heads": 4, "kv_heads": 1},
+    "200": {"seq": 200, "kv_seq": 200, "heads": 1, "kv_heads": 1},
+    "100-257-gqa": {"seq": 100, "kv_seq": 257, "heads": 4, "kv_heads": 2, "head_dim": 33, "value_dim": 17},
+    "batch": {"seq": 65, "kv_seq": 65, "heads": 2, "kv_heads": 1, "batch": 2},
+}
+KINDS = [("float32", 1), ("float32", 32), ("float32", 128), ("float16", 1)]
+CASES = [(shape, mask, *kind) for shape, mask, kind in product(SHAPES, ("full", "causal"), KINDS)]
+
+
+def workload(shape: str, mask: str, dtype: str) -> Workload:
+    """For CUDA, as the definition is the GPU's; the tensors lie on the CPU."""
+    return Workload(**SHAPES[shape], mask=mask, dtype=dtype, device="cuda")
+
+
+def interpret(shape: str, mask: str, dtype: str, rows: int) -> dict[str, Any]:
+    """Runs the kernels on strided inputs; what they give, against the definition, softmax and torch's quantize."""
+    from attnbench_plugins import int8_triton
+
+    w = workload(shape, mask, dtype)
+    query, key, value = make(w.replace(device="cpu"), bias=2.0)
+    query, key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value))
+    out = int8_triton.attention(query, key, value, w.scale, w.is_causal, rows)
+    every = torch.arange(w.seq)
+    mean = key.mean(dim=2, keepdim=True, dtype=torch.float32)
+    return {
+        "implementation": rel_l2(out, expected(Int8(rows=rows).definition(w), w, query, key, value, every)),
+        "approximation": rel_l2(out, exact(w, query, key, value, every)),
+        "query": same(int8_triton.quantize(query, rows, None), quantize(query.float(), rows)),
+        "key": same(int8_triton.quantize(key, rows, mean), quantize(smooth(key), rows)),
+    }
+
+
+def same(ours: tuple[torch.Tensor, torch.Tensor], plain: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    """Whether integers and scales are equal, bit by bit."""
+    return torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1][..., 0])
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> dict[tuple[str, str, str, int], dict[str, Any]]:
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=True)
+    return dict(zip(CASES, json.loads(run.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_the_kernels_compute_what_the_plugin_defines(
+    interpreted: dict[tuple[str, str, str, int], dict[str, Any]], case: tuple[str, str, str, int]
+) -> None:
+    found = interpreted[case]
+    assert found["query"]
+    assert found["key"]
+    assert found["implementation"] < TOLERANCE[case[2]]
+    assert found["approximation"] < 3e-2
+    if SHAPES[case[0]]["kv_seq"] > 1:
+        assert found["approximation"] > 1e-3  # it did quantize
+
+
+def compiled(
+    kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
+) -> str:
+    """PTX of a kernel as a launch would compile it; needs triton's compiler, and no GPU. Other arguments are int32."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    types = types | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "i32") for name in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    binary = compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    assert binary.metadata.shared <= {80: 163, 90: 227}[capability] * 1024  # what a block of threads may hold
+    return str(binary.asm["ptx"])
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dim"),
+    [
+        (90, "bf16", 64),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in product((80, 90), ("bf16", "fp16", "fp32"), (128, 256))
+        ),
+    ],
+)
+def test_compiled_for_a_gpu_it_multiplies_int8(capability: int, dtype: str, dim: int) -> None:
+    from attnbench_plugins import int8_triton
+
+    block_m, block_n, warps, stages = int8_triton.tiles(dim, dim, dtype == "fp32")
+    types = {"q_ptr": "*i8", "k_ptr": "*i8", "v_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "scale": "fp32"}
+    types |= {"q_scale_ptr": "*fp32", "k_scale_ptr": "*fp32"}
+    constants = {
+        "IS_CAUSAL": True,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "DIM": dim,
+        "VALUE_DIM": dim,
+        "v_stride_d": 1,
+    }
+    ptx = compiled(int8_triton.attention_kernel, capability, types, constants, warps, stages)
+    products = {word for word in ptx.split() if word.startswith(("mma.sync", "wgmma.mma_async"))}
+    assert any("s32.s8.s8" in name for name in products)
+    assert all("s32.s8.s8" in name or "f32" in name for name in products)
+
+
+@pytest.mark.parametrize("rows", [1, 32, 128])
+def test_the_quantizing_kernel_compiles_for_a_gpu(rows: int) -> None:
+    from attnbench_plugins import int8_triton
+
+    types = {"x_ptr": "*bf16", "mean_ptr": "*fp32", "out_ptr": "*i8", "scale_ptr": "*fp32"}
+    constants = {"HAS_MEAN": True, "ROWS": rows, "BLOCK": 128, "DIM": 64, "stride_d": 1}
+    assert ".entry" in compiled(int8_triton.quantize_kernel, 90, types, constants, 4, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 32, 128])
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dim", [33, 64, 128, 256])
+def test_on_a_gpu(dim: int, dtype: str, mask: str, rows: int) -> None:
+    for seq, kv_seq in ((1, 300), (257, 1000), (1024, 1024)):
+        w = Workload(
+            seq=seq,
+            kv_seq=kv_seq,
+            heads=4,
+            kv_heads=2,
+            head_dim=dim,
+            value_dim=dim,
+            dtype=dtype,
+            mask=mask,
+            device="cuda",
+        )
+        implementation, approximation = errors(Int8(rows=rows), w, make(w))
+        assert implementation < (1e-3 if dtype == "float32" else TOLERANCE[dtype])
+        assert 1e-3 < approximation < 3e-2
+
+
+if __name__ == "__main__":
+    print(json.dumps([interpret(*case) for case in CASES]))
