@@ -81,9 +81,7 @@ class Sweep:
         survivors = self.survivors()
         runs = sorted(self.results.glob("*/run.json"))
         path = runs[0].parent if len(runs) == 1 else None
-        return Result(
-            code, self._out.read_text(), self.stderr(), path, survivors, records.rows(path) if path else []
-        )
+        return Result(code, self._out.read_text(), self.stderr(), path, survivors, records.rows(path) if path else [])
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Waits until stderr holds the text."""

@@ -128,7 +128,9 @@ def test_a_sweep_with_bad_cells_finishes(faults: Result) -> None:
     assert sorted(faults.statuses()) == sorted(set(FAULTS) | {r["plugin"] for r in faults.rows})
     assert len(faults.statuses()) == len(faults.rows) == len(FAULTS) + len(MANNERS) + 1
     counted = faults.out.splitlines()[0]
-    assert counted.startswith(f"{len(faults.rows)} of {len(faults.rows)} cells: {len(MANNERS) + 1} ok, 1 skipped, 2 out")
+    assert counted.startswith(
+        f"{len(faults.rows)} of {len(faults.rows)} cells: {len(MANNERS) + 1} ok, 1 skipped, 2 out"
+    )
 
 
 @pytest.mark.parametrize("plugin", ["good", *MANNERS])
@@ -202,7 +204,7 @@ def test_long_inputs_hide_no_missing_keys_or_rows(tmp_path: Path) -> None:
         tmp_path, "--plugins", "drops-keys,last-rows,unwritten-tail", "--seq", "4096", "--kv-seq", "4096",
         "--budget", "30",
     )  # fmt: skip
-    bad = {name: "wrong" for name in ("drops-keys", "last-rows", "unwritten-tail")}
+    bad = dict.fromkeys(("drops-keys", "last-rows", "unwritten-tail"), "wrong")
     assert result.statuses() == bad | {"good": "ok"}
 
 

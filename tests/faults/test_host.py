@@ -332,7 +332,14 @@ def test_a_read_only_results_folder(mounts: None, tmp_path: Path, damaged: Path)
 def test_no_shared_memory_is_needed(mounts: None, tmp_path: Path) -> None:
     script = 'mkdir empty && mount --bind empty /dev/shm && mount -o remount,bind,ro /dev/shm || exit 99; "$@"'
     result = run(
-        tmp_path, "--plugins", "good", "--seq", "64", "--budget", "5", wrapper=("unshare", "-m", "sh", "-c", script, "sh")
+        tmp_path,
+        "--plugins",
+        "good",
+        "--seq",
+        "64",
+        "--budget",
+        "5",
+        wrapper=("unshare", "-m", "sh", "-c", script, "sh"),
     )
     assert (result.code, result.statuses()) == (0, {"good": "ok"})
 
@@ -347,6 +354,4 @@ def test_no_place_for_temporary_files(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ, timeout=120
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "attnbench: can't make a temporary file: No such file or directory; set TMPDIR"
-    ]
+    assert done.stderr.splitlines() == ["attnbench: can't make a temporary file: No such file or directory; set TMPDIR"]
