@@ -37,14 +37,22 @@ CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class _Commands(click.Group):
-    """Turns the errors that attnbench raises on purpose into one line and exit code 2."""
+    """Bad usage, ours and click's, is one line and exit code 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **(kwargs | {"standalone_mode": False}))
         except AttnbenchError as error:
-            click.echo(f"attnbench: {error}", err=True)
-            ctx.exit(USAGE)
+            message = str(error)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(0)
+        except click.Abort:
+            sys.exit(INTERRUPTED)
+        except click.ClickException as error:
+            message = " ".join(error.format_message().split())
+        click.echo(f"attnbench: {message}", err=True)
+        sys.exit(USAGE)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,6 +76,14 @@ def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, st
         return names
 
     return parse
+
+
+class _Seconds(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if seconds != seconds:  # NaN passes every range
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
 
 
 _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
@@ -101,8 +117,8 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
 @click.option("--precision", default="2%", show_default=True, help="Half-width at which an interval has converged.")
-@click.option("--budget", type=click.FloatRange(1, 1e7), default=300, show_default=True, help="Seconds for the sweep.")
-@click.option("--timeout", type=click.FloatRange(0.1, 1e6), default=120, show_default=True, help="Seconds for a cell.")
+@click.option("--budget", type=_Seconds(1, 1e7), default=300, show_default=True, help="Seconds for the sweep.")
+@click.option("--timeout", type=_Seconds(0.1, 1e6), default=120, show_default=True, help="Seconds for a cell.")
 @click.option("--memory", help="What may be in use at a time, such as 16GiB.  [default: 80% of what is free]")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Runs go here."
@@ -133,6 +149,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     from attnbench.records import Run, read_meta
 
     console = Console(stderr=True)
+    runner.choose(options["plugins"], options["baseline"])
     old = runner.Asked.from_dict(read_meta(resumed).get("args", {})) if resumed else None
     threads = old.sweep.threads if old else options["threads"] or usable_cores()
     _warn_of_threads(console, threads)

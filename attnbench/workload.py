@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from math import prod
 from typing import Any
 
 from attnbench.errors import AttnbenchError
@@ -271,6 +272,10 @@ class Sweep:
         """
         if self.scope not in (None, *SCOPES, "all"):
             raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
+        axes = (self.seq, self.kv_seq, self.batch, self.heads, self.kv_heads, self.head_dim, self.value_dim)
+        count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask))
+        if count > _MAX_VALUES:
+            raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
         cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
         return sorted(cells, key=lambda w: (w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn.functional import pad
 from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
-STRIP = 256  # query rows whose scores are held at a time on a CPU
+SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
+QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
 MAX_DIM = 256  # what the GPU kernel's tiles hold
 
 
@@ -57,13 +59,15 @@ class Int8(Plugin):
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         w = workload
-        q_rows, k_rows = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq
-        int8_and_scales = (q_rows + k_rows) * (w.head_dim + 4)
         if w.device == "cuda":
-            return int8_and_scales
-        quantizing = 4 * max(q_rows if w.itemsize == 4 else 2 * q_rows, 2 * k_rows) * w.head_dim
-        strip = min(STRIP, w.seq) * w.kv_seq * (4 if w.itemsize == 4 else 4 + w.itemsize)
-        return int8_and_scales + max(strip, quantizing)
+            return w.batch * (w.heads * w.seq + w.kv_heads * w.kv_seq) * (w.head_dim + 4)  # int8 and scales
+        half = w.itemsize < 4
+        scores = strip_rows(w) * w.kv_seq * (6 if w.dtype == "bfloat16" else 4)
+        # int8 of Q and K, and the float32 that quantizing holds: smoothed K and K / scale, or Q and Q / scale.
+        q, k = (n * heads_together(w) * w.head_dim for n in (w.group * w.seq, w.kv_seq))
+        quantizing = q + k + 4 * max(2 * k, (2 if half else 1) * q)
+        copies = 0 if w.dtype != "float16" else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
+        return scores + quantizing + copies
 
     def build(self, workload: Workload) -> Attention:
         if workload.device == "cuda":
@@ -74,12 +78,12 @@ class Int8(Plugin):
 
             return Attention(call, "triton, int8 tl.dot")
         narrow = "" if key_levels("cpu") == 127 else ", K in 7 bits (no VNNI)"
-        return Attention(strips(workload, self.rows), f"torch._int_mm, strips of {STRIP} rows{narrow}")
+        return Attention(strips(workload, self.rows), f"torch._int_mm, strips of {strip_rows(workload)} rows{narrow}")
 
 
 def smooth(key: Tensor) -> Tensor:
-    """K minus its mean over tokens, in float32: (batch, kv_heads, kv_seq, head_dim). Equation 5."""
-    return key - key.mean(dim=2, keepdim=True, dtype=torch.float32)
+    """K (..., kv_seq, head_dim) minus its mean over tokens, in float32. Equation 5."""
+    return key - key.mean(dim=-2, keepdim=True, dtype=torch.float32)
 
 
 def quantize(x: Tensor, rows: int, levels: int = 127) -> tuple[Tensor, Tensor]:
@@ -106,36 +110,63 @@ def key_levels(device: str) -> int:
 
 
 def strips(workload: Workload, rows: int) -> Call:
-    """Plain torch: head by head, STRIP query rows at a time over all keys that they see. Holds O(STRIP * l) scores."""
-    levels = key_levels("cpu")
-    future = torch.ones(STRIP, STRIP, dtype=torch.bool).triu(1)  # True where the key lies after the query
+    """Plain torch: head by head, a strip of query rows at a time over all keys that they see."""
+    w, levels = workload, key_levels("cpu")
+    # float16 products run element by element on a CPU, thousands of times slower than in float32.
+    dtype = torch.bfloat16 if w.dtype == "bfloat16" else torch.float32
+    strip, together = strip_rows(w), heads_together(w)
+    future = torch.ones(strip, strip, dtype=torch.bool).triu(1)  # True where the key lies after the query
+
+    def attend(
+        q8: Tensor,
+        q_scale: Tensor,
+        k8: Tensor,
+        k_scale: Tensor,
+        value: Tensor,
+        out: Tensor,
+        buffer: Tensor,
+        narrow: Tensor,
+    ) -> None:
+        """One head: q8 (seq, head_dim), k8 (kv_seq, head_dim), scales (.., 1), value (kv_seq, value_dim)."""
+        for start in range(0, w.seq, strip):
+            end = min(start + strip, w.seq)
+            seen = end + w.offset if w.is_causal else w.kv_seq
+            shape = (end - start, seen)
+            integers = buffer[: shape[0] * seen].view(shape)
+            torch._int_mm(q8[start:end], k8[:seen].T, out=integers)
+            scores = integers.view(torch.float32).copy_(integers)  # in place
+            scores.mul_(k_scale[:seen].T).mul_(q_scale[start:end])
+            if w.is_causal:
+                scores[:, start + w.offset :].masked_fill_(future[: shape[0], : shape[0]], float("-inf"))
+            weights = torch.softmax(scores, dim=-1, out=scores)
+            if dtype != torch.float32:
+                weights = narrow[: weights.numel()].view(shape).copy_(weights)
+            torch.mm(weights, value[:seen], out=out[start:end])
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, heads, seq, _ = query.shape
-        kv_seq = key.shape[2]
-        q8, q_scale = quantize(query.float(), rows)
-        k8, k_scale = quantize(smooth(key), rows, levels)
-        q_scale *= workload.scale
-        # float16 products run element by element on a CPU, thousands of times slower than in float32.
-        v = value.float() if value.dtype == torch.float16 else value
-        out = v.new_empty(batch, heads, seq, v.shape[-1])
-        buffer = torch.empty(min(STRIP, seq) * kv_seq, dtype=torch.int32)
-        for b in range(batch):
-            for h in range(heads):
-                kv_head = h // workload.group
-                for start in range(0, seq, STRIP):
-                    size = min(STRIP, seq - start)
-                    part = slice(start, start + size)
-                    seen = part.stop + workload.offset if workload.is_causal else kv_seq
-                    k, ks = k8[b, kv_head, :seen].T, k_scale[b, kv_head, :seen].T  # (head_dim, seen), (1, seen)
-                    integers = buffer[: size * seen].view(size, seen)
-                    torch._int_mm(q8[b, h, part], k, out=integers)
-                    scores = integers.view(torch.float32).copy_(integers)  # in place
-                    scores.mul_(ks).mul_(q_scale[b, h, part])
-                    if workload.is_causal:
-                        scores[:, start + workload.offset :].masked_fill_(future[:size, :size], float("-inf"))
-                    weights = torch.softmax(scores, dim=-1, out=scores)
-                    torch.mm(weights.to(v.dtype), v[b, kv_head, :seen], out=out[b, h, part])
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim, dtype=dtype)
+        buffer = torch.empty(strip * w.kv_seq, dtype=torch.int32)
+        narrow = torch.empty(strip * w.kv_seq if dtype != torch.float32 else 0, dtype=dtype)
+        for b, first in product(range(w.batch), range(0, w.kv_heads, together)):
+            heads = range(first * w.group, min(first + together, w.kv_heads) * w.group)
+            k8, k_scale = quantize(smooth(key[b, first : first + together]), rows, levels)  # (together, kv_seq, ..)
+            q8, q_scale = quantize(query[b, heads.start : heads.stop].float(), rows)  # (together * group, seq, ..)
+            q_scale *= w.scale
+            v = value[b, first : first + together].to(dtype)
+            for i, h in enumerate(heads):
+                j = i // w.group
+                attend(q8[i], q_scale[i], k8[j], k_scale[j], v[j], out[b, h], buffer, narrow)
         return out.to(query.dtype)
 
     return call
+
+
+def strip_rows(workload: Workload) -> int:
+    """Query rows to a strip: as many as hold SCORES scores with all keys, between 64 and 512."""
+    return min(workload.seq, max(64, min(512, SCORES // workload.kv_seq)))
+
+
+def heads_together(workload: Workload) -> int:
+    """Key/value heads quantized at once: all of a short sequence, to spare small calls; one of a long one."""
+    per_head = workload.head_dim * max(workload.kv_seq, workload.group * workload.seq)
+    return max(1, min(workload.kv_heads, QUANTIZED // per_head))

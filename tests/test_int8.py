@@ -136,7 +136,7 @@ def test_every_score_comes_from_an_integer_product(mask: str) -> None:
     call = Int8().build(w).call
     with Products() as products:
         call(*inputs)
-    pairs = 2 * (256 * 356 + 256 * 612 + 88 * 700 if mask == "causal" else 600 * 700)  # strips end where they see
+    pairs = 2 * (512 * 612 + 88 * 700 if mask == "causal" else 600 * 700)  # a strip ends where its last row sees
     assert products.int8 == pairs * 32
     assert products.other == pairs * 48
 

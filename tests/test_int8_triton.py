@@ -66,7 +66,7 @@ def same(ours: tuple[torch.Tensor, torch.Tensor], plain: tuple[torch.Tensor, tor
 
 @pytest.fixture(scope="session")
 def interpreted() -> dict[tuple[str, str, str, int], dict[str, Any]]:
-    env = os.environ | {"TRITON_INTERPRET": "1"}
+    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=True)
     return dict(zip(CASES, json.loads(run.stdout), strict=True))
 

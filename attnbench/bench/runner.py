@@ -16,7 +16,7 @@ from attnbench.bench.plan import Cell, ask, cells_of
 from attnbench.bench.session import Progress, Session, Settings
 from attnbench.errors import AttnbenchError
 from attnbench.records import Row, Run, key
-from attnbench.registry import find, select
+from attnbench.registry import Request, find, select
 from attnbench.workload import Sweep
 
 _MEMORY_SHARE = 0.8  # of what is available
@@ -66,21 +66,31 @@ def memory_limit(facts: Message, device: str) -> int:
     return int(_MEMORY_SHARE * free)
 
 
+def choose(plugins: str, baseline: str) -> tuple[list[Request], Request | None]:
+    """The plugins asked for and the baseline (None for "none"), by metadata alone.
+
+    Raises:
+        AttnbenchError: a name is unknown, or the baseline is not one plugin.
+    """
+    found = find()
+    requests = select(plugins, found)
+    if baseline == "none":
+        return requests, None
+    base = select(baseline, found)
+    if len(base) != 1 or base[0].every:
+        raise AttnbenchError(f"--baseline {baseline!r} must name one plugin")
+    return requests, base[0]
+
+
 def plan(server: Forkserver, asked: Asked) -> tuple[list[Cell], str]:
     """All cells, workload by workload with the baseline first, and the baseline's canonical name ("" for none).
 
     Raises:
         AttnbenchError: a plugin, an option or a combination of sizes is not to be had.
     """
-    found = find()
     workloads = asked.sweep.workloads()
-    requests = select(asked.plugins, found)
-    base_cells: list[Cell] = []
-    if asked.baseline != "none":
-        base = select(asked.baseline, found)
-        if len(base) != 1 or base[0].every:
-            raise AttnbenchError(f"--baseline {asked.baseline!r} must name one plugin")
-        base_cells = list(cells_of(base[0], ask(server, base[0], workloads), workloads))
+    requests, base = choose(asked.plugins, asked.baseline)
+    base_cells = list(cells_of(base, ask(server, base, workloads), workloads)) if base else []
     cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads), workloads)]
     unique: dict[tuple[str, Any], Cell] = {}
     for cell in [*base_cells, *cells]:
