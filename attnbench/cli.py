@@ -237,6 +237,7 @@ def _measure(
     from attnbench.bench import runner
     from attnbench.progress import Watch
 
+    record.repair()  # a broken run is refused before anything is said of it
     click.echo(f"{len(cells)} cells, budget {asked.budget:.0f} s, into {record.path}", err=True)
     try:
         with Watch(console, len(cells)) as watch:

@@ -173,23 +173,29 @@ def gather(workload: Workload, mask: Pattern) -> Call:
     """
     some, every = mask.blocks()
     steps = [_step(mask, row, some[row], every[row], workload.device) for row in range(len(some))]
-    heads, kv_heads, group, scale = workload.heads, workload.kv_heads, workload.group, workload.scale
-    # A half-precision product on a CPU runs element by element, thousands of times slower than in float32.
-    slow_half = workload.device == "cpu" and workload.dtype == "float16"
+    w, dtype = workload, getattr(torch, workload.dtype)
+    if w.device == "cpu" and w.dtype == "float16":
+        dtype = torch.float32  # float16 products run element by element on a CPU, thousands of times slower
+    both, widest = w.batch * w.kv_heads, _widest(w, mask, some)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, _, seq, _ = query.shape
-        out = query.new_empty(batch, heads, seq, value.shape[-1])
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        buffer = query.new_empty(widest, dtype=torch.float32)
+        narrow = buffer if dtype == torch.float32 else query.new_empty(widest, dtype=dtype)
         for rows, keys, hidden in steps:
-            q = query[:, :, rows].reshape(batch, kv_heads, -1, query.shape[-1])  # (b, kv_heads, group * rows, d)
-            k, v = (x[:, :, keys] for x in (key, value))  # (b, kv_heads, keys, d): a view where blocks are neighbours
-            if slow_half:
-                q, k, v = q.float(), k.float(), v.float()
-            scores = (q @ k.transpose(-1, -2)).float().mul_(scale)  # (b, kv_heads, group * rows, keys)
+            q = query[:, :, rows].reshape(both, -1, w.head_dim).to(dtype)  # (both, group * rows, head_dim)
+            k, v = (x[:, :, keys].flatten(0, 1).to(dtype) for x in (key, value))  # (both, keys, ..)
+            shape = (both, q.shape[1], k.shape[1])
+            scores, weights = (x[: shape[0] * shape[1] * shape[2]].view(shape) for x in (buffer, narrow))
+            torch.baddbmm(weights, q, k.mT, beta=0, alpha=w.scale, out=weights)
+            if dtype != torch.float32:
+                scores.copy_(weights)
             if hidden is not None:
-                scores.view(batch, kv_heads, group, *hidden.shape).masked_fill_(hidden, float("-inf"))
-            weights = torch.softmax(scores, dim=-1, out=scores).to(q.dtype)
-            out[:, :, rows] = (weights @ v).view(batch, heads, -1, value.shape[-1])
+                scores.view(both, w.group, *hidden.shape).masked_fill_(hidden, float("-inf"))
+            torch.softmax(scores, dim=-1, out=scores)
+            if dtype != torch.float32:
+                weights.copy_(scores)
+            out[:, :, rows] = (weights @ v).view(w.batch, w.heads, -1, w.value_dim)
         return out
 
     return call
@@ -212,10 +218,15 @@ def _step(mask: Pattern, row: int, some: Tensor, every: Tensor, device: str) -> 
     return slice(start, end), slice(first, last + 1) if neighbours else keys, hidden
 
 
-def gather_bytes(workload: Workload, mask: Pattern) -> int:
-    """What the widest block of queries holds: its scores and weights, and copies of its keys and values."""
-    some, _ = mask.blocks()
+def _widest(workload: Workload, mask: Pattern, some: Tensor) -> int:
+    """Scores of the block of queries that sees most."""
     rows, keys = min(mask.block, workload.seq), min(int(some.sum(-1).max()) * mask.block, workload.kv_seq)
-    scores = workload.batch * workload.heads * rows * keys * (4 if workload.itemsize == 4 else 8)
-    gathered = workload.batch * workload.kv_heads * keys * (workload.head_dim + workload.value_dim) * workload.itemsize
-    return scores + gathered
+    return workload.batch * workload.heads * rows * keys
+
+
+def gather_bytes(workload: Workload, mask: Pattern) -> int:
+    """What the widest block of queries holds: scores and weights; its rows of Q and output; its keys and values."""
+    w, scores = workload, _widest(workload, mask, mask.blocks()[0])
+    rows = w.batch * w.heads * min(mask.block, w.seq)
+    dims = (w.head_dim + w.value_dim) * w.itemsize
+    return scores * (4 if w.itemsize == 4 else 6) + (rows + scores // rows * w.batch * w.kv_heads) * dims

@@ -63,9 +63,10 @@ class Int8(Plugin):
             return w.batch * (w.heads * w.seq + w.kv_heads * w.kv_seq) * (w.head_dim + 4)  # int8 and scales
         half = w.itemsize < 4
         scores = strip_rows(w) * w.kv_seq * (6 if w.dtype == "bfloat16" else 4)
-        # int8 of Q and K, and the float32 that quantizing holds: smoothed K and K / scale, or Q and Q / scale.
+        # int8 of Q and K, of these heads and the ones before, and the float32 that quantizing holds: smoothed K and
+        # K / scale, or Q and Q / scale.
         q, k = (n * heads_together(w) * w.head_dim for n in (w.group * w.seq, w.kv_seq))
-        quantizing = q + k + 4 * max(2 * k, (2 if half else 1) * q)
+        quantizing = 2 * (q + k) + 4 * max(2 * k, (2 if half else 1) * q)
         copies = 0 if w.dtype != "float16" else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
         return scores + quantizing + copies
 

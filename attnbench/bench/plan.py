@@ -65,12 +65,12 @@ class Cell:
         return None if self.workspace is None else self.tensor_bytes + self.workspace
 
 
-def ask(server: Forkserver, request: Request, workloads: Sequence[Workload]) -> Message:
+def ask(server: Forkserver, request: Request, workloads: Sequence[Workload], memory: int | None = None) -> Message:
     """What a plugin says of itself and of each workload; a `failed` message if it can't even be asked."""
     found = request.found
     if found.problem:
         return {"failed": "error", "reason": found.problem}
-    worker = server.start()
+    worker = server.start(memory)
     try:
         message = {"op": "describe", **request.as_dict(), "workloads": [w.as_dict() for w in workloads]}
         return worker.request(message, _DESCRIBE_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from itertools import groupby
@@ -90,8 +91,9 @@ def plan(server: Forkserver, asked: Asked) -> tuple[list[Cell], str]:
     """
     workloads = asked.sweep.workloads()
     requests, base = choose(asked.plugins, asked.baseline)
-    base_cells = list(cells_of(base, ask(server, base, workloads), workloads)) if base else []
-    cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads), workloads)]
+    limit = asked.memory if asked.sweep.device == "cpu" else None  # CUDA maps far more than it uses
+    base_cells = list(cells_of(base, ask(server, base, workloads, limit), workloads)) if base else []
+    cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads, limit), workloads)]
     unique: dict[tuple[str, Any], Cell] = {}
     for cell in [*base_cells, *cells]:
         unique.setdefault((cell.plugin, cell.workload), cell)
@@ -128,14 +130,22 @@ def execute(
     try:
         session.run(todo, run, progress)
         run.meta["finished"] = now()
-    finally:
-        wall = monotonic() - began
-        spent = {"wall": wall, "calls": session.seconds.calls, "compilation": session.seconds.compilation}
-        total = {k: round(before.get(k, 0.0) + v, 3) for k, v in spent.items()}
-        run.meta["seconds"] = total | {"elsewhere": round(total["wall"] - total["calls"] - total["compilation"], 3)}
-        run.meta["machine"]["load_end"] = machine.load()
-        run.save()
+    except BaseException:
+        with suppress(AttnbenchError):  # what ended the run matters more than that this can't be written either
+            _account(run, session, before, began)
+        raise
+    _account(run, session, before, began)
     return run.repair()
+
+
+def _account(run: Run, session: Session, before: Mapping[str, float], began: float) -> None:
+    """Adds where this command's wall time went to what earlier ones of the run took."""
+    wall = monotonic() - began
+    spent = {"wall": wall, "calls": session.seconds.calls, "compilation": session.seconds.compilation}
+    total = {k: round(before.get(k, 0.0) + v, 3) for k, v in spent.items()}
+    run.meta["seconds"] = total | {"elsewhere": round(total["wall"] - total["calls"] - total["compilation"], 3)}
+    run.meta["machine"]["load_end"] = machine.load()
+    run.save()
 
 
 def now() -> str:

@@ -160,6 +160,7 @@ class Subject:
             memory.poison(self.buffers[0])
             first, out = latency.time_block(call, self.buffers, 1)
             self._check_form(out)
+            self._check_global_state()
             facts: Message = {"setup_s": self.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
             began = latency.clock()
             if self.thorough:

@@ -23,6 +23,8 @@ SEQ = (32, 48, 64, 80, 96, 112)
 PLUGINS = ("good", "prints", "call-raises")
 ARGUMENTS = ("--plugins", ",".join(PLUGINS), "--seq", ",".join(map(str, SEQ)), "--budget", "20")
 
+pytestmark = pytest.mark.slow  # each kills, fills or cuts off whole sweeps
+
 
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> bool:
     """Whether this process may make a mount namespace of its own."""
@@ -349,7 +351,7 @@ def test_no_place_for_temporary_files(tmp_path: Path) -> None:
         "import sys, tempfile; tempfile.tempdir = '/nowhere'; "
         "from attnbench.cli import main; sys.argv[0] = 'attnbench'; main()"
     )
-    arguments = ("run", *SHAPE, "--plugins", "good", "--seq", "64", "--out", str(tmp_path / "results"))
+    arguments = ("run", *SHAPE, "--plugins", "naive", "--seq", "64", "--out", str(tmp_path / "results"))
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ, timeout=120
     )
