@@ -212,7 +212,7 @@ def allot(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[C
             break
         rounds[i] = FEW_ROUNDS
         left += (MIN_ROUNDS - FEW_ROUNDS) * each[i]
-    if left > 0:
+    if left > 0 and each:
         rounds = _spread(each, rounds, left + sum(n * c for n, c in zip(rounds, each, strict=True)))
     return dict(zip(open_cells, rounds, strict=True))
 

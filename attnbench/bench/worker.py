@@ -139,6 +139,7 @@ class Subject:
         memory.return_freed_pages()
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
+        torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.global_state = _global_state()
         self.plugin = load(target)(**options)
         # Two sets of values to rotate between, and the buffers that the calls see.
@@ -152,28 +153,27 @@ class Subject:
         self.stage = "build"
         call, attention = self._build()
         self.call = call
-        with torch.no_grad():
-            for draw, tensors in enumerate(self.sets):
-                inputs.fill(tensors, self.workload, draw)
-            self.stage = "first call"
-            self._show(0)
-            memory.poison(self.buffers[0])
-            first, out = latency.time_block(call, self.buffers, 1)
-            self._check_form(out)
-            self._check_global_state()
-            facts: Message = {"setup_s": self.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
-            began = latency.clock()
-            if self.thorough:
-                self.stage = "memory and error"
-                checked = self._measure_memory_and_error(out)
-                facts["calls_s"] += checked.pop("calls_s")
-                facts |= checked
-            facts["checks_s"] = latency.clock() - began  # what a further process of the same cell is spared
-            del out
-            memory.keep_freed_pages()
-            self.stage = "warm-up"
-            steady, spent = latency.warm_up(call, self.buffers)
-            facts["calls_s"] += spent
+        for draw, tensors in enumerate(self.sets):
+            inputs.fill(tensors, self.workload, draw)
+        self.stage = "first call"
+        self._show(0)
+        memory.poison(self.buffers[0])
+        first, out = latency.time_block(call, self.buffers, 1)
+        self._check_form(out)
+        self._check_global_state()
+        facts: Message = {"setup_s": self.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
+        began = latency.clock()
+        if self.thorough:
+            self.stage = "memory and error"
+            checked = self._measure_memory_and_error(out)
+            facts["calls_s"] += checked.pop("calls_s")
+            facts |= checked
+        facts["checks_s"] = latency.clock() - began  # what a further process of the same cell is spared
+        del out
+        memory.keep_freed_pages()
+        self.stage = "warm-up"
+        steady, spent = latency.warm_up(call, self.buffers)
+        facts["calls_s"] += spent
         facts["call_s"] = steady
         facts["implementation"] = printable(str(attention.implementation))
         facts["density"] = None if attention.density is None else float(attention.density)
@@ -303,25 +303,24 @@ class Subject:
     def block(self, calls: int, head: int, turn: int, check: bool) -> Message:
         """Times one block on the next set of values. With `check`, on fresh values, and its output is checked."""
         self.stage = "timed call"
-        with torch.no_grad():
-            shown = turn % len(self.sets)
-            if check:
-                inputs.fill(self.sets[shown], self.workload, self.draws)
-                self.rows = reference.sample_rows(self.workload.seq, self.workload.seed + self.draws)
-                self.draws += 1
-            self._show(shown)
-            if check:
-                memory.poison(self.buffers[0])
-            timed, out = latency.time_block(self.call, self.buffers, calls, head)
-            self.calls += calls + head
-            answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
-            if check:
-                self._check_form(out)
-                self._check_inputs(shown)
-                # A block repeats a short call on the same values: one that remembers its last answer would win.
-                if calls + head > 1 and _storage(self.call(*self.buffers)) == _storage(out):
-                    raise Failed("wrong", "a call returns the output of the call before once more")
-                answer |= self._check_values(out)
+        shown = turn % len(self.sets)
+        if check:
+            inputs.fill(self.sets[shown], self.workload, self.draws)
+            self.rows = reference.sample_rows(self.workload.seq, self.workload.seed + self.draws)
+            self.draws += 1
+        self._show(shown)
+        if check:
+            memory.poison(self.buffers[0])
+        timed, out = latency.time_block(self.call, self.buffers, calls, head)
+        self.calls += calls + head
+        answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
+        if check:
+            self._check_form(out)
+            self._check_inputs(shown)
+            # A block repeats a short call on the same values: one that remembers its last answer would win.
+            if calls + head > 1 and _storage(self.call(*self.buffers)) == _storage(out):
+                raise Failed("wrong", "a call returns the output of the call before once more")
+            answer |= self._check_values(out)
         self._check_global_state()
         return answer
 

@@ -220,7 +220,7 @@ class State(Good):
 
     def build(self, workload: Workload) -> Call:
         if self.what == "grad":
-            torch.set_grad_enabled(False)
+            torch.set_grad_enabled(not torch.is_grad_enabled())
         return super().build(workload)
 
     def fault(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
