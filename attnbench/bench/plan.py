@@ -23,8 +23,9 @@ FEW_ROUNDS = 3  # what a cell too dear for MIN_ROUNDS still gets: a median, and 
 MOST_ROUNDS = 100
 LOOKS = (12, 25, 50)  # rounds after which a cell may stop early
 
-_BUDGET_SHARE = 1 / 3  # no single cell may take more of the budget
+_BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
 _PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processes may take
+_CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 _WORKER_BYTES = 200 << 20  # resident in a worker beside its tensors
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _UNTIMED_CALLS = 2.5  # first call, call that measures memory, and warming up
@@ -143,10 +144,13 @@ class Costs:
         self._fixed[self._like(cell)] = fixed_s
 
     def call(self, cell: Cell) -> float:
-        """Seconds of one call."""
-        known = self._calls.get(self._like(cell))
-        if not known:
-            return cell.flops / _GUESSED_FLOPS_PER_S[cell.workload.device]
+        """Seconds of one call. Where none like it was measured, at the rate of the plugin's others, or of anyone's."""
+        known = (
+            self._calls.get(self._like(cell))
+            or [k for like, calls in self._calls.items() if like[0] == cell.plugin for k in calls]
+            or [k for calls in self._calls.values() for k in calls]
+            or [(1, 1 / _GUESSED_FLOPS_PER_S[cell.workload.device])]
+        )
         flops, seconds = min(known, key=lambda k: abs(k[0] - cell.flops))
         return seconds * cell.flops / max(1, flops)
 
@@ -177,9 +181,9 @@ def skip_too_large(cells: Iterable[Cell], memory: int) -> None:
 
 
 def skip_too_dear(cells: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
-    """Ends cells whose fewest useful calls would take over a third of the budget, or more than what is left.
+    """Ends cells whose fewest useful calls would take over a quarter of the budget, or more than what is left.
 
-    Where fewer than three cells share the budget, each may take its part of it.
+    Where fewer than four cells share the budget, each may take its part of it.
     """
     share = max(_BUDGET_SHARE, 1 / max(1, sum(c.status is None for c in cells)))
     for cell in cells:
@@ -208,7 +212,7 @@ def allot(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[C
     rounds = [MIN_ROUNDS] * len(each)
     left = seconds - sum(costs.ready(c) for c in open_cells if c not in ready) - sum(MIN_ROUNDS * c for c in each)
     for i in sorted(range(len(each)), key=lambda i: -each[i]):
-        if left >= 0:
+        if left >= 0 or each[i] < _CHEAP * seconds:
             break
         rounds[i] = FEW_ROUNDS
         left += (MIN_ROUNDS - FEW_ROUNDS) * each[i]

@@ -234,9 +234,11 @@ class Session:
         going = [self._measured[one.cell] for one in live if one.cell.status is None]
         if not going:
             return 1
-        # The baseline takes part in every round, or the others would have nothing to be paired with.
-        if self._baseline in self._measured:
-            self._measured[self._baseline].planned = max(m.planned for m in going)
+        # A round without the baseline pairs with nothing.
+        if self._baseline in self._measured and self._baseline.status is None:
+            most = self._measured[self._baseline].planned
+            for measured in going:
+                measured.planned = min(measured.planned, most)
         start_s = sum(one.facts["start_s"] for one in live)
         rounds_s = sum(self._measured[one.cell].planned * self._costs.round(one.cell) for one in live)
         launches = processes(min(m.planned for m in going), rounds_s, start_s)
@@ -256,7 +258,11 @@ class Session:
         for turn in range(MOST_ROUNDS):
             # Cells planned for the most rounds go on where the time allotted to the workload is not used up.
             taking_part = [
-                one for one in live if self._goes_on(one.cell) and (turn < (n := planned[one.cell]) or n == longest)
+                one
+                for one in live
+                if self._goes_on(one.cell)
+                and (turn < (n := planned[one.cell]) or n == longest)
+                and self._spent[one.cell] + 2 * costs[one.cell] < self._settings.timeout
             ]
             spent, next_round = time.monotonic() - began, sum(costs[one.cell] for one in taking_part)
             if not taking_part or (turn >= longest and spent + next_round > allotted):
