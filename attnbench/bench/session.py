@@ -149,6 +149,9 @@ class Session:
         self, group: Sequence[Cell], pending: Sequence[Cell], left: float, progress: Progress
     ) -> None:
         """Cells that are alive together, in one process each or in several one after the other."""
+        if self._baseline in self._measured:  # it starts afresh beside each group
+            self._measured[self._baseline].converged = False
+            self._spent[self._baseline] = 0.0
         launch, launches = 0, 1
         while launch < launches:
             live = self._start([c for c in group if self._goes_on(c)], progress)
