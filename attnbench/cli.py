@@ -51,7 +51,9 @@ class _Commands(click.Group):
             sys.exit(INTERRUPTED)
         except click.ClickException as error:
             message = " ".join(error.format_message().split())
-        click.echo(f"attnbench: {message}", err=True)
+        # A name may hold a line break or worse: what a terminal can't print goes out as an escape.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        click.echo(f"attnbench: {line}", err=True)
         sys.exit(USAGE)
 
 
@@ -255,6 +257,7 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
     from collections import Counter
 
     from attnbench.records import STATUSES, WELL
+    from attnbench.warnings import KINDS
 
     count = Counter(row["status"] for row in rows)
     text = ", ".join(f"{count[s]} {s}" for s in STATUSES if count[s])
@@ -263,6 +266,9 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
     for row in rows:
         if row["status"] not in WELL:
             click.echo(f"  {row['status']}: {row['plugin']}, {row['scope']} at {row['seq']}: {row['reason']}")
+    warned = Counter(kind for row in rows for kind in row.get("warnings", []))
+    for kind, cells in sorted(warned.items(), key=lambda item: -item[1]):
+        click.echo(f"  {kind}, {cells} cell{'s' * (cells > 1)}: {KINDS[kind].means}; {KINDS[kind].advice}")
     seconds = record.meta.get("seconds")
     if seconds and seconds["wall"]:
         click.echo(
@@ -340,6 +346,35 @@ def plugins(names: tuple[str, ...], device: str) -> None:
 def _option(name: str, option: dict[str, Any]) -> str:
     choices = "|".join(str(c) for c in option["choices"])
     return f"{name}={option['default']}  {choices and f'({choices}) '}{option['help']}"
+
+
+@main.command()
+@click.option("--threads", type=click.IntRange(1), help="Threads that variants would use.  [default: all usable cores]")
+@click.option("--seconds", type=_Seconds(1), default=10.0, show_default=True, help="How long to try, for the A/A.")
+@click.option("--precision", default="2%", show_default=True, help="What the A/A should reach.")
+def doctor(threads: int | None, seconds: float, precision: str) -> None:
+    """Say whether this machine is fit to measure on, and what to mend.
+
+    The last line is tried: sdpa is measured against itself, and what differs by less than the interval of their
+    ratio can't be told apart here. Exit code 1 where something is amiss.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from attnbench.bench import doctor, runner
+    from attnbench.bench.forkserver import Forkserver
+
+    wanted, threads = parse_precision(precision), threads or usable_cores()
+    table = Table("", "found", "advice", box=None, pad_edge=False)
+    with Forkserver(threads) as server:
+        checks = doctor.look(runner.ask_machine(server), threads)
+        checks.append(doctor.smallest_difference(server, threads, seconds, wanted))
+    for check in checks:
+        table.add_row(check.name, check.found, check.advice)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    amiss = sum(bool(check.advice) for check in checks)
+    click.echo("fit to measure on" if not amiss else f"{amiss} of {len(checks)} to mend")
+    sys.exit(CELL_FAILED if amiss else 0)
 
 
 @main.command()

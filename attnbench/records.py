@@ -6,6 +6,7 @@ whole, so that a run that was killed at any moment holds whole workloads and at 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -116,7 +117,7 @@ class Run:
                 try:
                     written = file.write(line)
                     if written != len(line):
-                        raise OSError(28, "no space left on device")
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())
                 except OSError:
                     file.truncate(before)

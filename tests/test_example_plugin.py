@@ -3,6 +3,7 @@
 import os
 import subprocess
 import venv
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,7 @@ def test_example_plugin_runs_in_a_fresh_environment(tmp_path: Path) -> None:
     script = "import attnbench, sys; print(attnbench.load(sys.argv[1]).to_json(orient='records'))"
     (run,) = (tmp_path / "results").iterdir()
     rows = subprocess.run([home / "bin" / "python", "-c", script, run], capture_output=True, text=True, check=True)
-    frame = pd.read_json(rows.stdout).set_index("plugin")
+    frame = pd.read_json(StringIO(rows.stdout)).set_index("plugin")
     assert frame.loc["upcast", "status"] == "ok"
     assert frame.loc["upcast", "distribution"] == "attnbench-upcast 1.0"
     assert frame.loc["upcast", "latency_s"] > 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-from attnbench import theory
+from attnbench import theory, warnings
 from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.channel import Closed, Expired, Message
@@ -354,11 +354,9 @@ class Session:
         measured = self._measured[cell]
         latency, speedup = self._latency(cell), self._speedup(cell) or Interval(float("nan"), None, None)
         rounds, precise = len(measured.samples), self._is_precise(cell)
-        warnings = {
-            "memory-leak": measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES,
-            "few-rounds": rounds < MIN_ROUNDS,
-            "imprecise": rounds >= MIN_ROUNDS and not precise,
-        }
+        kinds = warnings.of_samples(measured.samples, self._settings.precision, precise)
+        if measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES:
+            kinds.append("memory-leak")
         return {
             "latency_s": latency.median,
             "latency_low_s": latency.low,
@@ -371,6 +369,6 @@ class Session:
             "speedup_low": speedup.low,
             "speedup_high": speedup.high,
             "flops_per_s": theory.flops(cell.workload) / latency.median,
-            "warnings": [kind for kind, applies in warnings.items() if applies],
+            "warnings": kinds,
             "samples": measured.samples,
         }

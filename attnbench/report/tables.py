@@ -15,6 +15,7 @@ from attnbench.report.panels import Panel, command_line
 from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style
 from attnbench.report.verdict import listed, warning_kinds
+from attnbench.warnings import KINDS, Kind
 
 ERROR_BOUND = 0.01
 """One column names the fastest variant whose approximation error (relative l2) is at most this."""
@@ -155,14 +156,17 @@ def tracebacks(panels: Sequence[Panel], style: Style) -> list[tuple[str, str]]:
 
 
 def warnings(frame: pd.DataFrame, style: Style) -> Table:
-    """Each kind of warning with how many cells carry it, and whose they are."""
+    """Each kind of warning with how many cells carry it, whose they are, and advice."""
     carriers: dict[str, list[str]] = {}
     for row in records(frame):
         for kind in warning_kinds(row["warnings"]):
             carriers.setdefault(kind, []).append(style.names[row["plugin"]])
     found = sorted(carriers.items(), key=lambda item: (-len(item[1]), item[0]))
-    rows = [[kind, str(len(names)), ", ".join(sorted(set(names)))] for kind, names in found]
-    return Table(["warning", "cells", "variants"], rows, numeric=frozenset({"cells"}))
+    rows = []
+    for kind, names in found:
+        known = KINDS.get(kind, Kind(units.NOTHING, units.NOTHING))  # of a newer attnbench
+        rows.append([kind, str(len(names)), ", ".join(sorted(set(names))), known.means, known.advice])
+    return Table(["warning", "cells", "variants", "what it means", "what to do"], rows, numeric=frozenset({"cells"}))
 
 
 def variants(frame: pd.DataFrame, style: Style) -> Table:

@@ -161,7 +161,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> int:
         try:
             if chance.random() < 0.7:  # most often where rows are written, else anywhere
                 sweep.wait_for("cells, budget")
-            time.sleep(chance.uniform(0, 3))
+            time.sleep(chance.uniform(0, 5))
         finally:
             sweep.process.kill()
         code = sweep.process.wait(60)
@@ -198,11 +198,9 @@ def test_kill_9_loses_no_row_and_leaves_no_process(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, kills=3, seed=0)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_kill_9_at_fifty_random_moments(tmp_path: Path, seed: int) -> None:
-    assert kill_and_resume(tmp_path, kills=10, seed=seed) > 0
+def test_kill_9_at_fifty_random_moments(tmp_path: Path) -> None:
+    assert sum(kill_and_resume(tmp_path / str(seed), kills=10, seed=seed) for seed in range(1, 6)) > 0
 
 
 def test_kill_9_while_a_plugin_hangs_with_a_grandchild(tmp_path: Path) -> None:
@@ -351,7 +349,7 @@ def test_no_place_for_temporary_files(tmp_path: Path) -> None:
         "import sys, tempfile; tempfile.tempdir = '/nowhere'; "
         "from attnbench.cli import main; sys.argv[0] = 'attnbench'; main()"
     )
-    arguments = ("run", *SHAPE, "--plugins", "naive", "--seq", "64", "--out", str(tmp_path / "results"))
+    arguments = ("run", *SHAPE, "--baseline", "sdpa", "--seq", "64", "--out", str(tmp_path / "results"))
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ, timeout=120
     )

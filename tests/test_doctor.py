@@ -1,0 +1,65 @@
+"""attnbench doctor: what it reads is judged, and the A/A is real."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from attnbench.bench import doctor
+from attnbench.cli import main
+
+FACTS = {"usable_threads": 4, "cores": 2, "cgroup_cpu": "max 100000", "governor": None}
+
+
+def checks(threads: int = 2, **changes: Any) -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.look(FACTS | changes, threads, seconds=0.05)}
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpu_max", "advice"),
+    [
+        (2, "max 100000", ""),
+        (2, None, ""),
+        (3, "max 100000", "--threads 2 is steadier"),
+        (5, "max 100000", "--threads 4 or fewer"),
+        (2, "150000 100000", "--threads 1"),
+        (2, "200000 100000", ""),
+    ],
+)
+def test_threads_fit_the_cores_and_the_cgroup(threads: int, cpu_max: str | None, advice: str) -> None:
+    found = checks(threads, cgroup_cpu=cpu_max)["threads"].advice
+    assert advice in found
+    assert bool(found) == bool(advice)
+
+
+@pytest.mark.parametrize(("governor", "amiss"), [("performance", False), ("powersave", True), (None, False)])
+def test_the_clock_should_be_fixed(governor: str | None, amiss: bool) -> None:
+    assert bool(checks(governor=governor)["frequency"].advice) == amiss
+
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "C++ compiler" in checks()["compiler"].advice
+
+
+def test_others_at_work_are_seen() -> None:
+    with psutil.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            load = {check.name: check for check in doctor.look(FACTS, 2, seconds=1)}["load"]
+        finally:
+            busy.kill()
+    assert "close other programs" in load.advice
+
+
+def test_the_command_tries_and_tells() -> None:
+    result = CliRunner().invoke(main, ["doctor", "--threads", "1", "--seconds", "3"])
+    assert result.exit_code in (0, 1)
+    assert "Traceback" not in result.output
+    assert "smallest difference" in result.stdout
+    assert "sdpa against itself is" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last == "fit to measure on" if result.exit_code == 0 else last.endswith("to mend")
