@@ -46,6 +46,10 @@ KINDS = {
         "the variant runs faster in some processes than in others, beyond the noise of rounds",
         "the interval counts it; only more processes narrow it, which a longer --budget buys",
     ),
+    "one-process": Kind(
+        "all rounds came from one process, and no other cell shows how much the variant differs between processes",
+        "the interval leaves that out; a longer --budget, or a shorter length in the same run, would show it",
+    ),
     "coarse-timer": Kind(
         "rounds took no time or all exactly the same, as a timer too coarse for them reads",
         "distrust the row; see `attnbench doctor` for the timer's resolution",

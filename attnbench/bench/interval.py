@@ -9,7 +9,7 @@ effective number (Bayley and Hammersley 1946). Over several processes, see `inte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, floor, log
+from math import exp, floor, hypot, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from scipy.stats import binom, rankdata, t
 MIN_PROCESSES = 5  # with fewer, Student's t asks for intervals too wide to be of use
 MIN_ROUNDS = 6  # the first number of rounds whose extremes hold the median with 95%: 1 - 2 * 0.5^6 = 0.969
 CONFIDENCE = 0.95
+_MAD_TO_DEVIATION = 1.4826  # of a normal distribution, from the median absolute deviation
+_MEDIAN_VARIANCE = 1.5708  # pi / 2: of a median, over that of a mean
 
 
 class Interval(NamedTuple):
@@ -35,23 +37,72 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2 / self.median
 
 
-def interval(values: Sequence[float], processes: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+class Spread:
+    """How much a plugin differs from process to process, pooled from cells that were measured in several.
+
+    The variance of the process medians' logarithms holds noise of the rounds too, which a cell in one process counts
+    by itself. Half of it is taken off: taking off all leaves intervals that hold the truth in 85% of cases only
+    (benchmarks/trust/coverage.py), since both variances are known from few values.
+    """
+
+    def __init__(self) -> None:
+        self._sum, self._freedom = 0.0, 0
+
+    @property
+    def known(self) -> bool:
+        return self._freedom > 0
+
+    def learn(self, values: Sequence[float], processes: Sequence[float]) -> None:
+        """Adds what one cell shows; nothing where it had fewer than `MIN_PROCESSES` processes."""
+        groups = _by_process(np.log(values), processes)
+        if len(groups) < MIN_PROCESSES:
+            return
+        medians = np.array([np.median(g) for g in groups])
+        residuals = np.concatenate([g - m for g, m in zip(groups, medians, strict=True)])
+        spare = max(1, len(residuals) - len(groups)) / len(residuals)  # each process lent its median
+        deviation = _MAD_TO_DEVIATION * float(np.median(np.abs(residuals)))
+        of_rounds = _MEDIAN_VARIANCE * deviation**2 / spare * float(np.mean([1 / len(g) for g in groups]))
+        freedom = len(groups) - 1
+        self._sum += freedom * max(0.0, float(np.var(medians, ddof=1)) - of_rounds / 2)
+        self._freedom += freedom
+
+    def half_width(self, confidence: float) -> float:
+        """Of the interval of one process's value, as a difference of logarithms; 0 where nothing is known."""
+        if not self.known:
+            return 0.0
+        return float(t.ppf((1 + confidence) / 2, self._freedom)) * sqrt(self._sum / self._freedom)
+
+
+def interval(
+    values: Sequence[float], processes: Sequence[float], confidence: float = CONFIDENCE, spread: Spread | None = None
+) -> Interval:
     """The interval for positive values that were measured in the processes numbered beside them.
 
     The same code runs faster or slower in another process, for as long as that lives (Mytkowicz 2009); rounds can't
     tell. With `MIN_PROCESSES` or more, the process is the unit (Kalibera and Jones 2013): its median is one value, and
-    the values' logarithms get a Student t interval. With fewer it is `median_interval` of all rounds.
+    the values' logarithms get a Student t interval. With fewer it is `median_interval` of all rounds, to which `spread`
+    adds what other cells showed of the differences between processes.
     """
-    medians = [
-        float(np.median([v for v, p in zip(values, processes, strict=True) if p == process]))
-        for process in dict.fromkeys(processes)
-    ]
+    medians = [float(np.median(group)) for group in _by_process(np.asarray(values, dtype=float), processes)]
     if len(medians) < MIN_PROCESSES:
-        return median_interval(values, confidence)
+        return _widened(median_interval(values, confidence), spread.half_width(confidence) if spread else 0.0)
     logs = [log(m) for m in medians]
     centre = float(np.mean(logs))
     half = float(t.ppf((1 + confidence) / 2, len(logs) - 1) * np.std(logs, ddof=1) / np.sqrt(len(logs)))
     return Interval(exp(centre), exp(centre - half), exp(centre + half))
+
+
+def _by_process(values: np.ndarray, processes: Sequence[float]) -> list[np.ndarray]:
+    numbers = np.asarray(processes)
+    return [values[numbers == process] for process in dict.fromkeys(processes)]
+
+
+def _widened(found: Interval, more: float) -> Interval:
+    """Independent errors add in squares, here of logarithms."""
+    if found.low is None or found.high is None or not more:
+        return found
+    below, above = log(found.median / found.low), log(found.high / found.median)
+    return Interval(found.median, found.median * exp(-hypot(below, more)), found.median * exp(hypot(above, more)))
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -17,7 +18,7 @@ from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver, Worker
-from attnbench.bench.interval import MIN_ROUNDS, Interval, interval
+from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, Spread, interval
 from attnbench.bench.plan import (
     FEW_ROUNDS,
     MOST_ROUNDS,
@@ -96,9 +97,16 @@ class _Measured:
     facts: Message
     planned: int = 0
     """Rounds, in all processes together."""
+    launches: int = 1
+    """Processes, one after the other."""
     schedule: Schedule = field(default_factory=lambda: Schedule(1, ()))
     converged: bool = False
     samples: list[list[float]] = field(default_factory=list)  # as records.SAMPLE
+
+    @property
+    def confidence(self) -> float:
+        """Of its intervals: one that left at an early look has that look's."""
+        return self.schedule.confidence(early=self.converged)
 
     @property
     def seconds(self) -> dict[tuple[float, float], float]:
@@ -116,6 +124,7 @@ class Session:
         self._spent: dict[Cell, float] = {}
         self._baseline: Cell | None = None
         self._measured: dict[Cell, _Measured] = {}
+        self._spreads: defaultdict[tuple[str, str], Spread] = defaultdict(Spread)
         self._process = 0
         self.seconds = Seconds()
 
@@ -143,6 +152,7 @@ class Session:
         for group in groups(open_cells, self._baseline, self._settings.memory):
             left = max(0.0, deadline - time.monotonic())
             self._measure_together(group, pending, left, progress)
+        self._learn_spreads()
         return [self._row(cell) for cell in cells]
 
     def _measure_together(
@@ -154,22 +164,25 @@ class Session:
             self._spent[self._baseline] = 0.0
         launch, launches = 0, 1
         while launch < launches:
-            live = self._start([c for c in group if self._goes_on(c)], progress)
+            live = self._start([c for c in group if self._is_open(c) and self._takes_part(c, launch)], progress)
             try:
                 if launch == 0:
                     launches = self._schedule(live, pending, left)
-                self._rounds(live, progress)
+                    checked = {0, self._random.randrange(launches)}
+                self._rounds(live, launch, launch in checked, progress)
                 self._finish(live)
             finally:
                 for one in live:
                     one.worker.end()
             self._process += 1
             launch += 1
-            if launches > 1:
-                self._look(live, launch)
+            self._look(live, launch, by_process=True)
 
-    def _goes_on(self, cell: Cell) -> bool:
+    def _is_open(self, cell: Cell) -> bool:
         return cell.status is None and not (cell in self._measured and self._measured[cell].converged)
+
+    def _takes_part(self, cell: Cell, launch: int) -> bool:
+        return launch == 0 or (cell in self._measured and launch < self._measured[cell].launches)
 
     def _start(self, group: Sequence[Cell], progress: Progress) -> list[_Live]:
         live = []
@@ -234,25 +247,39 @@ class Session:
             time_left = self._settings.timeout - self._spent[one.cell]
             within = int(0.8 * time_left / self._costs.round(one.cell))
             self._measured[one.cell].planned = max(1, min(within, rounds.get(one.cell, 1)))
-        going = [self._measured[one.cell] for one in live if one.cell.status is None]
-        if not going:
-            return 1
-        # A round without the baseline pairs with nothing.
-        if self._baseline in self._measured and self._baseline.status is None:
-            most = self._measured[self._baseline].planned
-            for measured in going:
-                measured.planned = min(measured.planned, most)
-        start_s = sum(one.facts["start_s"] for one in live)
-        rounds_s = sum(self._measured[one.cell].planned * self._costs.round(one.cell) for one in live)
-        launches = processes(min(m.planned for m in going), rounds_s, start_s)
-        share = max(0.0, 1 - launches * start_s / rounds_s) if launches > 1 else 1.0
-        for measured in going:
-            measured.schedule = schedule(int(measured.planned * share), launches)
+        base = next((one for one in live if one.cell is self._baseline and one.cell.status is None), None)
+        others = [one for one in live if one is not base and one.cell.status is None]
+        if base and others:  # a round without the baseline pairs with nothing
+            for one in others:
+                measured = self._measured[one.cell]
+                measured.planned = min(measured.planned, self._measured[base.cell].planned)
+        share = {one.cell: self._shares(one, base, len(others)) for one in others or [one for one in [base] if one]}
+        wanted = {cell: processes(self._measured[cell].planned, *seconds) for cell, seconds in share.items()}
+        launches = min((n for n in wanted.values() if n > 1), default=1)
+        for cell, (rounds_s, start_s) in share.items():
+            measured = self._measured[cell]
+            measured.launches = launches if wanted[cell] > 1 else 1
+            left_over = 1 - measured.launches * start_s / rounds_s if measured.launches > 1 else 1
+            measured.schedule = schedule(int(measured.planned * max(0, left_over)), measured.launches)
+        if base and others:
+            most = max((self._measured[one.cell] for one in others), key=lambda m: m.launches * m.schedule.rounds)
+            self._measured[base.cell].launches = launches
+            self._measured[base.cell].schedule = schedule(most.launches * most.schedule.rounds, launches)
         return launches
 
-    def _rounds(self, live: Sequence[_Live], progress: Progress) -> None:
+    def _shares(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
+        """Seconds that all rounds of a cell take, and one start of it, with its share of the baseline's."""
+        rounds_s, start_s = self._costs.round(one.cell), float(one.facts["start_s"])
+        if base and base is not one:
+            rounds_s += self._costs.round(base.cell) / others
+            start_s += base.facts["start_s"] / others
+        return self._measured[one.cell].planned * rounds_s, start_s
+
+    def _rounds(self, live: Sequence[_Live], launch: int, check: bool, progress: Progress) -> None:
         costs = {one.cell: self._costs.round(one.cell) for one in live}
         planned = {one.cell: self._measured[one.cell].schedule.rounds for one in live}
+        if others := [rounds for cell, rounds in planned.items() if cell is not self._baseline]:
+            planned |= {one.cell: max(others) for one in live if one.cell is self._baseline}
         longest = max(planned.values(), default=0)
         allotted = sum(planned[one.cell] * costs[one.cell] for one in live)
         began = time.monotonic()
@@ -263,7 +290,7 @@ class Session:
             taking_part = [
                 one
                 for one in live
-                if self._goes_on(one.cell)
+                if self._is_open(one.cell)
                 and (turn < (n := planned[one.cell]) or n == longest)
                 and self._spent[one.cell] + 2 * costs[one.cell] < self._settings.timeout
             ]
@@ -275,9 +302,9 @@ class Session:
             self._random.shuffle(taking_part)
             for one in taking_part:
                 progress.cell(one.cell, f"round {turn + 1} of {planned[one.cell]}")
-                self._block(one, turn, check=checked[one.cell] == turn)
-            if self._process == 0:
-                self._look(live, turn + 1)
+                self._block(one, turn, check=check and checked[one.cell] == turn)
+            if launch == 0:
+                self._look(live, turn + 1, by_process=False)
 
     def _block(self, one: _Live, turn: int, check: bool) -> None:
         message = {"op": "block", "calls": one.calls, "head": one.head, "turn": turn, "check": check}
@@ -287,12 +314,14 @@ class Session:
             sample = [self._process, turn, answer["start"], one.calls, answer["seconds"]]
             self._measured[one.cell].samples.append(sample)
 
-    def _look(self, live: Sequence[_Live], done: int) -> None:
+    def _look(self, live: Sequence[_Live], done: int, by_process: bool) -> None:
         """At a look fixed beforehand, cells that are precise enough leave; the baseline stays with the last of them."""
         others = [one.cell for one in live if one.cell is not self._baseline and one.cell.status is None]
         for cell in others or [one.cell for one in live if one.cell.status is None]:
-            if done in self._measured[cell].schedule.looks:
-                self._measured[cell].converged = self._is_precise(cell)
+            measured = self._measured[cell]
+            if by_process == (measured.launches > 1) and done in measured.schedule.looks:
+                measured.converged = True  # the interval of an early look is what such a cell would report
+                measured.converged = self._is_precise(cell)
         if others and self._baseline in self._measured:
             self._measured[self._baseline].converged = all(self._measured[cell].converged for cell in others)
 
@@ -303,28 +332,41 @@ class Session:
         return all(w is not None and w <= self._settings.precision for w in widths)
 
     def _latency(self, cell: Cell) -> Interval:
-        measured = self._measured[cell]
-        seconds = measured.seconds
-        return interval(list(seconds.values()), [key[0] for key in seconds], measured.schedule.confidence)
+        return self._interval(cell, "latency", self._measured[cell].seconds)
 
     def _speedup(self, cell: Cell) -> Interval | None:
         """Paired: the baseline's seconds over this cell's, for each round in which both took part."""
-        base = self._baseline
-        if cell is base:
+        if cell is self._baseline:
             return Interval(1.0, 1.0, 1.0)
+        ratios = self._ratios(cell)
+        return self._interval(cell, "speedup", ratios) if ratios else None
+
+    def _ratios(self, cell: Cell) -> dict[tuple[float, float], float]:
+        base = self._baseline
         if base is None or base.status is not None or base not in self._measured:
-            return None
+            return {}
         ours, theirs = self._measured[cell].seconds, self._measured[base].seconds
-        ratios = {key: theirs[key] / ours[key] for key in ours if key in theirs}
-        if not ratios:
-            return None
-        return interval(list(ratios.values()), [k[0] for k in ratios], self._measured[cell].schedule.confidence)
+        return {key: theirs[key] / ours[key] for key in ours if key in theirs}
+
+    def _interval(self, cell: Cell, what: str, values: Mapping[tuple[float, float], float]) -> Interval:
+        confidence = self._measured[cell].confidence
+        spread = self._spreads[cell.plugin, what]
+        return interval(list(values.values()), [key[0] for key in values], confidence, spread)
+
+    def _learn_spreads(self) -> None:
+        """What cells of several processes show of a plugin serves its cells that could afford only one."""
+        for cell in self._measured:
+            if cell.status is None:
+                for what, values in (("latency", self._measured[cell].seconds), ("speedup", self._ratios(cell))):
+                    self._spreads[cell.plugin, what].learn(list(values.values()), [key[0] for key in values])
 
     def _finish(self, live: Sequence[_Live]) -> None:
         for one in live:
             if one.cell.status is None:
                 answer = self._ask(one.cell, one.worker, {"op": "leak"})
-                self._measured[one.cell].facts["leak_bytes"] = answer.get("leak_bytes", 0.0)
+                facts = self._measured[one.cell].facts
+                # A leak shows in every process; what the allocator happens to keep, in some.
+                facts["leak_bytes"] = min(answer.get("leak_bytes", 0.0), facts.get("leak_bytes", float("inf")))
 
     def _row(self, cell: Cell) -> Row:
         w, measured = cell.workload, self._measured.get(cell)
@@ -355,6 +397,9 @@ class Session:
         latency, speedup = self._latency(cell), self._speedup(cell) or Interval(float("nan"), None, None)
         rounds, precise = len(measured.samples), self._is_precise(cell)
         kinds = warnings.of_samples(measured.samples, self._settings.precision, precise)
+        number = len({sample[0] for sample in measured.samples})
+        if number < MIN_PROCESSES and rounds >= MIN_ROUNDS and not self._spreads[cell.plugin, "latency"].known:
+            kinds.append("one-process")
         if measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES:
             kinds.append("memory-leak")
         return {
@@ -362,8 +407,8 @@ class Session:
             "latency_low_s": latency.low,
             "latency_high_s": latency.high,
             "rounds": rounds,
-            "processes": len({sample[0] for sample in measured.samples}),
-            "confidence": measured.schedule.confidence,
+            "processes": number,
+            "confidence": measured.confidence,
             "converged": precise,
             "speedup": speedup.median,
             "speedup_low": speedup.low,

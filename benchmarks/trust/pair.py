@@ -13,38 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from planted import Planted
 from torch.utils.benchmark import Timer
 
 from attnbench.bench import inputs, runner
 from attnbench.bench.forkserver import Forkserver
 from attnbench.bench.plan import Cell, ask, cells_of
 from attnbench.bench.session import Session, Settings
-from attnbench.plugin import Option, Plugin
 from attnbench.records import Row
 from attnbench.registry import Found, Request
 from attnbench.workload import Workload
 
-# The workers import the planted plugin from here.
+# The workers import planted.py from here.
 sys.path.insert(0, str(Path(__file__).parent))
-
-
-class Planted(Plugin):
-    """torch's attention with `extra` per cent of the query rows computed a second time."""
-
-    options = {"extra": Option(0.0, "per cent of the rows computed twice")}  # noqa: RUF012
-    extra: float
-
-    def build(self, workload: Workload):  # type: ignore[no-untyped-def]
-        attend = torch.nn.functional.scaled_dot_product_attention
-        again = round(workload.seq * self.extra / 100)
-
-        def call(query, key, value):  # type: ignore[no-untyped-def]
-            out = attend(query, key, value)
-            if again:
-                attend(query[:, :, :again], key, value)
-            return out
-
-        return call
 
 
 @dataclass(frozen=True)
@@ -71,7 +52,7 @@ def attnbench(server: Forkserver, workload: Workload, extra: float, seconds: flo
     """As `attnbench run` measures two plugins; a copy of one kernel is a plugin of another name."""
     cells: list[Cell] = []
     for name, share in (("one", 0.0), ("other", extra)):
-        found = Found(name, "pair:Planted", "benchmarks", "0")
+        found = Found(name, "planted:Planted", "benchmarks", "0")
         request = Request(found, (("extra", str(share)),))
         cells += cells_of(request, ask(server, request, [workload]), [workload])
     settings = Settings(

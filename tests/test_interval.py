@@ -1,0 +1,102 @@
+"""Intervals: exact where that is promised, honest about processes, and stopping early costs no coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from attnbench.bench.interval import CONFIDENCE, MIN_ROUNDS, Spread, effective_size, interval, median_interval
+from attnbench.bench.plan import processes, schedule
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("n", [6, 7, 12, 25, 100, 200])
+def test_the_ranks_are_those_of_the_binomial_distribution(n: int, confidence: float) -> None:
+    """Against the table's rule: the largest k for which k values on each side may be left out."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    if effective_size(values) != n:
+        pytest.skip("this order looks correlated")
+    found = median_interval(values, confidence)
+    fits = [k for k in range(1, n // 2 + 1) if 1 - 2 * stats.binom.cdf(k - 1, n, 0.5) >= confidence]
+    if not fits:
+        assert (found.low, found.high) == (None, None)
+    else:
+        assert (found.low, found.high) == (max(fits), n + 1 - max(fits))
+    assert found.median == (n + 1) / 2
+
+
+def test_too_few_values_have_no_interval() -> None:
+    assert median_interval([1.0] * (MIN_ROUNDS - 1))[1:] == (None, None)
+    assert math.isnan(median_interval([]).median)
+
+
+def test_values_like_their_neighbours_count_for_less() -> None:
+    rng = np.random.default_rng(1)
+    steps = np.repeat(rng.standard_normal(20), 5)
+    assert effective_size(steps) < 50
+    assert effective_size(rng.permutation(steps)) == 100
+
+
+@pytest.mark.parametrize("count", [5, 8, 20])
+def test_several_processes_get_students_interval_of_their_medians(count: int) -> None:
+    rng = np.random.default_rng(2)
+    values = np.exp(rng.normal(0, 0.02, (count, 6)) + rng.normal(0, 0.05, (count, 1)))
+    logs = np.log(np.median(values, axis=1))
+    low, high = stats.t.interval(0.95, count - 1, logs.mean(), stats.sem(logs))
+    found = interval(list(values.ravel()), list(np.repeat(np.arange(count), 6)))
+    assert found == pytest.approx((math.exp(logs.mean()), math.exp(low), math.exp(high)))
+
+
+def test_the_order_of_processes_changes_nothing() -> None:
+    rng = np.random.default_rng(3)
+    values, numbers = rng.lognormal(0, 0.1, 40), np.repeat(np.arange(8), 5)
+    order = rng.permutation(40)
+    assert interval(values[order], numbers[order]) == pytest.approx(interval(values, numbers))
+
+
+def test_what_is_known_of_processes_widens_the_interval_of_one() -> None:
+    rng = np.random.default_rng(4)
+    known = Spread()
+    for _ in range(20):
+        cell = np.exp(rng.normal(0, 0.01, (10, 8)) + rng.normal(0, 0.03, (10, 1)))
+        known.learn(list(cell.ravel()), list(np.repeat(np.arange(10), 8)))
+    assert known.half_width(0.95) == pytest.approx(1.96 * 0.03, rel=0.2)
+    rounds = list(np.exp(rng.normal(0, 0.001, 30)))
+    plain, wide = interval(rounds, [0] * 30), interval(rounds, [0] * 30, spread=known)
+    assert plain.half_width < 0.001
+    assert wide.half_width == pytest.approx(known.half_width(0.95), rel=0.01)
+    assert wide.median == plain.median
+
+
+def test_one_process_teaches_nothing() -> None:
+    known = Spread()
+    known.learn([1.0, 2.0, 3.0, 4.0], [0, 1, 2, 3])
+    known.learn([], [])
+    assert not known.known
+    assert known.half_width(0.95) == 0
+
+
+@pytest.mark.parametrize(("rounds", "count"), [(6, 1), (13, 1), (200, 1), (30, 5), (100, 10), (200, 20)])
+def test_the_looks_share_what_an_interval_may_miss(rounds: int, count: int) -> None:
+    plan = schedule(rounds, count)
+    early = len(plan.looks) * (1 - plan.confidence(early=True)) if plan.looks else 0
+    assert early + 1 - plan.confidence(early=False) == pytest.approx(1 - CONFIDENCE)
+    assert all(look < (rounds if count == 1 else count) for look in plan.looks)
+    assert plan.rounds * count <= rounds
+
+
+@pytest.mark.parametrize(
+    ("rounds", "rounds_s", "start_s", "count"),
+    [
+        (200, 10, 0.2, 16),
+        (200, 60, 0.2, 20),
+        (12, 10, 0.2, 6),  # two rounds in each
+        (200, 2, 0.2, 1),  # five would take half of the time
+        (9, 100, 0.1, 1),
+    ],
+)
+def test_several_processes_where_they_are_affordable(rounds: int, rounds_s: float, start_s: float, count: int) -> None:
+    assert processes(rounds, rounds_s, start_s) == count
