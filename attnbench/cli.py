@@ -119,7 +119,7 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
 @click.option("--precision", default="2%", show_default=True, help="Half-width at which an interval has converged.")
-@click.option("--budget", type=_Seconds(1, 1e7), default=300, show_default=True, help="Seconds for the sweep.")
+@click.option("--budget", type=_Seconds(1, 1e7), default=280, show_default=True, help="Seconds for the sweep.")
 @click.option("--timeout", type=_Seconds(0.1, 1e6), default=120, show_default=True, help="Seconds for a cell.")
 @click.option("--memory", help="What may be in use at a time, such as 16GiB.  [default: 80% of what is free]")
 @click.option(

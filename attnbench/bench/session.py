@@ -21,13 +21,16 @@ from attnbench.bench.forkserver import Forkserver, Worker
 from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, Spread, interval
 from attnbench.bench.plan import (
     FEW_ROUNDS,
+    LEARNING_ROUNDS,
     MOST_ROUNDS,
+    PROCESS_SHARE,
     Cell,
     Costs,
     Schedule,
     allot,
     describe_exit,
     groups,
+    learning,
     processes,
     schedule,
     skip_too_dear,
@@ -37,6 +40,7 @@ from attnbench.records import Row
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
 _NOT_COLUMNS = ("call_s", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
+_LEARNING_SHARE = 0.015  # of the budget, for each plugin
 _OVERRUN = 1.5  # a workload whose rounds take this many times what was allotted stops
 
 
@@ -253,27 +257,43 @@ class Session:
             for one in others:
                 measured = self._measured[one.cell]
                 measured.planned = min(measured.planned, self._measured[base.cell].planned)
-        share = {one.cell: self._shares(one, base, len(others)) for one in others or [one for one in [base] if one]}
-        wanted = {cell: processes(self._measured[cell].planned, *seconds) for cell, seconds in share.items()}
+        apart = others or ([base] if base else [])
+        seconds = {one.cell: self._seconds(one, base, len(others)) for one in apart}
+        learners = {c for c, (round_s, start_s) in seconds.items() if learning(round_s, start_s) <= self._allowance(c)}
+        wanted = {
+            cell: max(
+                processes(planned := self._measured[cell].planned, planned * round_s, start_s),
+                MIN_PROCESSES if cell in learners else 1,
+            )
+            for cell, (round_s, start_s) in seconds.items()
+        }
         launches = min((n for n in wanted.values() if n > 1), default=1)
-        for cell, (rounds_s, start_s) in share.items():
+        for cell, (round_s, start_s) in seconds.items():
             measured = self._measured[cell]
-            measured.launches = launches if wanted[cell] > 1 else 1
-            left_over = 1 - measured.launches * start_s / rounds_s if measured.launches > 1 else 1
-            measured.schedule = schedule(int(measured.planned * max(0, left_over)), measured.launches)
+            count = measured.planned
+            if wanted[cell] > 1:
+                measured.launches = launches
+                count -= int(min(PROCESS_SHARE * count, launches * start_s / round_s))
+            if cell in learners:
+                count = max(count, launches * LEARNING_ROUNDS)
+            measured.schedule = schedule(count, measured.launches)
         if base and others:
             most = max((self._measured[one.cell] for one in others), key=lambda m: m.launches * m.schedule.rounds)
             self._measured[base.cell].launches = launches
             self._measured[base.cell].schedule = schedule(most.launches * most.schedule.rounds, launches)
         return launches
 
-    def _shares(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
-        """Seconds that all rounds of a cell take, and one start of it, with its share of the baseline's."""
-        rounds_s, start_s = self._costs.round(one.cell), float(one.facts["start_s"])
+    def _allowance(self, cell: Cell) -> float:
+        """Seconds for learning how much a plugin differs between processes; all its later cells gain by it."""
+        return 0.0 if self._spreads[cell.plugin, "latency"].known else _LEARNING_SHARE * self._settings.budget
+
+    def _seconds(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
+        """Seconds of a cell's round and of its start, each with its share of the baseline's."""
+        round_s, start_s = self._costs.round(one.cell), float(one.facts["start_s"])
         if base and base is not one:
-            rounds_s += self._costs.round(base.cell) / others
+            round_s += self._costs.round(base.cell) / others
             start_s += base.facts["start_s"] / others
-        return self._measured[one.cell].planned * rounds_s, start_s
+        return round_s, start_s
 
     def _rounds(self, live: Sequence[_Live], launch: int, check: bool, progress: Progress) -> None:
         costs = {one.cell: self._costs.round(one.cell) for one in live}
