@@ -18,7 +18,7 @@ from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver, Worker
-from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, Spread, interval
+from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, Spreads, interval, spread
 from attnbench.bench.plan import (
     FEW_ROUNDS,
     LEARNING_ROUNDS,
@@ -128,7 +128,7 @@ class Session:
         self._spent: dict[Cell, float] = {}
         self._baseline: Cell | None = None
         self._measured: dict[Cell, _Measured] = {}
-        self._spreads: defaultdict[tuple[str, str], Spread] = defaultdict(Spread)
+        self._spreads: defaultdict[tuple[str, str], Spreads] = defaultdict(Spreads)
         self._process = 0
         self.seconds = Seconds()
 
@@ -284,8 +284,9 @@ class Session:
         return launches
 
     def _allowance(self, cell: Cell) -> float:
-        """Seconds for learning how much a plugin differs between processes; all its later cells gain by it."""
-        return 0.0 if self._spreads[cell.plugin, "latency"].known else _LEARNING_SHARE * self._settings.budget
+        """Seconds for learning how much a plugin differs between processes; its later cells gain by it too."""
+        known = self._spreads[cell.plugin, "latency"].near(cell.flops)
+        return 0.0 if known else _LEARNING_SHARE * self._settings.budget
 
     def _seconds(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
         """Seconds of a cell's round and of its start, each with its share of the baseline's."""
@@ -370,15 +371,16 @@ class Session:
 
     def _interval(self, cell: Cell, what: str, values: Mapping[tuple[float, float], float]) -> Interval:
         confidence = self._measured[cell].confidence
-        spread = self._spreads[cell.plugin, what]
-        return interval(list(values.values()), [key[0] for key in values], confidence, spread)
+        known = self._spreads[cell.plugin, what].nearest(cell.flops)
+        return interval(list(values.values()), [key[0] for key in values], confidence, known)
 
     def _learn_spreads(self) -> None:
         """What cells of several processes show of a plugin serves its cells that could afford only one."""
         for cell in self._measured:
             if cell.status is None:
                 for what, values in (("latency", self._measured[cell].seconds), ("speedup", self._ratios(cell))):
-                    self._spreads[cell.plugin, what].learn(list(values.values()), [key[0] for key in values])
+                    found = spread(list(values.values()), [key[0] for key in values])
+                    self._spreads[cell.plugin, what].learn(cell.flops, found)
 
     def _finish(self, live: Sequence[_Live]) -> None:
         for one in live:
@@ -418,7 +420,11 @@ class Session:
         rounds, precise = len(measured.samples), self._is_precise(cell)
         kinds = warnings.of_samples(measured.samples, self._settings.precision, precise)
         number = len({sample[0] for sample in measured.samples})
-        if number < MIN_PROCESSES and rounds >= MIN_ROUNDS and not self._spreads[cell.plugin, "latency"].known:
+        if (
+            number < MIN_PROCESSES
+            and rounds >= MIN_ROUNDS
+            and not self._spreads[cell.plugin, "latency"].nearest(cell.flops)
+        ):
             kinds.append("one-process")
         if measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES:
             kinds.append("memory-leak")

@@ -13,12 +13,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from attnbench.bench.interval import Interval, Spread, interval
+from attnbench.bench.interval import Interval, Spread, interval, spread
 from attnbench.bench.plan import schedule
 
 NOISE = 0.03  # standard deviation of one round's log ratio
 SPIKE_SHARE, SPIKE_SIZE = 0.05, 0.3
-CALIBRATION = 10, 8  # rounds in each of so many processes: the shorter length that a cell in one process learns from
+CALIBRATION = 8, 5  # rounds in each of so many processes: the shorter length that a cell in one process learns from
 
 
 def draw(rng: np.random.Generator, rounds: int, processes: int, rho: float, bias: float, spikes: bool) -> np.ndarray:
@@ -33,7 +33,7 @@ def draw(rng: np.random.Generator, rounds: int, processes: int, rho: float, bias
     return np.exp(log)
 
 
-def measure(ratios: np.ndarray, precision: float, spread: Spread) -> Interval:
+def measure(ratios: np.ndarray, precision: float, known: Spread | None) -> Interval:
     """What a session would report, early stop included."""
     processes, rounds = ratios.shape
     plan = schedule(ratios.size, processes)
@@ -43,7 +43,7 @@ def measure(ratios: np.ndarray, precision: float, spread: Spread) -> Interval:
     else:
         parts = [(ratios[:n].ravel(), np.repeat(np.arange(n), rounds)) for n in [*plan.looks, processes]]
     for i, (values, numbers) in enumerate(parts):
-        found = interval(list(values), list(numbers), plan.confidence(early=i < len(plan.looks)), spread)
+        found = interval(list(values), list(numbers), plan.confidence(early=i < len(plan.looks)), known)
         if found.half_width is not None and found.half_width <= precision:
             break
     return found
@@ -64,11 +64,11 @@ def main(trials: int, precision: float, known: bool, seed: int, out: Path | None
         for rho, bias, spikes in ((0, 0, False), (0, 0, True), (0.5, 0, False), (0, 0.01, False), (0.5, 0.02, True)):
             found = []
             for _ in range(trials):
-                spread = Spread()
+                shown = None
                 if known and processes == 1:
-                    learnt = draw(rng, *CALIBRATION, rho, bias, spikes)
-                    spread.learn(list(learnt.ravel()), list(np.repeat(np.arange(len(learnt)), learnt.shape[1])))
-                found.append(measure(draw(rng, rounds, processes, rho, bias, spikes), precision, spread))
+                    other = draw(rng, *CALIBRATION, rho, bias, spikes)
+                    shown = spread(list(other.ravel()), list(np.repeat(np.arange(len(other)), other.shape[1])))
+                found.append(measure(draw(rng, rounds, processes, rho, bias, spikes), precision, shown))
             held = [i.low <= 1 <= i.high for i in found if i.low is not None and i.high is not None]
             width = float(np.median([i.half_width for i in found if i.half_width is not None] or [np.nan]))
             row = {
