@@ -47,8 +47,8 @@ KINDS = {
         "the interval counts it; only more processes narrow it, which a longer --budget buys",
     ),
     "one-process": Kind(
-        "all rounds came from one process, and no other cell shows how much the variant differs between processes",
-        "the interval leaves that out; a longer --budget, or a shorter length in the same run, would show it",
+        "all rounds came from one process, so the interval leaves out what differs from one process to the next",
+        "a longer --budget or fewer cells buy five processes; until then distrust differences of a few per cent",
     ),
     "coarse-timer": Kind(
         "rounds took no time or all exactly the same, as a timer too coarse for them reads",

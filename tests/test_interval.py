@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attnbench.bench.interval import (
-    CONFIDENCE,
-    MIN_ROUNDS,
-    Spread,
-    Spreads,
-    effective_size,
-    interval,
-    median_interval,
-    spread,
-)
+from attnbench.bench.interval import CONFIDENCE, MIN_ROUNDS, effective_size, interval, median_interval
 from attnbench.bench.plan import processes, schedule
 
 
@@ -64,44 +55,6 @@ def test_the_order_of_processes_changes_nothing() -> None:
     values, numbers = rng.lognormal(0, 0.1, 40), np.repeat(np.arange(8), 5)
     order = rng.permutation(40)
     assert interval(values[order], numbers[order]) == pytest.approx(interval(values, numbers))
-
-
-def several(rng: np.random.Generator, bias: float) -> Spread | None:
-    """Of ten processes with eight rounds each."""
-    cell = np.exp(rng.normal(0, 0.01, (10, 8)) + rng.normal(0, bias, (10, 1)))
-    return spread(list(cell.ravel()), list(np.repeat(np.arange(10), 8)))
-
-
-def test_what_is_known_of_processes_widens_the_interval_of_one() -> None:
-    rng = np.random.default_rng(4)
-    spreads = Spreads()
-    for _ in range(20):
-        spreads.learn(100, several(rng, 0.03))
-    known = spreads.near(100)
-    assert known is not None
-    assert known.half_width(0.95) == pytest.approx(1.96 * 0.03, rel=0.2)
-    rounds = list(np.exp(rng.normal(0, 0.001, 30)))
-    plain, wide = interval(rounds, [0] * 30), interval(rounds, [0] * 30, known=known)
-    assert plain.half_width < 0.001
-    assert wide.half_width == pytest.approx(known.half_width(0.95), rel=0.01)
-    assert wide.median == plain.median
-
-
-def test_the_spread_of_calls_of_similar_work_is_used() -> None:
-    rng = np.random.default_rng(5)
-    spreads, short, long = Spreads(), several(rng, 0.05), several(rng, 0.01)
-    assert spreads.nearest(1000) is None
-    spreads.learn(1000, short)
-    assert spreads.near(10_000) is None
-    assert spreads.nearest(10_000) == short
-    spreads.learn(20_000, long)
-    assert spreads.near(10_000) == spreads.nearest(10**9) == long
-    assert spreads.near(4000).freedom == short.freedom + long.freedom
-
-
-def test_few_processes_teach_nothing() -> None:
-    assert spread([1.0, 2.0, 3.0, 4.0], [0, 1, 2, 3]) is None
-    assert spread([], []) is None
 
 
 @pytest.mark.parametrize(("rounds", "count"), [(6, 1), (13, 1), (200, 1), (30, 5), (100, 10), (200, 20)])

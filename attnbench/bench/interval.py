@@ -9,7 +9,7 @@ effective number (Bayley and Hammersley 1946). Over several processes, see `inte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, floor, hypot, log, sqrt
+from math import exp, floor, log
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,6 @@ from scipy.stats import binom, rankdata, t
 MIN_PROCESSES = 5  # with fewer, Student's t asks for intervals too wide to be of use
 MIN_ROUNDS = 6  # the first number of rounds whose extremes hold the median with 95%: 1 - 2 * 0.5^6 = 0.969
 CONFIDENCE = 0.95
-_ALIKE = 8  # calls whose operations differ by at most this factor are expected to differ alike between processes
-_MAD_TO_DEVIATION = 1.4826  # of a normal distribution, from the median absolute deviation
-_MEDIAN_VARIANCE = 1.5708  # pi / 2: of a median, over that of a mean
 
 
 class Interval(NamedTuple):
@@ -38,77 +35,18 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2 / self.median
 
 
-class Spread(NamedTuple):
-    """How much something differs from process to process."""
-
-    variance: float
-    """Of the process medians' logarithms."""
-    freedom: int
-    """Degrees of freedom behind it."""
-
-    def half_width(self, confidence: float) -> float:
-        """Of the interval of one process's value, as a difference of logarithms."""
-        return float(t.ppf((1 + confidence) / 2, self.freedom)) * sqrt(self.variance)
-
-
-def spread(values: Sequence[float], processes: Sequence[float]) -> Spread | None:
-    """What values from several processes show of their differences; None for fewer than `MIN_PROCESSES`.
-
-    The variance of the process medians holds noise of the rounds too, which a cell in one process counts by itself.
-    Half of it is taken off: taking off all leaves intervals that hold the truth in 85% of cases only, since both
-    variances are known from few values (see benchmarks/trust/coverage.py).
-    """
-    groups = _by_process(np.log(np.asarray(values, dtype=float)), processes)
-    if len(groups) < MIN_PROCESSES:
-        return None
-    medians = np.array([np.median(g) for g in groups])
-    residuals = np.concatenate([g - m for g, m in zip(groups, medians, strict=True)])
-    spare = max(1, len(residuals) - len(groups)) / len(residuals)  # each process lent its median
-    deviation = _MAD_TO_DEVIATION * float(np.median(np.abs(residuals)))
-    of_rounds = _MEDIAN_VARIANCE * deviation**2 / spare * float(np.mean([1 / len(g) for g in groups]))
-    return Spread(max(0.0, float(np.var(medians, ddof=1)) - of_rounds / 2), len(groups) - 1)
-
-
-class Spreads:
-    """The spreads that a run has met of one plugin, by how much work a call was: longer calls differ less."""
-
-    def __init__(self) -> None:
-        self._known: list[tuple[int, Spread]] = []
-
-    def learn(self, flops: int, found: Spread | None) -> None:
-        if found:
-            self._known.append((flops, found))
-
-    def near(self, flops: int) -> Spread | None:
-        """All those of about as much work, pooled."""
-        return self._pooled([s for f, s in self._known if max(f, flops) <= _ALIKE * min(f, flops)])
-
-    def nearest(self, flops: int) -> Spread | None:
-        """`near`, or else the one of the most similar work."""
-        if near := self.near(flops):
-            return near
-        one = min(self._known, key=lambda k: abs(log(max(1, k[0]) / max(1, flops))), default=None)
-        return one and one[1]
-
-    @staticmethod
-    def _pooled(spreads: Sequence[Spread]) -> Spread | None:
-        freedom = sum(s.freedom for s in spreads)
-        return Spread(sum(s.variance * s.freedom for s in spreads) / freedom, freedom) if freedom else None
-
-
-def interval(
-    values: Sequence[float], processes: Sequence[float], confidence: float = CONFIDENCE, known: Spread | None = None
-) -> Interval:
+def interval(values: Sequence[float], processes: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """The interval for positive values that were measured in the processes numbered beside them.
 
     The same code runs faster or slower in another process, for as long as that lives (Mytkowicz 2009); rounds can't
     tell. With `MIN_PROCESSES` or more, the process is the unit (Kalibera and Jones 2013): its median is one value, and
-    the values' logarithms get a Student t interval. With fewer it is `median_interval` of all rounds, to which `known`
-    adds what other cells showed of the differences between processes.
+    the values' logarithms get a Student t interval. With fewer it is `median_interval` of all rounds, which
+    is silent about other processes: borrowing what shorter calls show of them was tried, and made intervals that were
+    many times too wide.
     """
     medians = [float(np.median(group)) for group in _by_process(np.asarray(values, dtype=float), processes)]
     if len(medians) < MIN_PROCESSES:
-        return _widened(median_interval(values, confidence), known.half_width(confidence) if known else 0.0)
+        return median_interval(values, confidence)
     logs = [log(m) for m in medians]
     centre = float(np.mean(logs))
     half = float(t.ppf((1 + confidence) / 2, len(logs) - 1) * np.std(logs, ddof=1) / np.sqrt(len(logs)))
@@ -118,14 +56,6 @@ def interval(
 def _by_process(values: np.ndarray, processes: Sequence[float]) -> list[np.ndarray]:
     numbers = np.asarray(processes)
     return [values[numbers == process] for process in dict.fromkeys(processes)]
-
-
-def _widened(found: Interval, more: float) -> Interval:
-    """Independent errors add in squares, here of logarithms."""
-    if found.low is None or found.high is None or not more:
-        return found
-    below, above = log(found.median / found.low), log(found.high / found.median)
-    return Interval(found.median, found.median * exp(-hypot(below, more)), found.median * exp(hypot(above, more)))
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

@@ -26,8 +26,7 @@ LOOKS = (12, 25, 50, 100)  # rounds after which a cell may stop early
 PROCESS_LOOKS = (5, 10)
 
 _BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
-PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processes may take
-LEARNING_ROUNDS = 8  # in each process, for their noise not to pass for a difference between processes
+_PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processes may take
 _PROCESS_ROUNDS = 2  # the fewest in each of several processes
 _EARLY_ERROR = 0.2  # of what intervals may miss, the share of all early looks together
 _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
@@ -276,13 +275,8 @@ def processes(rounds: int, rounds_s: float, start_s: float) -> int:
     Several, where starting them takes a third of the time at most and each gets a few rounds; fewer than make an
     interval by process would only cost time, so it is one then.
     """
-    affordable = min(int(rounds_s * PROCESS_SHARE / start_s), rounds // _PROCESS_ROUNDS, MOST_PROCESSES)
+    affordable = min(int(rounds_s * _PROCESS_SHARE / start_s), rounds // _PROCESS_ROUNDS, MOST_PROCESSES)
     return affordable if affordable >= MIN_PROCESSES else 1
-
-
-def learning(round_s: float, start_s: float) -> float:
-    """Seconds that it takes to learn how much a plugin differs between processes."""
-    return MIN_PROCESSES * (start_s + LEARNING_ROUNDS * round_s)
 
 
 def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:

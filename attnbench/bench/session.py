@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,19 +17,16 @@ from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver, Worker
-from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, Spreads, interval, spread
+from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, interval
 from attnbench.bench.plan import (
     FEW_ROUNDS,
-    LEARNING_ROUNDS,
     MOST_ROUNDS,
-    PROCESS_SHARE,
     Cell,
     Costs,
     Schedule,
     allot,
     describe_exit,
     groups,
-    learning,
     processes,
     schedule,
     skip_too_dear,
@@ -40,7 +36,6 @@ from attnbench.records import Row
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
 _NOT_COLUMNS = ("call_s", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
-_LEARNING_SHARE = 0.015  # of the budget, for each plugin
 _OVERRUN = 1.5  # a workload whose rounds take this many times what was allotted stops
 
 
@@ -128,7 +123,6 @@ class Session:
         self._spent: dict[Cell, float] = {}
         self._baseline: Cell | None = None
         self._measured: dict[Cell, _Measured] = {}
-        self._spreads: defaultdict[tuple[str, str], Spreads] = defaultdict(Spreads)
         self._process = 0
         self.seconds = Seconds()
 
@@ -156,7 +150,6 @@ class Session:
         for group in groups(open_cells, self._baseline, self._settings.memory):
             left = max(0.0, deadline - time.monotonic())
             self._measure_together(group, pending, left, progress)
-        self._learn_spreads()
         return [self._row(cell) for cell in cells]
 
     def _measure_together(
@@ -257,44 +250,27 @@ class Session:
             for one in others:
                 measured = self._measured[one.cell]
                 measured.planned = min(measured.planned, self._measured[base.cell].planned)
-        apart = others or ([base] if base else [])
-        seconds = {one.cell: self._seconds(one, base, len(others)) for one in apart}
-        learners = {c for c, (round_s, start_s) in seconds.items() if learning(round_s, start_s) <= self._allowance(c)}
-        wanted = {
-            cell: max(
-                processes(planned := self._measured[cell].planned, planned * round_s, start_s),
-                MIN_PROCESSES if cell in learners else 1,
-            )
-            for cell, (round_s, start_s) in seconds.items()
-        }
+        share = {one.cell: self._shares(one, base, len(others)) for one in others or [one for one in [base] if one]}
+        wanted = {cell: processes(self._measured[cell].planned, *seconds) for cell, seconds in share.items()}
         launches = min((n for n in wanted.values() if n > 1), default=1)
-        for cell, (round_s, start_s) in seconds.items():
+        for cell, (rounds_s, start_s) in share.items():
             measured = self._measured[cell]
-            count = measured.planned
-            if wanted[cell] > 1:
-                measured.launches = launches
-                count -= int(min(PROCESS_SHARE * count, launches * start_s / round_s))
-            if cell in learners:
-                count = max(count, launches * LEARNING_ROUNDS)
-            measured.schedule = schedule(count, measured.launches)
+            measured.launches = launches if wanted[cell] > 1 else 1
+            left_over = 1 - measured.launches * start_s / rounds_s if measured.launches > 1 else 1
+            measured.schedule = schedule(int(measured.planned * max(0, left_over)), measured.launches)
         if base and others:
             most = max((self._measured[one.cell] for one in others), key=lambda m: m.launches * m.schedule.rounds)
             self._measured[base.cell].launches = launches
             self._measured[base.cell].schedule = schedule(most.launches * most.schedule.rounds, launches)
         return launches
 
-    def _allowance(self, cell: Cell) -> float:
-        """Seconds for learning how much a plugin differs between processes; its later cells gain by it too."""
-        known = self._spreads[cell.plugin, "latency"].near(cell.flops)
-        return 0.0 if known else _LEARNING_SHARE * self._settings.budget
-
-    def _seconds(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
-        """Seconds of a cell's round and of its start, each with its share of the baseline's."""
-        round_s, start_s = self._costs.round(one.cell), float(one.facts["start_s"])
+    def _shares(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
+        """Seconds that all rounds of a cell take, and one start of it, with its share of the baseline's."""
+        rounds_s, start_s = self._costs.round(one.cell), float(one.facts["start_s"])
         if base and base is not one:
-            round_s += self._costs.round(base.cell) / others
+            rounds_s += self._costs.round(base.cell) / others
             start_s += base.facts["start_s"] / others
-        return round_s, start_s
+        return self._measured[one.cell].planned * rounds_s, start_s
 
     def _rounds(self, live: Sequence[_Live], launch: int, check: bool, progress: Progress) -> None:
         costs = {one.cell: self._costs.round(one.cell) for one in live}
@@ -353,14 +329,14 @@ class Session:
         return all(w is not None and w <= self._settings.precision for w in widths)
 
     def _latency(self, cell: Cell) -> Interval:
-        return self._interval(cell, "latency", self._measured[cell].seconds)
+        return self._interval(cell, self._measured[cell].seconds)
 
     def _speedup(self, cell: Cell) -> Interval | None:
         """Paired: the baseline's seconds over this cell's, for each round in which both took part."""
         if cell is self._baseline:
             return Interval(1.0, 1.0, 1.0)
         ratios = self._ratios(cell)
-        return self._interval(cell, "speedup", ratios) if ratios else None
+        return self._interval(cell, ratios) if ratios else None
 
     def _ratios(self, cell: Cell) -> dict[tuple[float, float], float]:
         base = self._baseline
@@ -369,18 +345,8 @@ class Session:
         ours, theirs = self._measured[cell].seconds, self._measured[base].seconds
         return {key: theirs[key] / ours[key] for key in ours if key in theirs}
 
-    def _interval(self, cell: Cell, what: str, values: Mapping[tuple[float, float], float]) -> Interval:
-        confidence = self._measured[cell].confidence
-        known = self._spreads[cell.plugin, what].nearest(cell.flops)
-        return interval(list(values.values()), [key[0] for key in values], confidence, known)
-
-    def _learn_spreads(self) -> None:
-        """What cells of several processes show of a plugin serves its cells that could afford only one."""
-        for cell in self._measured:
-            if cell.status is None:
-                for what, values in (("latency", self._measured[cell].seconds), ("speedup", self._ratios(cell))):
-                    found = spread(list(values.values()), [key[0] for key in values])
-                    self._spreads[cell.plugin, what].learn(cell.flops, found)
+    def _interval(self, cell: Cell, values: Mapping[tuple[float, float], float]) -> Interval:
+        return interval(list(values.values()), [key[0] for key in values], self._measured[cell].confidence)
 
     def _finish(self, live: Sequence[_Live]) -> None:
         for one in live:
@@ -420,11 +386,7 @@ class Session:
         rounds, precise = len(measured.samples), self._is_precise(cell)
         kinds = warnings.of_samples(measured.samples, self._settings.precision, precise)
         number = len({sample[0] for sample in measured.samples})
-        if (
-            number < MIN_PROCESSES
-            and rounds >= MIN_ROUNDS
-            and not self._spreads[cell.plugin, "latency"].nearest(cell.flops)
-        ):
+        if number < MIN_PROCESSES and rounds >= MIN_ROUNDS:
             kinds.append("one-process")
         if measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES:
             kinds.append("memory-leak")

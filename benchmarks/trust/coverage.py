@@ -13,12 +13,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from attnbench.bench.interval import Interval, Spread, interval, spread
+from attnbench.bench.interval import Interval, interval
 from attnbench.bench.plan import schedule
 
 NOISE = 0.03  # standard deviation of one round's log ratio
 SPIKE_SHARE, SPIKE_SIZE = 0.05, 0.3
-CALIBRATION = 8, 5  # rounds in each of so many processes: the shorter length that a cell in one process learns from
 
 
 def draw(rng: np.random.Generator, rounds: int, processes: int, rho: float, bias: float, spikes: bool) -> np.ndarray:
@@ -33,7 +32,7 @@ def draw(rng: np.random.Generator, rounds: int, processes: int, rho: float, bias
     return np.exp(log)
 
 
-def measure(ratios: np.ndarray, precision: float, known: Spread | None) -> Interval:
+def measure(ratios: np.ndarray, precision: float) -> Interval:
     """What a session would report, early stop included."""
     processes, rounds = ratios.shape
     plan = schedule(ratios.size, processes)
@@ -43,7 +42,7 @@ def measure(ratios: np.ndarray, precision: float, known: Spread | None) -> Inter
     else:
         parts = [(ratios[:n].ravel(), np.repeat(np.arange(n), rounds)) for n in [*plan.looks, processes]]
     for i, (values, numbers) in enumerate(parts):
-        found = interval(list(values), list(numbers), plan.confidence(early=i < len(plan.looks)), known)
+        found = interval(list(values), list(numbers), plan.confidence(early=i < len(plan.looks)))
         if found.half_width is not None and found.half_width <= precision:
             break
     return found
@@ -52,23 +51,16 @@ def measure(ratios: np.ndarray, precision: float, known: Spread | None) -> Inter
 @click.command()
 @click.option("--trials", default=2000, show_default=True)
 @click.option("--precision", default=0.02, show_default=True, help="At which a cell stops early.")
-@click.option("--known/--unknown", default=True, help="Whether cells in one process can learn from one of several.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
-def main(trials: int, precision: float, known: bool, seed: int, out: Path | None) -> None:
+def main(trials: int, precision: float, seed: int, out: Path | None) -> None:
     """Print coverage, and how often there was an interval at all, for each kind of noise."""
     rng = np.random.default_rng(seed)
     rows = []
     click.echo("processes rounds   rho  bias spikes  coverage  no interval  half-width")
     for processes, rounds in ((1, 6), (1, 12), (1, 25), (1, 50), (1, 100), (5, 2), (5, 6), (10, 6), (20, 10)):
         for rho, bias, spikes in ((0, 0, False), (0, 0, True), (0.5, 0, False), (0, 0.01, False), (0.5, 0.02, True)):
-            found = []
-            for _ in range(trials):
-                shown = None
-                if known and processes == 1:
-                    other = draw(rng, *CALIBRATION, rho, bias, spikes)
-                    shown = spread(list(other.ravel()), list(np.repeat(np.arange(len(other)), other.shape[1])))
-                found.append(measure(draw(rng, rounds, processes, rho, bias, spikes), precision, shown))
+            found = [measure(draw(rng, rounds, processes, rho, bias, spikes), precision) for _ in range(trials)]
             held = [i.low <= 1 <= i.high for i in found if i.low is not None and i.high is not None]
             width = float(np.median([i.half_width for i in found if i.half_width is not None] or [np.nan]))
             row = {
@@ -81,9 +73,7 @@ def main(trials: int, precision: float, known: bool, seed: int, out: Path | None
                 f"{row['coverage']:9.1%} {row['no_interval']:12.1%} {width:11.2%}"
             )
     if out:
-        out.write_text(
-            json.dumps({"trials": trials, "precision": precision, "known": known, "seed": seed, "rows": rows}, indent=1)
-        )
+        out.write_text(json.dumps({"trials": trials, "precision": precision, "seed": seed, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
