@@ -20,6 +20,8 @@ from attnbench import records
 PLUGINS = Path(__file__).parent / "plugins"
 SHAPE = ("--heads", "2", "--head-dim", "32", "--scope", "attention", "--threads", "1", "--baseline", "good")
 _MARK = "ATTNBENCH_TEST_SWEEP"
+# A job in the background ignores Ctrl-C, and so would all it starts; a handler becomes the default at exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _PATIENCE = 300.0  # seconds; only a sweep that never ends takes so long
 
 
