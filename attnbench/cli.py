@@ -257,7 +257,7 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
     from collections import Counter
 
     from attnbench.records import STATUSES, WELL
-    from attnbench.warnings import KINDS
+    from attnbench.warnings import explain
 
     count = Counter(row["status"] for row in rows)
     text = ", ".join(f"{count[s]} {s}" for s in STATUSES if count[s])
@@ -268,7 +268,7 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
             click.echo(f"  {row['status']}: {row['plugin']}, {row['scope']} at {row['seq']}: {row['reason']}")
     warned = Counter(kind for row in rows for kind in row.get("warnings", []))
     for kind, cells in sorted(warned.items(), key=lambda item: -item[1]):
-        click.echo(f"  {kind}, {cells} cell{'s' * (cells > 1)}: {KINDS[kind].means}; {KINDS[kind].advice}")
+        click.echo(f"  {kind}, {cells} cell{'s' * (cells > 1)}: {'; '.join(explain(kind))}")
     seconds = record.meta.get("seconds")
     if seconds and seconds["wall"]:
         click.echo(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from attnbench.bench.interval import MIN_ROUNDS
+from attnbench.bench.interval import MIN_ROUNDS, by_process
 
 
 class Kind(NamedTuple):
@@ -60,12 +60,19 @@ KINDS = {
     ),
 }
 
+_UNKNOWN = Kind("this attnbench does not know it", "see the release of attnbench that measured it")
+
 _NOISY = 5.0  # quartile range in units of the precision; the median then needs (1.82 * 5)^2 = 83 rounds
 _SHAPE_ROUNDS = 16  # fewer do not show a shape
 _SEPARATION = 5.0  # Ashman's D; splitting one normal distribution in two gives 2.7
 _SMALLER_MODE = 0.2  # share of rounds; less are outliers, which the median withstands
 _TREND = 0.5  # Spearman's correlation of time with order
 _CHANCE = 1e-3  # probability of a false warning of drift or of differing processes, each
+
+
+def explain(kind: str) -> Kind:
+    """What a kind means and what to do, for a run that another release may have written too."""
+    return KINDS.get(kind, _UNKNOWN)
 
 
 def of_samples(samples: Sequence[Sequence[float]], precision: float, precise: bool) -> list[str]:
@@ -75,23 +82,20 @@ def of_samples(samples: Sequence[Sequence[float]], precision: float, precise: bo
     precision: relative half-width that was asked for. precise: whether the cell's intervals reached it.
     """
     seconds = np.array([s[4] / s[3] for s in samples])
-    process = np.array([s[0] for s in samples])
     if len(seconds) < MIN_ROUNDS:
         return ["few-rounds"]
     if seconds.min() <= 0 or np.ptp(seconds) == 0:
         return ["coarse-timer"]
-    logs = np.log(seconds)
-    within = logs.copy()  # what is left when each process has its own median
-    for p in set(process):
-        within[process == p] -= np.median(logs[process == p])
-    bimodal, drifting = _is_bimodal(within, precision), _is_drifting(logs, process, precision)
+    processes = by_process(np.log(seconds), [s[0] for s in samples])
+    within = np.concatenate([logs - np.median(logs) for logs in processes])
+    bimodal, drifting = _is_bimodal(within, precision), len(processes) == 1 and _is_drifting(within, precision)
     low, high = np.quantile(within, [0.25, 0.75])
     applies = {
         "imprecise": not precise,
         "noisy": not (precise or bimodal or drifting) and high - low > _NOISY * precision,
         "bimodal": bimodal,
         "drifting": drifting,
-        "processes-differ": _processes_differ(logs, process, precision),
+        "processes-differ": _processes_differ(processes, precision),
     }
     return [kind for kind in KINDS if applies.get(kind)]
 
@@ -109,9 +113,9 @@ def _is_bimodal(values: np.ndarray, precision: float) -> bool:
     return bool(high.mean() - low.mean() > max(precision, _SEPARATION * spread))
 
 
-def _is_drifting(logs: np.ndarray, process: np.ndarray, precision: float) -> bool:
+def _is_drifting(logs: np.ndarray, precision: float) -> bool:
     """Whether time goes with order, in one process: several start afresh, each at its own speed."""
-    if len(logs) < _SHAPE_ROUNDS or len(set(process)) > 1:
+    if len(logs) < _SHAPE_ROUNDS:
         return False
     found = stats.spearmanr(np.arange(len(logs)), logs)
     third = max(1, len(logs) // 3)
@@ -119,10 +123,9 @@ def _is_drifting(logs: np.ndarray, process: np.ndarray, precision: float) -> boo
     return bool(abs(found.statistic) > _TREND and found.pvalue < _CHANCE and moved > precision)
 
 
-def _processes_differ(logs: np.ndarray, process: np.ndarray, precision: float) -> bool:
+def _processes_differ(processes: Sequence[np.ndarray], precision: float) -> bool:
     """Whether the process explains the spread (Kruskal and Wallis 1952)."""
-    groups = [logs[process == p] for p in dict.fromkeys(process)]
-    groups = [g for g in groups if len(g) > 1]
+    groups = [logs for logs in processes if len(logs) > 1]
     if len(groups) < 2:
         return False
     medians = [float(np.median(g)) for g in groups]

@@ -171,7 +171,7 @@ def test_flex_takes_bfloat16_and_a_cache_of_keys() -> None:
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("shape", [(17, 17), (1, 300), (257, 257)])
+@pytest.mark.parametrize("shape", [(1, 1), (17, 17), (1, 300), (100, 257), (257, 257)])
 @pytest.mark.parametrize("case", CASES)
 def test_flex_takes_every_kind_of_input(case: dict[str, object], shape: tuple[int, int]) -> None:
     for mask in MASKS:

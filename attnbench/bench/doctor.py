@@ -7,16 +7,17 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import median
 from typing import Any, NamedTuple
 
 import psutil
 
 from attnbench.bench import machine
 from attnbench.bench.forkserver import Forkserver
-from attnbench.bench.plan import Cell, ask, cells_of
-from attnbench.bench.session import Session, Settings
+from attnbench.bench.interval import Interval
+from attnbench.bench.plan import ask, cells_of
+from attnbench.bench.session import Settings, measure
 from attnbench.errors import AttnbenchError
-from attnbench.records import Row
 from attnbench.registry import Request, find
 from attnbench.workload import Workload
 
@@ -114,7 +115,7 @@ def _timer() -> Check:
         while now == before:
             now = time.perf_counter()
         ticks.append(now - before)
-    tick = sorted(ticks)[50]
+    tick = median(ticks)
     return Check(
         "timer", f"steps of {tick * 1e9:.0f} ns", "" if tick <= _FINEST_TICK else "short calls can't be timed here"
     )
@@ -131,30 +132,18 @@ def smallest_difference(server: Forkserver, threads: int, seconds: float, precis
     (cell,) = cells_of(request, ask(server, request, [workload]), [workload])
     cells = [cell, replace(cell, plugin=f"{cell.plugin} again")]
     settings = Settings(cell.plugin, precision=0.0, budget=seconds, timeout=60 + seconds, memory=8 << 30)
-    rows = _Rows()
-    Session(server, settings).run(cells, rows, _Silent())
-    row = rows[1]
-    if row["status"] != "ok" or row["speedup_low"] is None:
+    row = measure(server, settings, cells)[1]
+    half = (
+        None if row["status"] != "ok" else Interval(row["speedup"], row["speedup_low"], row["speedup_high"]).half_width
+    )
+    if half is None:
         raise AttnbenchError(f"the A/A of sdpa gave no interval: {row['status']} {row['reason']}".strip())
-    low, high = row["speedup_low"], row["speedup_high"]
-    half = (high - low) / 2 / row["speedup"]
     found = (
         f"{half:.1%} at {_AA_LENGTH} in {seconds:g} s: sdpa against itself is {row['speedup']:.4f} "
-        f"[{low:.4f}, {high:.4f}], {row['rounds']} rounds in {row['processes']} processes"
+        f"[{row['speedup_low']:.4f}, {row['speedup_high']:.4f}], {row['rounds']} rounds in {row['processes']} processes"
     )
     if half <= precision:
         return Check("smallest difference", found)
     needed = seconds * (half / precision) ** 2
     advice = f"more than the {precision:.0%} of --precision: about {needed:.0f} s a pair would do, or a quieter machine"
     return Check("smallest difference", found, advice)
-
-
-class _Rows(list[Row]):
-    def append(self, rows: Any) -> None:
-        self.extend(rows)
-
-
-class _Silent:
-    def cell(self, cell: Cell, doing: str) -> None: ...
-
-    def rows(self, rows: Any, seconds_left: float) -> None: ...

@@ -44,7 +44,7 @@ def interval(values: Sequence[float], processes: Sequence[float], confidence: fl
     is silent about other processes: borrowing what shorter calls show of them was tried, and made intervals that were
     many times too wide.
     """
-    medians = [float(np.median(group)) for group in _by_process(np.asarray(values, dtype=float), processes)]
+    medians = [float(np.median(group)) for group in by_process(np.asarray(values, dtype=float), processes)]
     if len(medians) < MIN_PROCESSES:
         return median_interval(values, confidence)
     logs = [log(m) for m in medians]
@@ -53,7 +53,8 @@ def interval(values: Sequence[float], processes: Sequence[float], confidence: fl
     return Interval(exp(centre), exp(centre - half), exp(centre + half))
 
 
-def _by_process(values: np.ndarray, processes: Sequence[float]) -> list[np.ndarray]:
+def by_process(values: np.ndarray, processes: Sequence[float]) -> list[np.ndarray]:
+    """The values of each process apart, in the order they were measured."""
     numbers = np.asarray(processes)
     return [values[numbers == process] for process in dict.fromkeys(processes)]
 

@@ -17,7 +17,7 @@ from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver, Worker
-from attnbench.bench.interval import MIN_PROCESSES, MIN_ROUNDS, Interval, interval
+from attnbench.bench.interval import CONFIDENCE, MIN_PROCESSES, MIN_ROUNDS, Interval, interval
 from attnbench.bench.plan import (
     FEW_ROUNDS,
     MOST_ROUNDS,
@@ -99,13 +99,16 @@ class _Measured:
     launches: int = 1
     """Processes, one after the other."""
     schedule: Schedule = field(default_factory=lambda: Schedule(1, ()))
+    confidence: float = CONFIDENCE
+    """Of its intervals: the end's, or that of the early look at which it left."""
     converged: bool = False
+    """Whether it left at an early look."""
     samples: list[list[float]] = field(default_factory=list)  # as records.SAMPLE
 
-    @property
-    def confidence(self) -> float:
-        """Of its intervals: one that left at an early look has that look's."""
-        return self.schedule.confidence(early=self.converged)
+    def plan(self, rounds: int, launches: int) -> None:
+        """Fixes, before its first round, in how many rounds and launches it is measured, and when it is looked at."""
+        self.launches, self.schedule = launches, schedule(rounds, launches)
+        self.confidence = self.schedule.confidence(early=False)
 
     @property
     def seconds(self) -> dict[tuple[float, float], float]:
@@ -250,18 +253,19 @@ class Session:
             for one in others:
                 measured = self._measured[one.cell]
                 measured.planned = min(measured.planned, self._measured[base.cell].planned)
-        share = {one.cell: self._shares(one, base, len(others)) for one in others or [one for one in [base] if one]}
+        apart = others or ([base] if base else [])
+        share = {one.cell: self._shares(one, base, len(others)) for one in apart}
         wanted = {cell: processes(self._measured[cell].planned, *seconds) for cell, seconds in share.items()}
         launches = min((n for n in wanted.values() if n > 1), default=1)
         for cell, (rounds_s, start_s) in share.items():
             measured = self._measured[cell]
-            measured.launches = launches if wanted[cell] > 1 else 1
-            left_over = 1 - measured.launches * start_s / rounds_s if measured.launches > 1 else 1
-            measured.schedule = schedule(int(measured.planned * max(0, left_over)), measured.launches)
+            if wanted[cell] > 1:
+                measured.plan(int(measured.planned * (1 - launches * start_s / rounds_s)), launches)
+            else:
+                measured.plan(measured.planned, 1)
         if base and others:
-            most = max((self._measured[one.cell] for one in others), key=lambda m: m.launches * m.schedule.rounds)
-            self._measured[base.cell].launches = launches
-            self._measured[base.cell].schedule = schedule(most.launches * most.schedule.rounds, launches)
+            most = max(m.launches * m.schedule.rounds for m in (self._measured[one.cell] for one in others))
+            self._measured[base.cell].plan(most, launches)
         return launches
 
     def _shares(self, one: _Live, base: _Live | None, others: int) -> tuple[float, float]:
@@ -317,36 +321,34 @@ class Session:
         for cell in others or [one.cell for one in live if one.cell.status is None]:
             measured = self._measured[cell]
             if by_process == (measured.launches > 1) and done in measured.schedule.looks:
-                measured.converged = True  # the interval of an early look is what such a cell would report
-                measured.converged = self._is_precise(cell)
+                confidence = measured.schedule.confidence(early=True)
+                if self._is_precise(*self._intervals(cell, confidence)):
+                    measured.converged, measured.confidence = True, confidence
         if others and self._baseline in self._measured:
-            self._measured[self._baseline].converged = all(self._measured[cell].converged for cell in others)
+            base, beside = self._measured[self._baseline], [self._measured[cell] for cell in others]
+            base.converged = all(measured.converged for measured in beside)
+            if base.converged:
+                base.confidence = max(measured.confidence for measured in beside)
 
-    def _is_precise(self, cell: Cell) -> bool:
-        widths = [self._latency(cell).half_width]
-        if speedup := self._speedup(cell):
-            widths.append(speedup.half_width)
+    def _is_precise(self, latency: Interval, speedup: Interval | None) -> bool:
+        widths = [found.half_width for found in (latency, speedup) if found]
         return all(w is not None and w <= self._settings.precision for w in widths)
 
-    def _latency(self, cell: Cell) -> Interval:
-        return self._interval(cell, self._measured[cell].seconds)
+    def _intervals(self, cell: Cell, confidence: float) -> tuple[Interval, Interval | None]:
+        """Of a call's seconds, and of the speedup where there is one.
 
-    def _speedup(self, cell: Cell) -> Interval | None:
-        """Paired: the baseline's seconds over this cell's, for each round in which both took part."""
-        if cell is self._baseline:
-            return Interval(1.0, 1.0, 1.0)
-        ratios = self._ratios(cell)
-        return self._interval(cell, ratios) if ratios else None
-
-    def _ratios(self, cell: Cell) -> dict[tuple[float, float], float]:
+        The speedup is paired: the baseline's seconds over this cell's, for each round in which both took part.
+        """
+        ours = self._measured[cell].seconds
+        latency = _interval(ours, confidence)
         base = self._baseline
+        if cell is base:
+            return latency, Interval(1.0, 1.0, 1.0)
         if base is None or base.status is not None or base not in self._measured:
-            return {}
-        ours, theirs = self._measured[cell].seconds, self._measured[base].seconds
-        return {key: theirs[key] / ours[key] for key in ours if key in theirs}
-
-    def _interval(self, cell: Cell, values: Mapping[tuple[float, float], float]) -> Interval:
-        return interval(list(values.values()), [key[0] for key in values], self._measured[cell].confidence)
+            return latency, None
+        theirs = self._measured[base].seconds
+        ratios = {key: theirs[key] / ours[key] for key in ours if key in theirs}
+        return latency, _interval(ratios, confidence) if ratios else None
 
     def _finish(self, live: Sequence[_Live]) -> None:
         for one in live:
@@ -382,8 +384,9 @@ class Session:
 
     def _figures(self, cell: Cell) -> Row:
         measured = self._measured[cell]
-        latency, speedup = self._latency(cell), self._speedup(cell) or Interval(float("nan"), None, None)
-        rounds, precise = len(measured.samples), self._is_precise(cell)
+        latency, speedup = self._intervals(cell, measured.confidence)
+        rounds, precise = len(measured.samples), self._is_precise(latency, speedup)
+        speedup = speedup or Interval(float("nan"), None, None)
         kinds = warnings.of_samples(measured.samples, self._settings.precision, precise)
         number = len({sample[0] for sample in measured.samples})
         if number < MIN_PROCESSES and rounds >= MIN_ROUNDS:
@@ -405,3 +408,26 @@ class Session:
             "warnings": kinds,
             "samples": measured.samples,
         }
+
+
+def _interval(values: Mapping[tuple[float, float], float], confidence: float) -> Interval:
+    """Of values by (process, round)."""
+    return interval(list(values.values()), [process for process, _ in values], confidence)
+
+
+class _Rows(list[Row]):
+    def append(self, rows: Sequence[Row]) -> None:  # type: ignore[override]
+        self.extend(rows)
+
+
+class _Unwatched:
+    def cell(self, cell: Cell, doing: str) -> None: ...
+
+    def rows(self, rows: Sequence[Row], seconds_left: float) -> None: ...
+
+
+def measure(server: Forkserver, settings: Settings, cells: Sequence[Cell]) -> list[Row]:
+    """The rows of all cells, kept in memory, with nobody watching."""
+    rows = _Rows()
+    Session(server, settings).run(cells, rows, _Unwatched())
+    return list(rows)

@@ -15,7 +15,7 @@ from attnbench.report.panels import Panel, command_line
 from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style
 from attnbench.report.verdict import listed, warning_kinds
-from attnbench.warnings import KINDS, Kind
+from attnbench.warnings import explain
 
 ERROR_BOUND = 0.01
 """One column names the fastest variant whose approximation error (relative l2) is at most this."""
@@ -164,8 +164,7 @@ def warnings(frame: pd.DataFrame, style: Style) -> Table:
     found = sorted(carriers.items(), key=lambda item: (-len(item[1]), item[0]))
     rows = []
     for kind, names in found:
-        known = KINDS.get(kind, Kind(units.NOTHING, units.NOTHING))  # of a newer attnbench
-        rows.append([kind, str(len(names)), ", ".join(sorted(set(names))), known.means, known.advice])
+        rows.append([kind, str(len(names)), ", ".join(sorted(set(names))), *explain(kind)])
     return Table(["warning", "cells", "variants", "what it means", "what to do"], rows, numeric=frozenset({"cells"}))
 
 

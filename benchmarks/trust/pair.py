@@ -7,10 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from planted import Planted
@@ -18,14 +17,11 @@ from torch.utils.benchmark import Timer
 
 from attnbench.bench import inputs, runner
 from attnbench.bench.forkserver import Forkserver
+from attnbench.bench.interval import Interval
 from attnbench.bench.plan import Cell, ask, cells_of
-from attnbench.bench.session import Session, Settings
-from attnbench.records import Row
+from attnbench.bench.session import Settings, measure
 from attnbench.registry import Found, Request
 from attnbench.workload import Workload
-
-# The workers import planted.py from here.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -35,17 +31,6 @@ class Answer:
     ratio: float
     different: bool
     half_width: float | None = None
-
-
-class _Silent:
-    def cell(self, cell: Cell, doing: str) -> None: ...
-
-    def rows(self, rows: Sequence[Row], seconds_left: float) -> None: ...
-
-
-class _Rows(list[Row]):
-    def append(self, rows: Sequence[Row]) -> None:  # type: ignore[override]
-        self.extend(rows)
 
 
 def attnbench(server: Forkserver, workload: Workload, extra: float, seconds: float, seed: int) -> Answer:
@@ -58,15 +43,13 @@ def attnbench(server: Forkserver, workload: Workload, extra: float, seconds: flo
     settings = Settings(
         baseline=cells[0].plugin, precision=1e-4, budget=seconds, timeout=600, memory=8 << 30, seed=seed
     )
-    rows = _Rows()
-    Session(server, settings).run(cells, rows, _Silent())
-    row = rows[1]
+    row = measure(server, settings, cells)[1]
     if row["status"] != "ok":
         raise RuntimeError(f"{row['status']}: {row['reason']}")
-    low, high = row["speedup_low"], row["speedup_high"]
-    if low is None or high is None:
-        return Answer(row["speedup"], False)
-    return Answer(row["speedup"], not low <= 1 <= high, (high - low) / 2 / row["speedup"])
+    found = Interval(row["speedup"], row["speedup_low"], row["speedup_high"])
+    if found.low is None or found.high is None:
+        return Answer(found.median, False)
+    return Answer(found.median, not found.low <= 1 <= found.high, found.half_width)
 
 
 def _kernels(workload: Workload, extra: float):  # type: ignore[no-untyped-def]
