@@ -69,7 +69,8 @@ FIGURES = {
     "attention-share": (
         "Attention's share of the block's time",
         "Latency of attention alone over that of the transformer block around it; the rest is projections, FFN and "
-        "norms, which no faster attention can shorten.",
+        "norms, which no faster attention can shorten. The two are measured one after the other, so where a variant's "
+        "latency varies from minute to minute a share may even pass 100%; its interval says how far to trust it.",
     ),
 }  # fmt: skip
 
