@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 import sys
 from pathlib import Path
 from time import monotonic
@@ -132,6 +135,7 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 def run(ctx: click.Context, /, **options: Any) -> None:
     """Measure attention variants over a sweep of workloads."""
     began = monotonic()
+    _let_second_interrupt_stop()
     given = {
         str(p.name) for p in ctx.command.params
         if ctx.get_parameter_source(str(p.name)) == click.core.ParameterSource.COMMANDLINE
@@ -187,6 +191,22 @@ def run(ctx: click.Context, /, **options: Any) -> None:
             _check_same_machine(record, facts)
         with record:
             _measure(server, record, asked, cells, baseline, began, console)
+
+
+def _let_second_interrupt_stop() -> None:
+    """Ctrl-C ends a sweep in order, which takes seconds; one more ends this process as it stands.
+
+    The worker processes end in either case: their server sees that this process is gone.
+    """
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        # While Python shuts down it would put the default action back, which turns the exit code into a signal.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, first)
 
 
 def _sweep(options: dict[str, Any], device: str) -> Sweep:
