@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import subprocess
@@ -69,10 +70,14 @@ def torch_timer(workload: Workload, extra: float, seconds: float) -> Answer:
     return Answer(found[0].median / found[1].median, high_a < low_b or high_b < low_a)
 
 
-def medians_apart(workload: Workload, extra: float, seconds: float) -> Answer:
-    """As pytest-benchmark is used in CI: rounds of one, then of the other; different where medians are 5% apart."""
+def one_after_the_other(workload: Workload, extra: float, seconds: float) -> tuple[Answer, Answer]:
+    """Rounds of one, then of the other, read in two ways.
+
+    As pytest-benchmark is used in CI: different where medians are 5% apart. As hyperfine compares programs: the ratio
+    of the means, its deviation carried over from both standard deviations; different where that leaves out 1.
+    """
     torch.set_num_threads(workload.threads)
-    medians = []
+    found = []
     for f in _kernels(workload, extra):
         f()
         times, end = [], time.perf_counter() + seconds / 2
@@ -80,9 +85,12 @@ def medians_apart(workload: Workload, extra: float, seconds: float) -> Answer:
             start = time.perf_counter()
             f()
             times.append(time.perf_counter() - start)
-        medians.append(statistics.median(times))
-    ratio = medians[0] / medians[1]
-    return Answer(ratio, abs(ratio - 1) > 0.05)
+        found.append(times)
+    medians = statistics.median(found[0]) / statistics.median(found[1])
+    (mean_a, sd_a), (mean_b, sd_b) = [(statistics.mean(times), statistics.stdev(times)) for times in found]
+    means = mean_a / mean_b
+    deviation = means * math.hypot(sd_a / mean_a, sd_b / mean_b)
+    return Answer(medians, abs(medians - 1) > 0.05), Answer(means, abs(means - 1) > deviation, deviation / means)
 
 
 _BUSY = """

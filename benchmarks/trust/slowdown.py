@@ -67,6 +67,7 @@ def main(
                 for i, workload in enumerate(pair.workloads(pairs, seed, threads)):
                     answer = pair.attnbench(server, workload, extra, seconds, seed + i)
                     rows.append({"seq": workload.seq, **vars(answer)})
+                    click.echo(f"{extra:g}%, pair {i + 1} of {pairs}: {rows[-1]}", err=True)
                 found = sum(row["different"] and row["ratio"] < 1 for row in rows)
                 off = statistics.median(abs(row["ratio"] / true[str(row["seq"])] - 1) for row in rows)
                 ratios = " ".join(f"{ratio:.4f}" for ratio in true.values())
