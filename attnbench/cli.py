@@ -105,6 +105,7 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--kv-heads", callback=_sizes, help="Fewer than --heads is grouped-query.  [default: as --heads]")
 @click.option("--head-dim", callback=_sizes, default="64", show_default=True)
 @click.option("--value-dim", callback=_sizes, help="[default: as --head-dim]")
+@click.option("--preset", help="Heads, kv heads and dims of a published model, such as llama-3-8b.")
 @click.option("--dtype", callback=_names(tuple(DTYPES)), help="[default: float32 on a CPU, bfloat16 on CUDA]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--mask", callback=_names(MASKS), default="full", show_default=True, help="full, causal or both.")
@@ -143,6 +144,11 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     resumed = options["resume"]
     if resumed and (extra := sorted(given - {"resume", "budget", "timeout", "memory"})):
         raise AttnbenchError(f"--resume takes the sweep from the run; drop --{extra[0].replace('_', '-')}")
+    if options["preset"]:
+        from attnbench.presets import preset
+
+        shape = preset(options["preset"])
+        options |= {n: (getattr(shape, n),) for n in ("heads", "kv_heads", "head_dim", "value_dim") if n not in given}
     precision = parse_precision(options["precision"])
     memory = parse_bytes(options["memory"]) if options["memory"] else None
     # Checks the sweep before anything is started; the device is only known further on.
@@ -366,6 +372,34 @@ def plugins(names: tuple[str, ...], device: str) -> None:
 def _option(name: str, option: dict[str, Any]) -> str:
     choices = "|".join(str(c) for c in option["choices"])
     return f"{name}={option['default']}  {choices and f'({choices}) '}{option['help']}"
+
+
+@main.command()
+@click.option("--preset", "name", help="A published model, such as gpt2-xl-1.5b or llama-3-8b.")
+@click.option("--seq", type=click.IntRange(1), default=1024, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Without a preset.")
+@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True, help="Without a preset.")
+@click.option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
+@click.option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
+@click.pass_context
+def theory(
+    ctx: click.Context, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
+    device_memory: str | None,
+) -> None:  # fmt: skip
+    """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run."""
+    from attnbench import theory_pages
+    from attnbench.presets import Model, Shape, preset
+
+    given = [p for p in ("heads", "head_dim")
+             if ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]  # fmt: skip
+    if name and given:
+        raise AttnbenchError(f"--preset says it already; drop --{given[0].replace('_', '-')}")
+    shape = preset(name) if name else Shape(heads, heads, head_dim, head_dim, "as asked")
+    memory = parse_bytes(device_memory, "device-memory") if device_memory else None
+    if memory and not isinstance(shape, Model):
+        raise AttnbenchError("--device-memory needs --preset with a whole model, such as gpt2-xl-1.5b")
+    theory_pages.show(name, shape, seq, batch, block, memory)
 
 
 @main.command()

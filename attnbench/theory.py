@@ -47,41 +47,54 @@ class Product:
     layer: "self", "cross" or "ffn".
     name: as in the lecture: W_Q, W_K, W_V, QK^T, PV, W_O, W_1, W_2.
     flops: two operations for each multiplication and addition.
+    elements: of both factors and of the result, each moved once; the scores are a result and a factor as if they went
+        through memory, which is what fused attention avoids.
+    count: in how many products the lecture counts it: one a head, or one.
     parameters: elements of its weight and bias; 0 where both factors are activations.
     """
 
     layer: str
     name: str
     flops: int
+    elements: int
+    count: int
     parameters: int = 0
 
 
-def products(workload: Workload) -> list[Product]:
-    """Every matrix product, in the order in which it is computed: all that is counted here follows from this list."""
+def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -> list[Product]:
+    """Every matrix product, in the order in which it is computed: all that is counted here follows from this list.
+
+    d_ff: the FFN's inner width, 4 d_m unless given. gated: it has a third matrix (Shazeer 2020, "GLU variants").
+    """
     found: list[Product] = []
     for layer, w in attentions(workload).items():
-        scores = Product(layer, "QK^T", 2 * w.batch * w.heads * visible_pairs(w) * w.head_dim)
-        mix = Product(layer, "PV", 2 * w.batch * w.heads * visible_pairs(w) * w.value_dim)
+        rows, keys, pairs = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq, visible_pairs(w)
+        shown = w.batch * w.heads * pairs
+        scores = Product(
+            layer, "QK^T", 2 * shown * w.head_dim, (rows + keys) * w.head_dim + shown, w.heads
+        )  # fmt: skip
+        mix = Product(layer, "PV", 2 * shown * w.value_dim, shown + (rows + keys) * w.value_dim, w.heads)
         if workload.scope == "attention":
             return [scores, mix]
         found += [
-            _linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim),
-            _linear(layer, "W_K", w.batch * w.kv_seq, w.width, w.kv_heads * w.head_dim),
-            _linear(layer, "W_V", w.batch * w.kv_seq, w.width, w.kv_heads * w.value_dim),
+            _linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim, w.heads),
+            _linear(layer, "W_K", w.batch * w.kv_seq, w.width, w.kv_heads * w.head_dim, w.kv_heads),
+            _linear(layer, "W_V", w.batch * w.kv_seq, w.width, w.kv_heads * w.value_dim, w.kv_heads),
             scores,
             mix,
             _linear(layer, "W_O", w.batch * w.seq, w.heads * w.value_dim, w.width),
         ]
-    tokens, hidden = workload.batch * workload.seq, FFN_EXPANSION * workload.width
+    tokens, hidden = workload.batch * workload.seq, d_ff or FFN_EXPANSION * workload.width
     return [
         *found,
-        _linear("ffn", "W_1", tokens, workload.width, hidden),
+        *(_linear("ffn", name, tokens, workload.width, hidden) for name in (("W_1", "W_3") if gated else ("W_1",))),
         _linear("ffn", "W_2", tokens, hidden, workload.width),
     ]
 
 
-def _linear(layer: str, name: str, tokens: int, inner: int, outer: int) -> Product:
-    return Product(layer, name, 2 * tokens * inner * outer, inner * outer + outer)
+def _linear(layer: str, name: str, tokens: int, inner: int, outer: int, count: int = 1) -> Product:
+    weights = inner * outer + outer
+    return Product(layer, name, 2 * tokens * inner * outer, tokens * (inner + outer) + weights, count, weights)
 
 
 def flops(workload: Workload) -> int:

@@ -86,6 +86,7 @@ def assert_refused(result: Result, *says: str) -> None:
         ("--threads 0", "--threads"),
         ("--threads many", "--threads"),
         ("--no-such-option", "--no-such-option"),
+        ("--preset lama-3-8b", "no preset 'lama-3-8b'; there is: llama-3-8b"),
         ("surplus", "surplus"),
         ("--seq", "--seq"),
         ("--resume nowhere", "nowhere is no run: it has no run.json"),
@@ -118,6 +119,10 @@ def test_a_run_that_can_not_be_is_refused(parse: Path, arguments: str, says: str
         ("export", "RUNS"),
         ("export nowhere", "nowhere is no run"),
         ("export --format nonsense nowhere", "nonsense"),
+        ("theory --preset nonsense", "no preset 'nonsense'"),
+        ("theory --preset mla --device-memory 32GB", "--device-memory needs --preset with a whole model"),
+        ("theory --preset gpt2-small --heads 3", "--preset says it already; drop --heads"),
+        ("theory --preset gpt2-small --device-memory much", "--device-memory 'much' is no amount of memory"),
     ],
 )
 def test_other_commands_refuse_alike(parse: Path, arguments: str, says: str) -> None:
@@ -137,6 +142,7 @@ def test_other_commands_refuse_alike(parse: Path, arguments: str, says: str) -> 
         "--plugins sdpa,block*,sdpa:backend=math,sdpa:*",
         "--baseline none --block decoder --norm post --inputs outlier --dry-run",
         "--baseline sdpa:backend=math",
+        "--preset llama-3-8b --head-dim 64 --seq 1024",
     ],
 )
 def test_a_run_that_can_be_gets_as_far_as_its_first_process(parse: Path, arguments: str) -> None:
@@ -144,7 +150,7 @@ def test_a_run_that_can_be_gets_as_far_as_its_first_process(parse: Path, argumen
     assert (result.exit_code, result.output) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["", "run", "report", "plugins", "export"])
+@pytest.mark.parametrize("command", ["", "run", "report", "plugins", "export", "theory", "doctor"])
 def test_help(command: str) -> None:
     result = invoke(*command.split(), "--help")
     assert result.exit_code == 0

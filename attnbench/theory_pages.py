@@ -1,0 +1,95 @@
+"""What `attnbench theory` prints."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from attnbench import footprint
+from attnbench.footprint import Line, gb
+from attnbench.presets import Model, Shape
+from attnbench.theory import Product, products
+from attnbench.workload import Workload
+
+ITEM = 2  # bytes of an element in bfloat16
+
+
+def show(name: str | None, shape: Shape, seq: int, batch: int, block: str | None, memory: int | None) -> None:
+    """Prints the block's products and, for a model, its memory and whether it fits."""
+    model = shape if isinstance(shape, Model) else None
+    if model:
+        stacks = f"{model.layers} + {model.decoder_layers}" if model.decoder_layers else str(model.layers)
+        click.echo(
+            f"{name}: {model.parameters():,} parameters, {stacks} layers, d_m {model.width}, d_ff {model.d_ff}, "
+            f"{model.heads} heads of {model.head_dim}, {model.kv_heads} kv heads ({model.source})"
+        )
+    elif name:
+        dims = f"{shape.head_dim} and {shape.value_dim}"
+        click.echo(
+            f"{name}: {shape.heads} heads of {dims}, {shape.kv_heads} kv heads ({shape.source}); attention alone"
+        )
+    _products(shape, seq, batch, "" if name and not model else block or _block(model), model)
+    if model:
+        _memory("training, mixed precision with Adam", footprint.training(model, batch, seq))
+        _memory("inference", footprint.inference(model, batch, seq))
+    if model and memory:
+        need = footprint.total(footprint.training(model, batch, seq))
+        click.echo(f"\ntraining needs {gb(need)} of {gb(memory)}: it {'fits' if need <= memory else 'does not fit'}")
+        if need > memory:
+            click.echo("what would make it fit:")
+            for remedy in footprint.remedies(model, batch, seq, memory):
+                click.echo(f"  {remedy}")
+
+
+def _block(model: Model | None) -> str:
+    """Bidirectional models are encoders, encoder-decoders show their decoder, the rest are decoder-only."""
+    if model is None or model.types:
+        return "encoder"
+    return "decoder" if model.decoder_layers else "decoder-only"
+
+
+def _products(shape: Shape, seq: int, batch: int, block: str, model: Model | None) -> None:
+    workload = Workload(
+        seq=seq, kv_seq=seq, batch=batch, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
+        value_dim=shape.value_dim, dtype="bfloat16", scope="block" if block else "attention", block=block,
+        norm="pre" if block else "", mask="full" if block == "encoder" else "causal",
+    )  # fmt: skip
+    found = products(workload, model.d_ff if model else None, bool(model and model.gated))
+    click.echo(f"\none {block or 'attention'}{' block' if block else ''}, batch {batch}, {seq} tokens, bfloat16")
+    table = Table("sub-layer", "product", "of size", "products", "FLOPs", "bytes", "FLOPs a byte", box=None)
+    for product in found:
+        table.add_row(product.layer, product.name, _order(product), str(product.count), *_figures([product]))
+    table.add_row("all", "", "", str(sum(p.count for p in found)), *_figures(found))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+    if block == "decoder":
+        click.echo(
+            "The lecture counts 10 k + 1 products with k heads; it is 10 k + 4: two attentions have an output each, "
+            "and the FFN has two matrices."
+        )
+    elif block:
+        click.echo("The lecture counts 3 k + 2 k + 1 + 2 products with k heads; with fewer kv heads there are fewer.")
+    click.echo("A causal mask is counted by the pairs that it shows. Bytes: factors and result once, scores included.")
+
+
+def _order(product: Product) -> str:
+    if product.parameters:
+        return "l d_m d_ff" if product.layer == "ffn" else "l d_m d_k"
+    return "l^2 d"
+
+
+def _figures(found: list[Product]) -> tuple[str, str, str]:
+    flops, moved = sum(p.flops for p in found), ITEM * sum(p.elements for p in found)
+    return f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", f"{flops / moved:.0f}"
+
+
+def _memory(title: str, lines: list[Line]) -> None:
+    click.echo(f"\n{title}")
+    table = Table("", "memory", "together", "formula", box=None)
+    together = 0
+    for line in lines:
+        together += line.bytes
+        table.add_row(line.what, gb(line.bytes), gb(together), line.formula)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
