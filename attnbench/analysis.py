@@ -222,6 +222,29 @@ def attention_share(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(shares, orient="index", columns=["share", "share_low", "share_high"], dtype=float)
 
 
+def amdahl(frame: pd.DataFrame) -> pd.Series:
+    """The speedup that Amdahl's law gives a block: 1 / (1 - sum of f (1 - 1 / x)), by index of the block's row.
+
+    f is the share of an attention (see `theory.attentions`) in the baseline's block, x what the variant speeds it up
+    when measured alone. Amdahl 1967, "Validity of the single processor approach". Blocks of which a part was not
+    measured are left out.
+    """
+    rows = finished(frame)
+    cells = {(row["run"], row["plugin"], workload_of(row)): row for row in records(rows)}
+    found: dict[object, float] = {}
+    for index, row in zip(rows.index, records(rows), strict=True):
+        workload, base = workload_of(row), (row["run"], row.get("baseline"))
+        if row["scope"] != "block" or row["plugin"] == row.get("baseline") or (*base, workload) not in cells:
+            continue
+        parts = attentions(workload).values()
+        pairs = [(cells.get((*base, part)), cells.get((row["run"], row["plugin"], part))) for part in parts]
+        times = [(b["latency_s"], v["speedup"]) for b, v in pairs if b is not None and v is not None]
+        if len(times) == len(pairs):
+            saved = sum(seconds * (1 - 1 / speedup) for seconds, speedup in times)
+            found[index] = 1 / (1 - saved / cells[(*base, workload)]["latency_s"])
+    return pd.Series(found, name="amdahl", dtype=float)
+
+
 def workload_of(row: Mapping[Any, Any]) -> Workload:
     """The workload of a row; pandas' missing texts and its own integers become Python's."""
     values = {field.name: row[field.name] for field in fields(Workload)}

@@ -273,3 +273,48 @@ def test_the_shares_bounds_take_both_intervals_at_their_far_ends() -> None:
     rows = frame(timed("fast", 1.0, 0.1), block("encoder", 4.0, latency_low_s=3.0, latency_high_s=5.0))
     shares = analysis.attention_share(rows)
     assert shares.loc[1].to_dict() == pytest.approx({"share": 0.25, "share_low": 0.9 / 5, "share_high": 1.1 / 3})
+
+
+# Amdahl's law
+
+
+def compared(plugin: str, latency: float, speedup: float, **values: Any) -> dict[str, Any]:
+    return row(plugin, latency, baseline="base", speedup=speedup, **values)
+
+
+ENCODER = {"scope": "block", "block": "encoder", "norm": "pre"}
+DECODER = {"scope": "block", "block": "decoder", "norm": "pre", "mask": "causal", "seq": 512, "kv_seq": 1024}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # Half of the block's time, four times as fast: 1 / (1/2 + 1/8).
+        (
+            [
+                compared("base", 2.0, 1.0),
+                compared("base", 4.0, 1.0, **ENCODER),
+                compared("fast", 0.5, 4.0),
+                compared("fast", 2.9, 1.4, **ENCODER),
+            ],
+            1.6,
+        ),
+        # A decoder's two attentions: 1 of 8 s becomes 0.5, 3 become 1.
+        (
+            [
+                compared("base", 1.0, 1.0, mask="causal"),
+                compared("base", 3.0, 1.0, seq=512, kv_seq=1024),
+                compared("base", 8.0, 1.0, **DECODER),
+                compared("fast", 0.5, 2.0, mask="causal"),
+                compared("fast", 1.0, 3.0, seq=512, kv_seq=1024),
+                compared("fast", 5.5, 1.4, **DECODER),
+            ],
+            8 / 5.5,
+        ),
+        ([compared("base", 4.0, 1.0, **ENCODER), compared("fast", 2.9, 1.4, **ENCODER)], None),
+        ([compared("fast", 0.5, 4.0), compared("fast", 2.9, 1.4, **ENCODER)], None),
+    ],
+)
+def test_amdahl(rows: list[dict[str, Any]], expected: float | None) -> None:
+    found = analysis.amdahl(frame(*rows))
+    assert found.to_dict() == ({} if expected is None else {len(rows) - 1: pytest.approx(expected)})

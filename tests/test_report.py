@@ -374,6 +374,7 @@ def drawn() -> dict[str, Figure]:
         "errors": figures.errors(panels, style),
         "trade": figures.speed_vs_error(panels[0], style),
         "share": figures.attention_share(panels, style),
+        "amdahl": figures.amdahl(panels, style),
         "overview": figures.overview(panels[0], style, "Some CPU"),
     }
     found = {name: figure for name, figure in made.items() if figure}
@@ -381,12 +382,18 @@ def drawn() -> dict[str, Figure]:
     return found
 
 
-NAMES = ("latency", "memory", "speedup", "errors", "trade", "share", "overview")
+NAMES = ("latency", "memory", "speedup", "errors", "trade", "share", "amdahl", "overview")
 
 
 @pytest.mark.parametrize(
     ("figure", "column", "scale"),
-    [("latency", "latency_s", 1), ("memory", "peak_bytes", 1), ("speedup", "speedup", 1), ("share", "share", 100)],
+    [
+        ("latency", "latency_s", 1),
+        ("memory", "peak_bytes", 1),
+        ("speedup", "speedup", 1),
+        ("share", "share", 100),
+        ("amdahl", "amdahl", 1),
+    ],
 )
 def test_lines_are_the_rows(drawn: dict[str, Figure], figure: str, column: str, scale: float) -> None:
     frame = everything()
@@ -395,6 +402,8 @@ def test_lines_are_the_rows(drawn: dict[str, Figure], figure: str, column: str, 
     for ax, panel in zip(drawn[figure].axes, shown, strict=True):
         for plugin in style.plugins:
             part = panel.frame[(panel.frame["plugin"] == plugin) & panel.frame[column].notna()]
+            if figure == "amdahl" and part.empty:  # the baseline gains nothing over itself
+                continue
             expected = np.column_stack([part["length"], scale * part[column]])
             lines = [line for line in ax.get_lines() if to_hex(line.get_color()) == style.colours[plugin]]
             paths = [line.get_xydata() for line in lines]
@@ -409,7 +418,8 @@ def test_a_colour_and_a_marker_mean_the_same_plugin_everywhere(drawn: dict[str, 
         for handle in legend.legend_handles:
             label = str(handle.get_label()).split("   ")[0]
             looks[label] = (to_hex(handle.get_color()), handle.get_marker())
-    expected = {style.figure_name(p): (style.colours[p], style.markers[p]) for p in style.plugins}
+    shown = [p for p in style.plugins if name != "amdahl" or p != BASELINE]  # the baseline gains nothing over itself
+    expected = {style.figure_name(p): (style.colours[p], style.markers[p]) for p in shown}
     assert {label: look for label, look in looks.items() if label in expected} == expected
 
 
@@ -507,7 +517,7 @@ def test_a_title_fits_whatever_the_run_is_called(run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.latency, figures.memory, figures.speedup, figures.errors, figures.attention_share]
+    "draw", [figures.latency, figures.memory, figures.speedup, figures.errors, figures.attention_share, figures.amdahl]
 )
 def test_there_is_no_figure_of_nothing(draw: Callable[..., Figure | None]) -> None:
     frame = rows()
@@ -529,7 +539,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_folder_holds_pages_and_figures(report: Path) -> None:
     assert report.name == "index.html"
     stems = ["overview", "latency", "memory", "speedup", "errors", "speed-vs-error", "speed-vs-error-2"]
-    expected = {f"{stem}.{kind}" for stem in [*stems, "attention-share"] for kind in ("png", "svg")}
+    expected = {f"{stem}.{kind}" for stem in [*stems, "attention-share", "amdahl"] for kind in ("png", "svg")}
     assert {path.name for path in (report.parent / "figures").iterdir()} == expected
     assert {path.name for path in report.parent.iterdir()} == {"index.html", "report.md", "figures"}
 
@@ -537,7 +547,7 @@ def test_the_folder_holds_pages_and_figures(report: Path) -> None:
 def test_the_html_page_needs_nothing_else(report: Path) -> None:
     seen = read(report)
     assert all(address.startswith(("data:", "#")) for address in seen.addresses)
-    assert sum(address.startswith("data:image/svg+xml") for address in seen.addresses) == 8
+    assert sum(address.startswith("data:image/svg+xml") for address in seen.addresses) == 9
     assert not {"script", "link", "iframe", "object"} & set(seen.tags)
     assert "@import" not in report.read_text()
     assert "url(" not in report.read_text()
@@ -546,7 +556,7 @@ def test_the_html_page_needs_nothing_else(report: Path) -> None:
 def test_the_markdown_page_links_figures_that_are_there(report: Path) -> None:
     tokens = MarkdownIt("commonmark").parse((report.parent / "report.md").read_text())
     images = [c.attrs["src"] for t in tokens for c in t.children or [] if c.type == "image"]
-    assert len(images) == 8
+    assert len(images) == 9
     assert all((report.parent / str(image)).is_file() for image in images)
 
 

@@ -193,6 +193,29 @@ def attention_share(panels: Sequence[Panel], style: Style) -> Figure | None:
 
 
 @styled
+def amdahl(panels: Sequence[Panel], style: Style) -> Figure | None:
+    """The block's speedup, measured and after Amdahl's law, against length. The frames carry amdahl."""
+    panels = [panel for panel in panels if panel.frame["amdahl"].notna().any()]
+    if not panels:
+        return None
+    figure, axes = _grid(len(panels), height=3.4)
+    columns = ["speedup", "speedup_low", "speedup_high"]
+    for ax, panel in zip(axes, panels, strict=True):
+        rows = panel.frame.dropna(subset=["amdahl"])
+        _lines(ax, rows, style, *columns)
+        for plugin, part in rows.groupby("plugin"):
+            ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle="--", linewidth=1.2)
+        scales.ratio_axis(ax, *_ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))
+        ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":", zorder=1)
+        _lengths(ax, panel)
+        _ylabel(ax, f"block's speedup over {_baseline_name(rows, style)}", always=True)
+        ax.set_title(_title(panel.title, 58))
+    shown = [plugin for panel in panels for plugin in panel.frame.dropna(subset=["amdahl"])["plugin"]]
+    _legend(figure, style, shown, [_PREDICTED])
+    return _titled(figure, "What survives in the block", panels)
+
+
+@styled
 def overview(panel: Panel, style: Style, machine: str) -> Figure | None:
     """Latency, memory, speedup and speed against error of one panel in one picture."""
     done = _timed(panel.frame)
@@ -498,6 +521,7 @@ _LOOSE = Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="w
                 label="hollow: less precise than asked")  # fmt: skip
 _MISSING = Line2D([], [], color=GREY, marker="x", linestyle="", markeredgewidth=1.6, label="no number (see the tables)")
 _WRONG = Line2D([], [], color=GREY, marker="x", linestyle="", markeredgewidth=2, label="wrong (reason in the tables)")
+_PREDICTED = Line2D([], [], color=GREY, linestyle="--", linewidth=1.2, label="by Amdahl's law")
 _FRONT = Line2D([], [], color=GREY, marker="o", linestyle=":", linewidth=1, markersize=11, markerfacecolor="none",
                 label="Pareto front: nothing is both faster and closer")  # fmt: skip
 

@@ -72,6 +72,12 @@ FIGURES = {
         "norms, which no faster attention can shorten. The two are measured one after the other, so where a variant's "
         "latency varies from minute to minute a share may even pass 100%; its interval says how far to trust it.",
     ),
+    "amdahl": (
+        "What survives in the block",
+        "Solid: the block's speedup over the baseline's block, as measured. Dashed: what Amdahl's law makes of the "
+        "speedup of attention alone and of attention's share of the baseline's block. Where the solid line lies lower, "
+        "the variant costs the rest of the block something: caches, or the layout of its output.",
+    ),
 }  # fmt: skip
 
 
@@ -125,7 +131,7 @@ def prepared(frame: pd.DataFrame) -> pd.DataFrame:
     frame["run"] = frame["run"].fillna("").astype(str)
     frame["converged"] = frame["converged"].ne(False)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
-    return frame.join(analysis.attention_share(frame))
+    return frame.join(analysis.attention_share(frame)).join(analysis.amdahl(frame))
 
 
 def _drawn(
@@ -147,6 +153,7 @@ def _drawn(
         yield from _numbered(name, _in_parts(draw, panels, style))
     yield from _numbered("speed-vs-error", [figures.speed_vs_error(panel, style) for panel in panels])
     yield from _numbered("attention-share", _in_parts(figures.attention_share, panels, style))
+    yield from _numbered("amdahl", _in_parts(figures.amdahl, panels, style))
 
 
 def _main_panel(panels: Sequence[Panel]) -> Panel | None:
