@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,15 +20,22 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
+from .cpu import attention as kernels
+from .cpu import compiler
+from .cpu.attention import Plan
 from .patterns import PATTERNS, Pattern, pattern
+from .tiled import avx512_unsupported
+
+STRIP_ROWS, BLOCK_KEYS = 128, 512  # the C++ kernel's tile
 
 
 class BlockSparse(Plugin):
-    """Sparse attention by blocks of queries and keys, through torch's flex_attention or in plain torch.
+    """Sparse attention by blocks of queries and keys: in C++, through torch's flex_attention or in plain torch.
 
+    `impl=avx512` is the C++ kernel of `tiled` over those blocks alone, in bfloat16 on a CPU.
     `impl=flex` compiles torch.nn.attention.flex_attention (Dong 2024, "Flex Attention") for the pattern.
     `impl=gather` runs in plain torch: block by block of queries over the keys that its blocks hold.
-    `impl=auto` is flex where it can be compiled, else gather; the implementation says which, and why.
+    `impl=auto` is the first of these that can run; the implementation says which, and why.
 
     The density is the share of seq * kv_seq pairs in the blocks that are computed, hidden pairs in them included:
     what is saved is whole blocks.
@@ -38,7 +46,7 @@ class BlockSparse(Plugin):
         "pattern": Option("window", "which keys a query sees", PATTERNS),
         "window": Option(256, "keys seen around the query, on each side (causal: before it), its own included"),
         "block": Option(128, "queries and keys to a block"),
-        "impl": Option("auto", "what computes it", ("auto", "flex", "gather")),
+        "impl": Option("auto", "what computes it", ("auto", "avx512", "flex", "gather")),
     }
     pattern: str
     window: int
@@ -50,6 +58,8 @@ class BlockSparse(Plugin):
             return "window and block must be at least 1"
         if workload.kv_seq < workload.seq:
             return "a pattern around the query's position needs kv_seq >= seq"
+        if self.impl == "avx512":
+            return self._no_kernel(workload)
         return flex_unsupported(workload, self.block) if self.impl == "flex" else None
 
     def definition(self, workload: Workload) -> Definition:
@@ -60,26 +70,71 @@ class BlockSparse(Plugin):
         return 2 * pairs * (workload.head_dim + workload.value_dim)
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        if self.impl == "gather" or flex_unsupported(workload, self.block):
-            return gather_bytes(workload, self._pattern(workload))
-        return flex_bytes(workload, self.block)
+        w = workload
+        if self._by_kernel(w):
+            packed = 2 * (kernels.round_up(w.head_dim, 2) + kernels.round_up(w.value_dim, kernels.LANES))
+            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, packed)
+        if self.impl == "gather" or flex_unsupported(w, self.block):
+            return gather_bytes(w, self._pattern(w))
+        return flex_bytes(w, self.block)
 
     def build(self, workload: Workload) -> Attention:
         mask = self._pattern(workload)
         density = mask.pairs() / (workload.seq * workload.kv_seq)
-        reason = "as asked" if self.impl == "gather" else flex_unsupported(workload, self.block)
-        if not reason:
+        reasons = []
+        if self._by_kernel(workload):
             try:
-                return Attention(flex(workload, mask), "flex_attention, compiled", density)
+                kernel = compiler.library("tiled.cpp").tiled
+            except compiler.CompileError as error:
+                if self.impl == "avx512":
+                    raise
+                reasons.append(str(error))
+            else:
+                call = kernels.caller(kernel, workload, plan(mask), BLOCK_KEYS)
+                return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", density)
+        missing = "as asked" if self.impl == "gather" else flex_unsupported(workload, self.block)
+        if not missing:
+            try:
+                return Attention(flex(workload, mask), f"flex_attention, compiled{_because(reasons)}", density)
             except Exception as error:  # whatever a toolchain can throw
                 if self.impl == "flex":
                     raise
-                reason = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
-        return Attention(gather(workload, mask), f"plain torch, block gather ({reason})", density)
+                missing = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
+        reasons.append(missing)
+        return Attention(gather(workload, mask), f"plain torch, block gather{_because(reasons)}", density)
+
+    def _by_kernel(self, workload: Workload) -> bool:
+        return self.impl == "avx512" or (self.impl == "auto" and self._no_kernel(workload) is None)
+
+    def _no_kernel(self, workload: Workload) -> str | None:
+        return "the AVX-512 kernel is for a CPU" if workload.device != "cpu" else avx512_unsupported(workload)
 
     def _pattern(self, workload: Workload) -> Pattern:
         mask = pattern(self.pattern, workload.seq, workload.kv_seq, workload.is_causal, self.window, self.block)
         return mask.to(workload.device)
+
+
+def _because(reasons: list[str]) -> str:
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def plan(mask: Pattern) -> Plan:
+    """What each strip of query rows computes: the runs of blocks that its block of queries sees."""
+    some, every = (table.tolist() for table in mask.blocks())
+    strips = []
+    for row, (touched, whole) in enumerate(zip(some, every, strict=True)):
+        kinds = [(seen and full) if seen else None for seen, full in zip(touched, whole, strict=True)]
+        ranges, at = [], 0
+        for kind, run in groupby(kinds):
+            end = at + len(list(run))
+            if kind is not None:
+                ranges.append((at * mask.block, min(end * mask.block, mask.kv_seq), kind))
+            at = end
+        first, last = row * mask.block, min((row + 1) * mask.block, mask.seq)
+        step = -(-(last - first) // -(-(last - first) // STRIP_ROWS))  # even strips of at most STRIP_ROWS
+        strips += [(i, min(i + step, last), tuple(ranges)) for i in range(first, last, step)]
+    low, high = mask.band.tolist()
+    return Plan(tuple(strips), (low, high))
 
 
 def flex_unsupported(workload: Workload, block: int) -> str | None:

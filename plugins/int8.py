@@ -15,9 +15,14 @@ from torch.nn.functional import pad
 from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
+from .cpu import attention as kernels
+from .cpu import compiler
+from .tiled import avx512_unsupported
+
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
 MAX_DIM = 256  # what the GPU kernel's tiles hold
+STRIP_ROWS, BLOCK_KEYS = 96, 512  # the C++ kernels' tile
 
 
 class Int8(Plugin):
@@ -28,39 +33,58 @@ class Int8(Plugin):
 
     `rows` rows of Q, and of K, share one scale, peak / 127: 1 is the paper's per-token, 128 its per-block way (4.3).
 
+    On a CPU, `impl=qk` is a C++ kernel that does this for bfloat16 and rows=1, and `impl=qkpv` one that quantizes P and
+    V too: V by column with the scale peak / 127, P to unsigned bytes by the maximum of each block of keys.
+    `impl=torch` is plain torch around torch._int_mm; `impl=auto` is qk where that can run, else torch.
+
     Against softmax attention on normal inputs the relative L2 error is 9e-3 with rows=1 and 1.3e-2 with rows=128.
     """
 
     family = "quantized"
     options: ClassVar[Mapping[str, Option]] = {
         "rows": Option(1, "rows of Q, and of K, that share a scale", (1, 32, 128)),
+        "impl": Option("auto", "CPU: what computes it", ("auto", "torch", "qk", "qkpv")),
     }
     rows: int
+    impl: str
 
     def supports(self, workload: Workload) -> str | None:
         if workload.device == "cuda":
+            if self.impl != "auto":
+                return f"impl={self.impl} is for a CPU"
             if not find_spec("triton"):
                 return "the CUDA kernel needs triton"
             if max(workload.head_dim, workload.value_dim) > MAX_DIM:
                 return f"the CUDA kernel holds head and value dims up to {MAX_DIM}"
-        elif workload.head_dim == 1:
+        elif self.impl in ("qk", "qkpv"):
+            return self._no_kernel(workload)
+        elif workload.head_dim == 1 and self._kind(workload)[0] == "torch":
             return "torch._int_mm is wrong for a head dim of 1"
         return None
 
     def definition(self, workload: Workload) -> Definition:
-        levels = key_levels(workload.device)
+        kind, _ = self._kind(workload)
+        levels = key_levels(workload.device) if kind == "torch" else 127
 
         def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             q8, q_scale = quantize(query.float(), self.rows)
             k8, k_scale = quantize(smooth(key), self.rows, levels)
+            if kind == "qkpv":
+                v8, v_scale = quantize(value.float().mT, 1)
+                value = (v8.double() * v_scale.double()).mT
             return q8.double() * q_scale.double(), k8.double() * k_scale.double(), value
 
         return Softmax(operands=operands)
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         w = workload
-        if w.device == "cuda":
+        kind, _ = self._kind(w)
+        if kind == "triton":
             return w.batch * (w.heads * w.seq + w.kv_heads * w.kv_seq) * (w.head_dim + 4)  # int8 and scales
+        if kind != "torch":
+            value = kernels.round_up(w.value_dim, kernels.LANES)
+            packed = kernels.round_up(w.head_dim, 4) + 4 + (2 * value if kind == "qk" else value)
+            return kernels.workspace_bytes(w, min(STRIP_ROWS, w.seq), BLOCK_KEYS, packed, 2 if kind == "qk" else 1)
         half = w.itemsize < 4
         scores = strip_rows(w) * w.kv_seq * (6 if w.dtype == "bfloat16" else 4)
         # int8 of Q and K, of these heads and the ones before, and the float32 that quantizing holds: smoothed K and
@@ -71,15 +95,43 @@ class Int8(Plugin):
         return scores + quantizing + copies
 
     def build(self, workload: Workload) -> Attention:
-        if workload.device == "cuda":
+        w = workload
+        kind, reason = self._kind(w)
+        if kind == "triton":
             from .int8_triton import attention
 
             def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-                return attention(query, key, value, workload.scale, workload.is_causal, self.rows)
+                return attention(query, key, value, w.scale, w.is_causal, self.rows)
 
             return Attention(call, "triton, int8 tl.dot")
+        if kind != "torch":
+            try:
+                kernel = getattr(compiler.library("int8.cpp"), f"int8_{kind}")
+            except compiler.CompileError as error:
+                if self.impl != "auto":
+                    raise
+                reason = f" ({error})"
+            else:
+                plan = kernels.dense(w, min(STRIP_ROWS, w.seq))
+                products = "int8 Q K^T, bf16 P V" if kind == "qk" else "int8 Q K^T and P V"
+                return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS), f"C++ AVX512-VNNI, {products}")
         narrow = "" if key_levels("cpu") == 127 else ", K in 7 bits (no VNNI)"
-        return Attention(strips(workload, self.rows), f"torch._int_mm, strips of {strip_rows(workload)} rows{narrow}")
+        how = f"torch._int_mm, strips of {strip_rows(w)} rows{narrow}{reason}"
+        return Attention(strips(w, self.rows), how)
+
+    def _kind(self, workload: Workload) -> tuple[str, str]:
+        """triton, torch, qk or qkpv, and why not the better one."""
+        if workload.device == "cuda":
+            return "triton", ""
+        if self.impl != "auto":
+            return self.impl, ""
+        missing = self._no_kernel(workload)
+        return ("torch", f" ({missing})") if missing else ("qk", "")
+
+    def _no_kernel(self, workload: Workload) -> str | None:
+        if self.rows != 1:
+            return "the AVX-512 kernel has a scale for each row"
+        return avx512_unsupported(workload)
 
 
 def smooth(key: Tensor) -> Tensor:

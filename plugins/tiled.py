@@ -1,0 +1,140 @@
+"""Tiled attention on a CPU: exact attention computed in pieces that a cache holds ("to improve cache reuse").
+
+Naive attention writes the l x l scores to memory and reads them back: for softmax, then for P V. At l = 8192 they are
+256 MiB a head in float32, and memory is a hundred times further than a first-level cache. Two ways to not do that:
+
+- `impl=strip` takes some 256 query rows at a time. Their scores with all keys, rows x l, are made, normalised and
+  multiplied by V before the next strip overwrites them. It is the lecture's tiling in three torch calls.
+- `impl=avx512` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
+  and the scores of six rows with a block, 12 KiB, stay in the first-level cache. Softmax over pieces needs a running
+  maximum m and sum s: where a block raises m to m', what was summed so far is multiplied by e^(m - m').
+  plugins/cpu has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
+  token to its cache, there is nothing to reuse: `decode.cpp` reads K and V once, from where they lie.
+
+`rows` and `keys` are the tile: a block holds keys x (head_dim + value_dim) x 2 bytes, which should fit a second-level
+cache with the strip's rows; sweep them to see the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attnbench.plugin import Attention, Call, Option, Plugin
+from attnbench.workload import Workload
+
+from .cpu import attention as kernels
+from .cpu import compiler
+from .sdpa import Sdpa
+
+STRIP_ROWS = 256
+ROWS, BLOCK_KEYS = 96, 512
+DECODE_ROWS = 6  # queries of a head up to which nothing is packed
+
+
+class Tiled(Plugin):
+    """softmax(Q K^T * scale) V a tile at a time, on a CPU.
+
+    `impl=auto` is avx512 for bfloat16 where this machine can, else strip. In other dtypes it hands over to torch's
+    scaled_dot_product_attention: float32 has no faster product than the one used there.
+    """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    options: ClassVar[Mapping[str, Option]] = {
+        "impl": Option("auto", "what computes it", ("auto", "strip", "avx512")),
+        "rows": Option(0, f"query rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for avx512"),
+        "keys": Option(0, f"avx512: keys of a block, in 64s; 0: {BLOCK_KEYS}"),
+    }
+    impl: str
+    rows: int
+    keys: int
+
+    def supports(self, workload: Workload) -> str | None:
+        if self.rows < 0 or self.keys < 0 or self.keys % kernels.KEYS:
+            return f"rows must not be negative, and keys a multiple of {kernels.KEYS}"
+        if self.impl == "strip" and workload.dtype == "float16":
+            return "float16 products run element by element on a CPU"
+        return avx512_unsupported(workload) if self.impl == "avx512" else None
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        kind, _ = self._kind(workload)
+        if kind == "sdpa":
+            return Sdpa().workspace_bytes(workload)
+        if kind == "strip":
+            return self._rows(workload, kind) * workload.kv_seq * workload.itemsize
+        if workload.seq <= DECODE_ROWS:
+            return None  # little: a few kilobytes for each query
+        packed = 2 * (kernels.round_up(workload.head_dim, 2) + kernels.round_up(workload.value_dim, kernels.LANES))
+        return kernels.workspace_bytes(workload, self._rows(workload, kind), self.keys or BLOCK_KEYS, packed)
+
+    def build(self, workload: Workload) -> Attention:
+        kind, reason = self._kind(workload)
+        rows, keys = self._rows(workload, kind), self.keys or BLOCK_KEYS
+        if kind == "avx512":
+            few = workload.seq <= DECODE_ROWS
+            try:
+                kernel = compiler.library("decode.cpp").decode if few else compiler.library("tiled.cpp").tiled
+            except compiler.CompileError as error:
+                if self.impl == "avx512":
+                    raise
+                kind, reason = "strip", f" ({error})"
+                rows = self._rows(workload, kind)
+            else:
+                call = kernels.caller(kernel, workload, kernels.dense(workload, rows), keys)
+                how = "K and V read once" if few else f"strips of {rows} rows, blocks of {keys} keys"
+                return Attention(call, f"C++ AVX512-BF16, {how}")
+        if kind == "strip":
+            return Attention(strips(workload, rows), f"plain torch, strips of {rows} rows{reason}")
+        sdpa = Sdpa().build(workload)
+        assert isinstance(sdpa, Attention)
+        return Attention(sdpa.call, f"{sdpa.implementation}{reason}")
+
+    def _kind(self, workload: Workload) -> tuple[str, str]:
+        """strip, avx512 or sdpa, and why not the better one."""
+        if self.impl != "auto":
+            return self.impl, ""
+        if workload.dtype != "bfloat16":
+            return "sdpa", f" (tiles gain nothing in {workload.dtype})"
+        missing = avx512_unsupported(workload)
+        return ("strip", f" ({missing})") if missing else ("avx512", "")
+
+    def _rows(self, workload: Workload, kind: str) -> int:
+        return min(self.rows or (STRIP_ROWS if kind == "strip" else ROWS), workload.seq)
+
+
+def avx512_unsupported(workload: Workload) -> str | None:
+    """None, or why the C++ kernels can't compute this workload here."""
+    if workload.dtype != "bfloat16":
+        return "the AVX-512 kernel is for bfloat16"
+    if max(workload.head_dim, workload.value_dim) > kernels.MAX_DIM:
+        return f"the AVX-512 kernel holds head and value dims up to {kernels.MAX_DIM}"
+    return compiler.unsupported()
+
+
+def strips(workload: Workload, rows: int) -> Call:
+    """Plain torch: head by head, a strip of query rows at a time over all keys that they see."""
+    w = workload
+    future = torch.ones(rows, rows, dtype=torch.bool).triu(1)  # True where the key lies after the query
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        buffer = query.new_empty(rows * w.kv_seq)
+        for b in range(w.batch):
+            for h in range(w.heads):
+                k, v = key[b, h // w.group], value[b, h // w.group]  # (kv_seq, head_dim), (kv_seq, value_dim)
+                for start in range(0, w.seq, rows):
+                    end = min(start + rows, w.seq)
+                    seen = end + w.offset if w.is_causal else w.kv_seq
+                    s = buffer[: (end - start) * seen].view(end - start, seen)
+                    torch.mm(query[b, h, start:end] * w.scale, k[:seen].T, out=s)
+                    if w.is_causal:
+                        diagonal = s[:, start + w.offset :]  # (rows, rows)
+                        diagonal.masked_fill_(future[: end - start, : end - start], float("-inf"))
+                    torch.softmax(s, dim=-1, out=s)
+                    torch.mm(s, v[:seen], out=out[b, h, start:end])
+        return out
+
+    return call
