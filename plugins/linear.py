@@ -20,6 +20,9 @@ from torch.nn.functional import pad
 from attnbench.plugin import Attention, FeatureMap, Option, Plugin
 from attnbench.workload import Workload
 
+from .cpu import attention as kernels
+from .cpu import compiler
+
 LOG2_E = 1 / math.log(2)
 STEP = 1024  # tokens at a time where nothing but memory asks for chunks
 
@@ -29,20 +32,28 @@ to keep it within float32's range; None where no factor was."""
 
 
 class Linear(Plugin):
-    """Linear attention in float32, whatever the dtype of the inputs."""
+    """Linear attention in float32, whatever the dtype of the inputs.
+
+    `impl=avx512` is a C++ kernel for elu features on a CPU, `impl=torch` plain torch; `impl=auto` is the kernel where
+    it can run.
+    """
 
     family: ClassVar[str] = "kernel"
     options: ClassVar[Mapping[str, Option]] = {
         "features": Option("elu", "phi: elu(x) + 1, or FAVOR+ positive random features", ("elu", "favor")),
         "count": Option(256, "favor: number of random features"),
-        "chunk": Option(0, "causal: tokens at a time, chunk^2 scores each; 0: 64 on a CPU, 512 on CUDA"),
+        "chunk": Option(0, "torch, causal: tokens at a time, chunk^2 scores each; 0: 64 on a CPU, 512 on CUDA"),
+        "impl": Option("auto", "what computes it", ("auto", "torch", "avx512")),
     }
     features: str
     count: int
     chunk: int
+    impl: str
 
     def supports(self, workload: Workload) -> str | None:
-        return None if self.count >= 1 and self.chunk >= 0 else "count must be at least 1, chunk at least 0"
+        if self.count < 1 or self.chunk < 0:
+            return "count must be at least 1, chunk at least 0"
+        return self._no_kernel(workload) if self.impl == "avx512" else None
 
     def definition(self, workload: Workload) -> FeatureMap:
         if self.features == "elu":
@@ -65,12 +76,37 @@ class Linear(Plugin):
 
     def workspace_bytes(self, workload: Workload) -> int:
         """The sums, and what one chunk of queries and of keys holds in float32; nothing of it grows with l."""
+        if self._no_kernel(workload) is None:
+            dims, columns = (kernels.round_up(n, kernels.LANES) for n in (workload.head_dim, workload.value_dim))
+            chunk = kernels.KEYS * (3 * dims + 2 * columns + kernels.KEYS)
+            return 4 * workload.threads * ((dims + 1) * columns + chunk)
         return 4 * self._scan(workload).floats()
 
     def build(self, workload: Workload) -> Attention:
-        scan = self._scan(workload)
+        w, reason = workload, self._no_kernel(workload)
         what = "elu(x) + 1" if self.features == "elu" else f"FAVOR+ with {self.count} features"
-        return Attention(scan, f"plain torch, {what}, chunks of {scan.step}")
+        if not reason:
+            try:
+                kernel = getattr(compiler.library("linear.cpp"), f"linear_{w.dtype}")
+            except compiler.CompileError as error:
+                if self.impl == "avx512":
+                    raise
+                reason = str(error)
+            else:
+                call = kernels.caller(kernel, w, kernels.dense(w, w.seq), kernels.KEYS)
+                return Attention(call, f"C++ AVX-512 in float32, {what}, chunks of {kernels.KEYS}")
+        scan = self._scan(w)
+        return Attention(scan, f"plain torch, {what}, chunks of {scan.step} ({reason})")
+
+    def _no_kernel(self, workload: Workload) -> str | None:
+        """None, or why the C++ kernel is not what runs."""
+        if self.impl == "torch" or workload.device != "cpu":
+            return "as asked" if self.impl == "torch" else "the AVX-512 kernel is for a CPU"
+        if self.features != "elu" or self.chunk:
+            return "the AVX-512 kernel is for elu features and its own chunk"
+        if workload.dtype == "float16":
+            return "the AVX-512 kernel is for float32 and bfloat16"
+        return compiler.unsupported()
 
     def _size(self, workload: Workload) -> int:
         return workload.head_dim if self.features == "elu" else self.count

@@ -16,6 +16,7 @@ from attnbench_plugins.block_sparse import BlockSparse
 from attnbench_plugins.cpu import compiler
 from attnbench_plugins.cpu.attention import KEYS, round_up
 from attnbench_plugins.int8 import Int8, quantize
+from attnbench_plugins.linear import Linear
 from attnbench_plugins.tiled import Tiled
 from torch import Tensor
 
@@ -107,7 +108,7 @@ def make(w: Workload, strided: bool = False, bias: float = 0.0) -> tuple[Tensor,
     shapes = [(w.heads, w.seq, w.head_dim), (w.kv_heads, w.kv_seq, w.head_dim), (w.kv_heads, w.kv_seq, w.value_dim)]
     made = [torch.randn(w.batch, length, heads, dim) for heads, length, dim in shapes]
     made[1] += bias * torch.randn(w.batch, 1, w.kv_heads, w.head_dim)
-    query, key, value = (x.bfloat16().transpose(1, 2) for x in made)
+    query, key, value = (x.to(getattr(torch, w.dtype)).transpose(1, 2) for x in made)
     return (query, key, value) if strided else (query.contiguous(), key.contiguous(), value.contiguous())
 
 
@@ -196,6 +197,17 @@ def test_hidden_blocks_are_skipped_in_the_kernel(
     assert errors(plugin, w)[0] < 4e-3
 
 
+@needs_kernels
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_linear_attention_computes_what_it_defines(shape: str, dtype: str, mask: str) -> None:
+    sizes = {"heads": 3, "kv_heads": 3, "head_dim": 64, "value_dim": 64} | SHAPES[shape]
+    w = Workload(**sizes, dtype=dtype, mask=mask)
+    implementation, _ = errors(Linear(impl="avx512"), w, strided=shape in ("tail", "grouped", "batch"))
+    assert implementation < (1e-6 if dtype == "float32" else 4e-3)
+
+
 def test_other_dtypes_are_handed_over_and_say_so() -> None:
     w = Workload(seq=64, kv_seq=64)
     assert Tiled().build(w).implementation == "torch sdpa: flash (tiles gain nothing in float32)"
@@ -269,4 +281,4 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 28
+    assert len(done.stdout.splitlines()) == 33

@@ -69,7 +69,7 @@ class _Problem(ctypes.Structure):
 
 
 def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Call:
-    """The kernel as a function of query, key and value in bfloat16; keys: of a block, a multiple of 64.
+    """The kernel as a function of query, key and value; keys: of a block, a multiple of 64.
 
     The threads are torch's, as many as it uses when called.
     """

@@ -45,16 +45,14 @@ inline void accumulate(const float* p, const bf16* v, int64_t v_row, int64_t row
         __m512 sum[VECTORS];
         __mmask16 mask[VECTORS];
         for (int t = 0; t < VECTORS; ++t) {
-            const int64_t there = std::clamp<int64_t>(dim - c - LANES * t, 0, LANES);
-            mask[t] = (1u << there) - 1;
+            mask[t] = first(dim - c - LANES * t);
             sum[t] = _mm512_maskz_loadu_ps(mask[t], o + c + LANES * t);
         }
         for (int64_t j = 0; j < rows; ++j) {
             const __m512 weight = _mm512_set1_ps(p[j]);
             for (int t = 0; t < VECTORS; ++t) {
-                const __m256i narrow = _mm256_maskz_loadu_epi16(mask[t], v + j * v_row + c + LANES * t);
-                const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
-                sum[t] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(wide), sum[t]);
+                const __m512 values = load_float(v + j * v_row + c + LANES * t, mask[t]);
+                sum[t] = _mm512_fmadd_ps(weight, values, sum[t]);
             }
         }
         for (int t = 0; t < VECTORS; ++t) _mm512_mask_storeu_ps(o + c + LANES * t, mask[t], sum[t]);

@@ -23,12 +23,6 @@ inline __m512i load_four(const void* bytes) {  // four bytes, into every lane
     return _mm512_set1_epi32(all);
 }
 
-inline __mmask16 first(int64_t n) { return n >= LANES ? 0xffff : n > 0 ? (1u << n) - 1 : 0; }
-
-inline __m512 load_float(const bf16* x, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
-}
-
 // Equation 2: x - mean to int8 with the scale peak / 127, which is returned. mean: nullptr for none.
 inline float quantize(const bf16* x, const float* mean, int64_t n, int8_t* to) {
     const auto value = [&](int64_t i) {

@@ -24,6 +24,14 @@ constexpr float LOWEST = -1e30f;       // a running maximum before any key was s
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+inline __mmask16 first(int64_t n) {  // the mask of the first n lanes; of all, or of none
+    return n >= LANES ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
+}
+
+inline __m512 load_float(const bf16* x, __mmask16 mask) {  // up to 16 values, widened
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
+}
+
 inline __m512 load_pair(const bf16* pair) {  // two bf16, into every lane
     int both;
     std::memcpy(&both, pair, sizeof both);
@@ -95,7 +103,7 @@ inline void pack_groups(const void* from, int64_t row_bytes, int64_t rows, int64
 inline void pack_pairs(const bf16* from, int64_t row, int64_t rows, int64_t width, int64_t columns, bf16* to) {
     for (int64_t key = 0; key < KEYS; key += 2)
         for (int64_t c = 0; c < columns; c += LANES, to += 2 * LANES) {
-            const __mmask16 mask = width - c >= LANES ? 0xffff : width > c ? (1u << (width - c)) - 1 : 0;
+            const __mmask16 mask = first(width - c);
             __m512i pair[2];
             for (int i = 0; i < 2; ++i) {
                 const __mmask16 there = key + i < rows ? mask : 0;
@@ -195,9 +203,8 @@ inline void rescale(float* x, int64_t n, float factor) {
 inline void finish(const float* o, int64_t n, float sum, bf16* out) {
     const __m512 by = _mm512_set1_ps(1.f / sum);
     for (int64_t i = 0; i < n; i += LANES) {
-        const __mmask16 mask = n - i < LANES ? (1u << (n - i)) - 1 : 0xffff;
         const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(o + i), by));
-        _mm256_mask_storeu_epi16(out + i, mask, narrow);
+        _mm256_mask_storeu_epi16(out + i, first(n - i), narrow);
     }
 }
 

@@ -5,6 +5,7 @@
 
 #include "decode.cpp"
 #include "int8.cpp"
+#include "linear.cpp"
 #include "tiled.cpp"
 
 using namespace attnbench;
@@ -30,7 +31,10 @@ struct Shape {
     bool causal;
 };
 
-double error(const Shape& c, int (*kernel)(const Problem*)) {
+double elu(double x) { return x > 0 ? x + 1 : std::exp(x); }
+
+// Relative L2. features: linear attention, whose weight is elu(q) . elu(k) with elu + 1.
+double error(const Shape& c, int (*kernel)(const Problem*), bool features = false) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     const auto make = [&](int64_t n) {
@@ -69,13 +73,15 @@ double error(const Shape& c, int (*kernel)(const Problem*)) {
             double top = -INFINITY, sum = 0;
             for (int64_t j = std::max<int64_t>(0, i + low); j < std::min(c.kv_seq, i + high + 1); ++j) {
                 s[j] = 0;
-                for (int64_t d = 0; d < c.head_dim; ++d)
-                    s[j] += double(widen(q[(bh * c.seq + i) * c.head_dim + d])) *
-                            widen(k[(kv * c.kv_seq + j) * c.head_dim + d]) * scale;
+                for (int64_t d = 0; d < c.head_dim; ++d) {
+                    const double x = widen(q[(bh * c.seq + i) * c.head_dim + d]);
+                    const double y = widen(k[(kv * c.kv_seq + j) * c.head_dim + d]);
+                    s[j] += features ? elu(x) * elu(y) : x * y * scale;
+                }
                 top = std::max(top, s[j]);
             }
             for (int64_t j = 0; j < c.kv_seq; ++j) {
-                const double weight = std::exp(s[j] - top);
+                const double weight = !features ? std::exp(s[j] - top) : s[j] > 0 ? s[j] : 0;
                 sum += weight;
                 for (int64_t d = 0; d < c.value_dim; ++d)
                     o[d] += weight * widen(v[(kv * c.kv_seq + j) * c.value_dim + d]);
@@ -109,8 +115,9 @@ int main() {
         double limit;
     } kernels[] = {{"tiled", tiled, 6e-3}, {"int8_qk", int8_qk, 4e-2}, {"int8_qkpv", int8_qkpv, 6e-2}};
     int bad = 0;
-    const auto check = [&](const char* name, int (*kernel)(const Problem*), double limit, const Shape& shape) {
-        const double off = error(shape, kernel);
+    const auto check = [&](const char* name, int (*kernel)(const Problem*), double limit, const Shape& shape,
+                           bool features = false) {
+        const double off = error(shape, kernel, features);
         std::printf("%s, %ld x %ld, dims %ld, %ld: %.1e\n", name, shape.seq, shape.kv_seq, shape.head_dim,
                     shape.value_dim, off);
         bad |= !(off < limit);
@@ -118,5 +125,7 @@ int main() {
     for (const auto& kernel : kernels)
         for (const auto& shape : shapes) check(kernel.name, kernel.kernel, kernel.limit, shape);
     for (const auto& shape : few) check("decode", decode, 6e-3, shape);
+    for (const auto& shape : shapes)
+        if (!shape.window) check("linear", linear_bfloat16, 6e-3, shape, true);
     return bad;
 }
