@@ -22,7 +22,7 @@ from .tiled import avx512_unsupported
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
 MAX_DIM = 256  # what the GPU kernel's tiles hold
-STRIP_ROWS, BLOCK_KEYS = 96, 512  # the C++ kernels' tile
+STRIP_ROWS, BLOCK_KEYS = 192, 1024  # the C++ kernels' tile
 
 
 class Int8(Plugin):

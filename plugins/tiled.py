@@ -31,8 +31,8 @@ from .cpu import compiler
 from .sdpa import Sdpa
 
 STRIP_ROWS = 256
-ROWS, BLOCK_KEYS = 96, 512
-DECODE_ROWS = 6  # queries of a head up to which nothing is packed
+ROWS, BLOCK_KEYS = 192, 1024
+FEW = 4  # queries of a key/value head up to which packing it does not pay
 
 
 class Tiled(Plugin):
@@ -65,7 +65,7 @@ class Tiled(Plugin):
             return Sdpa().workspace_bytes(workload)
         if kind == "strip":
             return self._rows(workload, kind) * workload.kv_seq * workload.itemsize
-        if workload.seq <= DECODE_ROWS:
+        if workload.seq * workload.group <= FEW:
             return None  # little: a few kilobytes for each query
         packed = 2 * (kernels.round_up(workload.head_dim, 2) + kernels.round_up(workload.value_dim, kernels.LANES))
         return kernels.workspace_bytes(workload, self._rows(workload, kind), self.keys or BLOCK_KEYS, packed)
@@ -74,7 +74,7 @@ class Tiled(Plugin):
         kind, reason = self._kind(workload)
         rows, keys = self._rows(workload, kind), self.keys or BLOCK_KEYS
         if kind == "avx512":
-            few = workload.seq <= DECODE_ROWS
+            few = workload.seq * workload.group <= FEW
             try:
                 kernel = compiler.library("decode.cpp").decode if few else compiler.library("tiled.cpp").tiled
             except compiler.CompileError as error:

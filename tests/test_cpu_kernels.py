@@ -130,8 +130,8 @@ def errors(plugin: Plugin, w: Workload, **how: Any) -> tuple[float, float]:
 SHAPES = {
     "one": {"seq": 1, "kv_seq": 1},
     "decode": {"seq": 1, "kv_seq": 1100},
-    "decode grouped": {"seq": 3, "kv_seq": 2100, "heads": 8, "kv_heads": 2, "batch": 2, "value_dim": 80},
-    "few": {"seq": 6, "kv_seq": 333, "head_dim": 100, "value_dim": 33},
+    "decode grouped": {"seq": 1, "kv_seq": 2100, "heads": 8, "kv_heads": 2, "batch": 2, "value_dim": 80},
+    "few": {"seq": 4, "kv_seq": 333, "head_dim": 100, "value_dim": 33},
     "tail": {"seq": 331, "kv_seq": 1283},
     "even": {"seq": 1024, "kv_seq": 1024},
     "grouped": {"seq": 130, "kv_seq": 530, "heads": 6, "kv_heads": 3},

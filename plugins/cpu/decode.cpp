@@ -39,24 +39,45 @@ inline float powers(float* s, float scale, float top) {
     return _mm512_reduce_add_ps(sum);
 }
 
-// O += P V for one row of P over `rows` keys.
+// O += P V for one row of P over `rows` keys. A register of 32 bf16 values is widened by halves, those of even columns and
+// those of odd ones; the sums are kept that way meanwhile.
 inline void accumulate(const float* p, const bf16* v, int64_t v_row, int64_t rows, int64_t dim, float* o) {
-    for (int64_t c = 0; c < dim; c += KEYS) {
-        __m512 sum[VECTORS];
-        __mmask16 mask[VECTORS];
-        for (int t = 0; t < VECTORS; ++t) {
-            mask[t] = first(dim - c - LANES * t);
-            sum[t] = _mm512_maskz_loadu_ps(mask[t], o + c + LANES * t);
+    const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const __m512i upper = _mm512_set1_epi32(0xffff0000);
+    for (int64_t c = 0; c < dim; c += 2 * PAIRS) {
+        __m512 even[2], odd[2];
+        __mmask32 mask[2];
+        for (int t = 0; t < 2; ++t) {
+            const int64_t at = c + PAIRS * t;
+            mask[t] = first(dim - at) | __mmask32(first(dim - at - LANES)) << LANES;
+            const __m512 left = _mm512_maskz_loadu_ps(mask[t], o + at);
+            const __m512 right = _mm512_maskz_loadu_ps(mask[t] >> LANES, o + at + LANES);
+            even[t] = _mm512_permutex2var_ps(left, evens, right);
+            odd[t] = _mm512_permutex2var_ps(left, odds, right);
         }
         for (int64_t j = 0; j < rows; ++j) {
             const __m512 weight = _mm512_set1_ps(p[j]);
-            for (int t = 0; t < VECTORS; ++t) {
-                const __m512 values = load_float(v + j * v_row + c + LANES * t, mask[t]);
-                sum[t] = _mm512_fmadd_ps(weight, values, sum[t]);
+            for (int t = 0; t < 2; ++t) {
+                const __m512i both = _mm512_maskz_loadu_epi16(mask[t], v + j * v_row + c + PAIRS * t);
+                even[t] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), even[t]);
+                odd[t] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(_mm512_and_si512(both, upper)), odd[t]);
             }
         }
-        for (int t = 0; t < VECTORS; ++t) _mm512_mask_storeu_ps(o + c + LANES * t, mask[t], sum[t]);
+        for (int t = 0; t < 2; ++t) {
+            const int64_t at = c + PAIRS * t;
+            _mm512_mask_storeu_ps(o + at, mask[t], _mm512_permutex2var_ps(even[t], low, odd[t]));
+            _mm512_mask_storeu_ps(o + at + LANES, mask[t] >> LANES, _mm512_permutex2var_ps(even[t], high, odd[t]));
+        }
     }
+}
+
+// Asks for rows of a tensor that are needed soon; the hardware's own prefetcher loses the thread from K to V and back.
+inline void fetch(const bf16* x, int64_t row, int64_t rows, int64_t dim) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t d = 0; d < dim; d += PAIRS) _mm_prefetch(x + i * row + d, _MM_HINT_T0);
 }
 
 // One row over one part of the keys: its output before division, the maximum and the sum that it is relative to.
@@ -97,6 +118,8 @@ void attend(const Problem& p, Parts& parts, const bf16* q, int64_t width, int64_
         const int64_t rows = std::min<int64_t>(KEYS, end - key);
         const bf16* k = p.key.at<bf16>(batch, kv_head, key);
         const bf16* v = p.value.at<bf16>(batch, kv_head, key);
+        fetch(v, p.value.row, rows, p.value_dim);
+        fetch(k + KEYS * p.key.row, p.key.row, std::clamp<int64_t>(end - key - KEYS, 0, KEYS), p.head_dim);
         for (int64_t row = 0; row < parts.rows(); ++row) {
             const int64_t seen = std::min(rows, row % p.seq + p.high + 1 - key);
             if (seen <= 0) continue;
