@@ -119,11 +119,14 @@ def _because(reasons: list[str]) -> str:
 
 
 def plan(mask: Pattern) -> Plan:
-    """What each strip of query rows computes: the runs of blocks that its block of queries sees."""
+    """What each strip of query rows computes: the runs of blocks that its block of queries sees.
+
+    A band alone is one run for each strip, within which the kernel follows its edges.
+    """
     some, every = (table.tolist() for table in mask.blocks())
     strips = []
     for row, (touched, whole) in enumerate(zip(some, every, strict=True)):
-        kinds = [(seen and full) if seen else None for seen, full in zip(touched, whole, strict=True)]
+        kinds = [(full and mask.far is not None) if seen else None for seen, full in zip(touched, whole, strict=True)]
         ranges, at = [], 0
         for kind, run in groupby(kinds):
             end = at + len(list(run))

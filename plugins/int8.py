@@ -22,7 +22,8 @@ from .tiled import avx512_unsupported
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
 MAX_DIM = 256  # what the GPU kernel's tiles hold
-STRIP_ROWS, BLOCK_KEYS = 192, 1024  # the C++ kernels' tile
+STRIP_ROWS = 192  # the C++ kernels' tile
+BLOCK_KEYS = {"qk": 1024, "qkpv": 512}  # P in 8 bits loses by larger blocks: their keys share a maximum
 
 
 class Int8(Plugin):
@@ -84,7 +85,9 @@ class Int8(Plugin):
         if kind != "torch":
             value = kernels.round_up(w.value_dim, kernels.LANES)
             packed = kernels.round_up(w.head_dim, 4) + 4 + (2 * value if kind == "qk" else value)
-            return kernels.workspace_bytes(w, min(STRIP_ROWS, w.seq), BLOCK_KEYS, packed, 2 if kind == "qk" else 1)
+            return kernels.workspace_bytes(
+                w, min(STRIP_ROWS, w.seq), BLOCK_KEYS[kind], packed, 2 if kind == "qk" else 1
+            )
         half = w.itemsize < 4
         scores = strip_rows(w) * w.kv_seq * (6 if w.dtype == "bfloat16" else 4)
         # int8 of Q and K, of these heads and the ones before, and the float32 that quantizing holds: smoothed K and
@@ -114,7 +117,7 @@ class Int8(Plugin):
             else:
                 plan = kernels.dense(w, min(STRIP_ROWS, w.seq))
                 products = "int8 Q K^T, bf16 P V" if kind == "qk" else "int8 Q K^T and P V"
-                return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS), f"C++ AVX512-VNNI, {products}")
+                return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS[kind]), f"C++ AVX512-VNNI, {products}")
         narrow = "" if key_levels("cpu") == 127 else ", K in 7 bits (no VNNI)"
         how = f"torch._int_mm, strips of {strip_rows(w)} rows{narrow}{reason}"
         return Attention(strips(w, self.rows), how)

@@ -3,7 +3,7 @@
 Naive attention writes the l x l scores to memory and reads them back: for softmax, then for P V. At l = 8192 they are
 256 MiB a head in float32, and memory is a hundred times further than a first-level cache. Two ways to not do that:
 
-- `impl=strip` takes some 256 query rows at a time. Their scores with all keys, rows x l, are made, normalised and
+- `impl=strip` takes some hundred query rows at a time. Their scores with all keys, rows x l, are made, normalised and
   multiplied by V before the next strip overwrites them. It is the lecture's tiling in three torch calls.
 - `impl=avx512` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
   and the scores of six rows with a block, 12 KiB, stay in the first-level cache. Softmax over pieces needs a running
@@ -18,6 +18,8 @@ cache with the strip's rows; sweep them to see the caches.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import ClassVar
 
 import torch
@@ -30,7 +32,7 @@ from .cpu import attention as kernels
 from .cpu import compiler
 from .sdpa import Sdpa
 
-STRIP_ROWS = 256
+STRIP_ROWS = 512
 ROWS, BLOCK_KEYS = 192, 1024
 FEW = 4  # queries of a key/value head up to which packing it does not pay
 
@@ -64,7 +66,8 @@ class Tiled(Plugin):
         if kind == "sdpa":
             return Sdpa().workspace_bytes(workload)
         if kind == "strip":
-            return self._rows(workload, kind) * workload.kv_seq * workload.itemsize
+            scores = self._rows(workload, kind) * (workload.kv_seq + workload.head_dim) * workload.itemsize
+            return min(workload.threads, workload.batch * workload.heads) * scores
         if workload.seq * workload.group <= FEW:
             return None  # little: a few kilobytes for each query
         packed = 2 * (kernels.round_up(workload.head_dim, 2) + kernels.round_up(workload.value_dim, kernels.LANES))
@@ -115,26 +118,41 @@ def avx512_unsupported(workload: Workload) -> str | None:
 
 
 def strips(workload: Workload, rows: int) -> Call:
-    """Plain torch: head by head, a strip of query rows at a time over all keys that they see."""
+    """Plain torch: for each head, a strip of query rows at a time over all keys that they see.
+
+    Each thread takes heads of its own: threads that share one strip would wait for each other at every product.
+    """
     w = workload
     future = torch.ones(rows, rows, dtype=torch.bool).triu(1)  # True where the key lies after the query
 
+    def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, buffer: Tensor) -> None:
+        """One head: q (seq, head_dim), k (kv_seq, head_dim), v (kv_seq, value_dim), out (seq, value_dim)."""
+        for start in range(0, w.seq, rows):
+            end = min(start + rows, w.seq)
+            seen = end + w.offset if w.is_causal else w.kv_seq
+            s = buffer[: (end - start) * seen].view(end - start, seen)
+            torch.mm(q[start:end] * w.scale, k[:seen].T, out=s)
+            if w.is_causal:
+                diagonal = s[:, start + w.offset :]  # (rows, rows)
+                diagonal.masked_fill_(future[: end - start, : end - start], float("-inf"))
+            torch.softmax(s, dim=-1, out=s)
+            torch.mm(s, v[:seen], out=out[start:end])
+
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        buffer = query.new_empty(rows * w.kv_seq)
-        for b in range(w.batch):
-            for h in range(w.heads):
-                k, v = key[b, h // w.group], value[b, h // w.group]  # (kv_seq, head_dim), (kv_seq, value_dim)
-                for start in range(0, w.seq, rows):
-                    end = min(start + rows, w.seq)
-                    seen = end + w.offset if w.is_causal else w.kv_seq
-                    s = buffer[: (end - start) * seen].view(end - start, seen)
-                    torch.mm(query[b, h, start:end] * w.scale, k[:seen].T, out=s)
-                    if w.is_causal:
-                        diagonal = s[:, start + w.offset :]  # (rows, rows)
-                        diagonal.masked_fill_(future[: end - start, : end - start], float("-inf"))
-                    torch.softmax(s, dim=-1, out=s)
-                    torch.mm(s, v[:seen], out=out[b, h, start:end])
+        heads = list(product(range(w.batch), range(w.heads)))
+        threads = min(torch.get_num_threads(), len(heads))
+
+        def work(thread: int) -> None:
+            buffer = query.new_empty(rows * w.kv_seq)
+            for b, h in heads[thread::threads]:
+                attend(query[b, h], key[b, h // w.group], value[b, h // w.group], out[b, h], buffer)
+
+        if threads == 1:
+            work(0)
+        else:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(work, range(threads)))
         return out
 
     return call

@@ -21,17 +21,10 @@ class Bf16Values {
                        data_ + c * length_ + key * width(c));
     }
 
-    // The online softmax (Milakov and Gimelshein 2018, algorithm 3) over n more keys: where they raise the row's
-    // maximum from m to m', its O and its sum are multiplied by 2^(m - m').
+    // P of n more keys for one row; returns what accumulate() multiplies it with, which is nothing here.
     float weigh(const float* s, int64_t n, float scale, float& top, float& sum, float* o, int64_t columns,
                 bf16* p) const {
-        const float peak = maximum(s, n) * scale;
-        if (peak > top) {
-            const float factor = std::exp2(top - peak);
-            top = peak;
-            sum *= factor;
-            rescale(o, columns, factor);
-        }
+        raise(maximum(s, n) * scale, top, sum, o, columns);
         sum += powers(s, n, scale, top, p);
         return 1;
     }

@@ -126,13 +126,7 @@ void attend(const Problem& p, Parts& parts, const bf16* q, int64_t width, int64_
             Part& part = parts.at(head, row, split);
             scores(q + row * width, k, p.key.row, rows, p.head_dim, s);
             hide(s, KEYS, 0, seen);
-            const float peak = maximum(s, KEYS) * scale;
-            if (peak > part.top) {
-                const float factor = std::exp2(part.top - peak);
-                part.top = peak;
-                part.sum *= factor;
-                rescale(part.out, p.columns(), factor);
-            }
+            raise(maximum(s, KEYS) * scale, part.top, part.sum, part.out, p.columns());
             part.sum += powers(s, scale, part.top);
             accumulate(s, v, p.value.row, seen, p.value_dim, part.out);
         }

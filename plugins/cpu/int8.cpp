@@ -187,12 +187,7 @@ class Int8Values {
             std::fill(p, p + n, 0);
             return 0;
         }
-        if (peak > top) {
-            const float factor = std::exp2(top - peak);
-            top = peak;
-            sum *= factor;
-            rescale(o, columns, factor);
-        }
+        raise(peak, top, sum, o, columns);
         const float weight = std::exp2(peak - top) / WEIGHTS;
         sum += weight * bytes(s, n, scale, peak - std::log2(WEIGHTS), p);
         return weight;

@@ -199,6 +199,18 @@ inline void rescale(float* x, int64_t n, float factor) {
     for (int64_t i = 0; i < n; i += LANES) _mm512_store_ps(x + i, _mm512_mul_ps(_mm512_load_ps(x + i), by));
 }
 
+// The online softmax (Milakov and Gimelshein 2018, algorithm 3): where `peak` raises a row's maximum from m to m', its O
+// and its sum so far are multiplied by 2^(m - m').
+inline void raise(float peak, float& top, float& sum, float* o, int64_t columns) {
+    if (peak <= top) return;
+    if (sum > 0) {
+        const float factor = std::exp2(top - peak);
+        sum *= factor;
+        rescale(o, columns, factor);
+    }
+    top = peak;
+}
+
 // A row of O / sum in bf16, n values.
 inline void finish(const float* o, int64_t n, float sum, bf16* out) {
     const __m512 by = _mm512_set1_ps(1.f / sum);
