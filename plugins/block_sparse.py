@@ -24,7 +24,6 @@ from .cpu import attention as kernels
 from .cpu import compiler
 from .cpu.attention import Plan
 from .patterns import PATTERNS, Pattern, pattern
-from .tiled import avx512_unsupported
 
 STRIP_ROWS, BLOCK_KEYS = 128, 512  # the C++ kernel's tile
 
@@ -59,7 +58,7 @@ class BlockSparse(Plugin):
         if workload.kv_seq < workload.seq:
             return "a pattern around the query's position needs kv_seq >= seq"
         if self.impl == "avx512":
-            return self._no_kernel(workload)
+            return kernels.unsupported(workload)
         return flex_unsupported(workload, self.block) if self.impl == "flex" else None
 
     def definition(self, workload: Workload) -> Definition:
@@ -72,8 +71,7 @@ class BlockSparse(Plugin):
     def workspace_bytes(self, workload: Workload) -> int | None:
         w = workload
         if self._by_kernel(w):
-            packed = 2 * (kernels.round_up(w.head_dim, 2) + kernels.round_up(w.value_dim, kernels.LANES))
-            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, packed)
+            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.bf16_bytes(w))
         if self.impl == "gather" or flex_unsupported(w, self.block):
             return gather_bytes(w, self._pattern(w))
         return flex_bytes(w, self.block)
@@ -83,15 +81,11 @@ class BlockSparse(Plugin):
         density = mask.pairs() / (workload.seq * workload.kv_seq)
         reasons = []
         if self._by_kernel(workload):
-            try:
-                kernel = compiler.library("tiled.cpp").tiled
-            except compiler.CompileError as error:
-                if self.impl == "avx512":
-                    raise
-                reasons.append(str(error))
-            else:
+            kernel, problem = compiler.kernel("tiled.cpp", "tiled", required=self.impl == "avx512")
+            if kernel:
                 call = kernels.caller(kernel, workload, plan(mask), BLOCK_KEYS)
                 return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", density)
+            reasons.append(problem)
         missing = "as asked" if self.impl == "gather" else flex_unsupported(workload, self.block)
         if not missing:
             try:
@@ -104,10 +98,7 @@ class BlockSparse(Plugin):
         return Attention(gather(workload, mask), f"plain torch, block gather{_because(reasons)}", density)
 
     def _by_kernel(self, workload: Workload) -> bool:
-        return self.impl == "avx512" or (self.impl == "auto" and self._no_kernel(workload) is None)
-
-    def _no_kernel(self, workload: Workload) -> str | None:
-        return "the AVX-512 kernel is for a CPU" if workload.device != "cpu" else avx512_unsupported(workload)
+        return self.impl == "avx512" or (self.impl == "auto" and kernels.unsupported(workload) is None)
 
     def _pattern(self, workload: Workload) -> Pattern:
         mask = pattern(self.pattern, workload.seq, workload.kv_seq, workload.is_causal, self.window, self.block)

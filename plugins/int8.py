@@ -17,7 +17,6 @@ from attnbench.workload import Workload
 
 from .cpu import attention as kernels
 from .cpu import compiler
-from .tiled import avx512_unsupported
 
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
@@ -108,16 +107,12 @@ class Int8(Plugin):
 
             return Attention(call, "triton, int8 tl.dot")
         if kind != "torch":
-            try:
-                kernel = getattr(compiler.library("int8.cpp"), f"int8_{kind}")
-            except compiler.CompileError as error:
-                if self.impl != "auto":
-                    raise
-                reason = f" ({error})"
-            else:
+            kernel, problem = compiler.kernel("int8.cpp", f"int8_{kind}", required=self.impl != "auto")
+            if kernel:
                 plan = kernels.dense(w, min(STRIP_ROWS, w.seq))
                 products = "int8 Q K^T, bf16 P V" if kind == "qk" else "int8 Q K^T and P V"
                 return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS[kind]), f"C++ AVX512-VNNI, {products}")
+            reason = f" ({problem})"
         narrow = "" if key_levels("cpu") == 127 else ", K in 7 bits (no VNNI)"
         how = f"torch._int_mm, strips of {strip_rows(w)} rows{narrow}{reason}"
         return Attention(strips(w, self.rows), how)
@@ -134,7 +129,7 @@ class Int8(Plugin):
     def _no_kernel(self, workload: Workload) -> str | None:
         if self.rows != 1:
             return "the AVX-512 kernel has a scale for each row"
-        return avx512_unsupported(workload)
+        return kernels.unsupported(workload)
 
 
 def smooth(key: Tensor) -> Tensor:

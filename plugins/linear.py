@@ -86,13 +86,8 @@ class Linear(Plugin):
         w, reason = workload, self._no_kernel(workload)
         what = "elu(x) + 1" if self.features == "elu" else f"FAVOR+ with {self.count} features"
         if not reason:
-            try:
-                kernel = getattr(compiler.library("linear.cpp"), f"linear_{w.dtype}")
-            except compiler.CompileError as error:
-                if self.impl == "avx512":
-                    raise
-                reason = str(error)
-            else:
+            kernel, reason = compiler.kernel("linear.cpp", f"linear_{w.dtype}", required=self.impl == "avx512")
+            if kernel:
                 call = kernels.caller(kernel, w, kernels.dense(w, w.seq), kernels.KEYS)
                 return Attention(call, f"C++ AVX-512 in float32, {what}, chunks of {kernels.KEYS}")
         scan = self._scan(w)

@@ -6,7 +6,7 @@ Naive attention writes the l x l scores to memory and reads them back: for softm
 - `impl=strip` takes some hundred query rows at a time. Their scores with all keys, rows x l, are made, normalised and
   multiplied by V before the next strip overwrites them. It is the lecture's tiling in three torch calls.
 - `impl=avx512` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
-  and the scores of six rows with a block, 12 KiB, stay in the first-level cache. Softmax over pieces needs a running
+  and the scores of six rows with a block, 24 KiB, stay in the first-level cache. Softmax over pieces needs a running
   maximum m and sum s: where a block raises m to m', what was summed so far is multiplied by e^(m - m').
   plugins/cpu has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
   token to its cache, there is nothing to reuse: `decode.cpp` reads K and V once, from where they lie.
@@ -59,7 +59,7 @@ class Tiled(Plugin):
             return f"rows must not be negative, and keys a multiple of {kernels.KEYS}"
         if self.impl == "strip" and workload.dtype == "float16":
             return "float16 products run element by element on a CPU"
-        return avx512_unsupported(workload) if self.impl == "avx512" else None
+        return kernels.unsupported(workload) if self.impl == "avx512" else None
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         kind, _ = self._kind(workload)
@@ -68,28 +68,25 @@ class Tiled(Plugin):
         if kind == "strip":
             scores = self._rows(workload, kind) * (workload.kv_seq + workload.head_dim) * workload.itemsize
             return min(workload.threads, workload.batch * workload.heads) * scores
-        if workload.seq * workload.group <= FEW:
+        if _few(workload):
             return None  # little: a few kilobytes for each query
-        packed = 2 * (kernels.round_up(workload.head_dim, 2) + kernels.round_up(workload.value_dim, kernels.LANES))
-        return kernels.workspace_bytes(workload, self._rows(workload, kind), self.keys or BLOCK_KEYS, packed)
+        packed, keys = kernels.bf16_bytes(workload), self.keys or BLOCK_KEYS
+        return kernels.workspace_bytes(workload, self._rows(workload, kind), keys, packed)
 
     def build(self, workload: Workload) -> Attention:
         kind, reason = self._kind(workload)
-        rows, keys = self._rows(workload, kind), self.keys or BLOCK_KEYS
         if kind == "avx512":
-            few = workload.seq * workload.group <= FEW
-            try:
-                kernel = compiler.library("decode.cpp").decode if few else compiler.library("tiled.cpp").tiled
-            except compiler.CompileError as error:
-                if self.impl == "avx512":
-                    raise
-                kind, reason = "strip", f" ({error})"
-                rows = self._rows(workload, kind)
-            else:
-                call = kernels.caller(kernel, workload, kernels.dense(workload, rows), keys)
+            few = _few(workload)
+            source, name = ("decode.cpp", "decode") if few else ("tiled.cpp", "tiled")
+            kernel, problem = compiler.kernel(source, name, required=self.impl == "avx512")
+            if kernel:
+                rows, keys = self._rows(workload, kind), self.keys or BLOCK_KEYS
                 how = "K and V read once" if few else f"strips of {rows} rows, blocks of {keys} keys"
+                call = kernels.caller(kernel, workload, kernels.dense(workload, rows), keys)
                 return Attention(call, f"C++ AVX512-BF16, {how}")
+            kind, reason = "strip", f" ({problem})"
         if kind == "strip":
+            rows = self._rows(workload, kind)
             return Attention(strips(workload, rows), f"plain torch, strips of {rows} rows{reason}")
         sdpa = Sdpa().build(workload)
         assert isinstance(sdpa, Attention)
@@ -101,20 +98,15 @@ class Tiled(Plugin):
             return self.impl, ""
         if workload.dtype != "bfloat16":
             return "sdpa", f" (tiles gain nothing in {workload.dtype})"
-        missing = avx512_unsupported(workload)
+        missing = kernels.unsupported(workload)
         return ("strip", f" ({missing})") if missing else ("avx512", "")
 
     def _rows(self, workload: Workload, kind: str) -> int:
         return min(self.rows or (STRIP_ROWS if kind == "strip" else ROWS), workload.seq)
 
 
-def avx512_unsupported(workload: Workload) -> str | None:
-    """None, or why the C++ kernels can't compute this workload here."""
-    if workload.dtype != "bfloat16":
-        return "the AVX-512 kernel is for bfloat16"
-    if max(workload.head_dim, workload.value_dim) > kernels.MAX_DIM:
-        return f"the AVX-512 kernel holds head and value dims up to {kernels.MAX_DIM}"
-    return compiler.unsupported()
+def _few(workload: Workload) -> bool:
+    return workload.seq * workload.group <= FEW
 
 
 def strips(workload: Workload, rows: int) -> Call:

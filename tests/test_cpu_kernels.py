@@ -34,7 +34,7 @@ def pointer(x: Tensor) -> ctypes.c_void_p:
 
 @pytest.fixture(scope="module")
 def stages() -> ctypes.CDLL:
-    library = compiler.library(str(HERE / "stages.cpp"))
+    library = compiler.load(str(HERE / "stages.cpp"))
     library.stage_quantize.restype = ctypes.c_float
     return library
 

@@ -39,7 +39,7 @@ struct Strip {
     int32_t start, end, first_range, end_range;
 };
 
-// Mirrored in library.py.
+// Mirrored in attention.py.
 struct Problem {
     Tensor query, key, value, out;
     int64_t batch, heads, kv_heads, seq, kv_seq, head_dim, value_dim;

@@ -12,6 +12,8 @@ from torch import Tensor
 from attnbench.plugin import Call
 from attnbench.workload import Workload
 
+from . import compiler
+
 KEYS, LANES, ROWS = 64, 16, 6  # as in tile.h
 MAX_DIM = 256
 _FAR = 1 << 40
@@ -40,6 +42,17 @@ def dense(workload: Workload, rows: int) -> Plan:
         return Plan(tuple((i, end, ((0, w.kv_seq, True),)) for i, end in starts))
     strips = ((i, end, ((0, min(end + w.offset, w.kv_seq), False),)) for i, end in starts)
     return Plan(tuple(strips), (-_FAR, w.offset))
+
+
+def unsupported(workload: Workload) -> str | None:
+    """None, or why the bfloat16 kernels can't compute this workload here."""
+    if workload.device != "cpu":
+        return "the AVX-512 kernel is for a CPU"
+    if workload.dtype != "bfloat16":
+        return "the AVX-512 kernel is for bfloat16"
+    if max(workload.head_dim, workload.value_dim) > MAX_DIM:
+        return f"the AVX-512 kernel holds head and value dims up to {MAX_DIM}"
+    return compiler.unsupported()
 
 
 class _Tensor(ctypes.Structure):
@@ -114,6 +127,11 @@ def workspace_bytes(workload: Workload, rows: int, keys: int, packed: int, weigh
     length = round_up(w.kv_seq, KEYS)
     work = rows * (4 * round_up(w.value_dim, LANES) + 2 * w.head_dim + 8) + ROWS * keys * (4 + weight)
     return (w.threads if heads >= w.threads else 1) * length * packed + w.threads * work
+
+
+def bf16_bytes(workload: Workload) -> int:
+    """Of a key with its value, packed in bfloat16."""
+    return 2 * (round_up(workload.head_dim, 2) + round_up(workload.value_dim, LANES))
 
 
 def round_up(n: int, to: int) -> int:

@@ -34,10 +34,10 @@ class Bf16Values {
         for (int64_t c = 0; c < columns_; c += KEYS) {
             const bf16* v = data_ + c * length_ + key * width(c);
             switch (width(c) / LANES) {
-                case 1: attnbench::accumulate<R, 1>(p, p_row, v, n / 2, o + c, o_row); break;
-                case 2: attnbench::accumulate<R, 2>(p, p_row, v, n / 2, o + c, o_row); break;
-                case 3: attnbench::accumulate<R, 3>(p, p_row, v, n / 2, o + c, o_row); break;
-                default: attnbench::accumulate<R, 4>(p, p_row, v, n / 2, o + c, o_row);
+                case 1: product<R, 1, true>(p, p_row, v, n / 2, o + c, o_row); break;
+                case 2: product<R, 2, true>(p, p_row, v, n / 2, o + c, o_row); break;
+                case 3: product<R, 3, true>(p, p_row, v, n / 2, o + c, o_row); break;
+                default: product<R, 4, true>(p, p_row, v, n / 2, o + c, o_row);
             }
         }
     }

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -37,8 +38,22 @@ def unsupported() -> str | None:
     return None if shutil.which(_command()[0]) else f"no C++ compiler ({_command()[0]})"
 
 
+def kernel(source: str, name: str, required: bool) -> tuple[Callable[..., int] | None, str]:
+    """The function `name` of a source, or None and why there is none.
+
+    Raises:
+        CompileError: there is none, and it is `required`.
+    """
+    try:
+        return getattr(load(source), name), ""
+    except CompileError as error:
+        if required:
+            raise
+        return None, str(error)
+
+
 @cache
-def library(source: str, *extra: str) -> ctypes.CDLL:
+def load(source: str, *extra: str) -> ctypes.CDLL:
     """The compiled `source`, a file's name here or a path, as a library. extra: further flags.
 
     Raises:

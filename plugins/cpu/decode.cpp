@@ -7,6 +7,8 @@ namespace attnbench {
 
 constexpr int PAIRS = 2 * LANES;  // bf16 values in a register
 
+inline __mmask32 first_pairs(int64_t n) { return first(n) | __mmask32(first(n - LANES)) << LANES; }
+
 // The scores of one query with up to KEYS keys, `rows` of which exist. q: padded with zeros to a multiple of PAIRS.
 inline void scores(const bf16* q, const bf16* k, int64_t k_row, int64_t rows, int64_t dim, float* s) {
     for (int64_t key = 0; key < KEYS; key += LANES) {
@@ -15,8 +17,7 @@ inline void scores(const bf16* q, const bf16* k, int64_t k_row, int64_t rows, in
             const int64_t there = key + i < rows ? dim : 0;
             __m512 sum = _mm512_setzero_ps();
             for (int64_t d = 0; d < there; d += PAIRS) {
-                const __mmask32 mask = there - d >= PAIRS ? ~0u : (1u << (there - d)) - 1;
-                const __m512i part = _mm512_maskz_loadu_epi16(mask, k + (key + i) * k_row + d);
+                const __m512i part = _mm512_maskz_loadu_epi16(first_pairs(there - d), k + (key + i) * k_row + d);
                 sum = dot(sum, _mm512_castsi512_ps(part), _mm512_load_ps(q + d));
             }
             sums[i] = _mm512_castps_si512(sum);
@@ -52,7 +53,7 @@ inline void accumulate(const float* p, const bf16* v, int64_t v_row, int64_t row
         __mmask32 mask[2];
         for (int t = 0; t < 2; ++t) {
             const int64_t at = c + PAIRS * t;
-            mask[t] = first(dim - at) | __mmask32(first(dim - at - LANES)) << LANES;
+            mask[t] = first_pairs(dim - at);
             const __m512 left = _mm512_maskz_loadu_ps(mask[t], o + at);
             const __m512 right = _mm512_maskz_loadu_ps(mask[t] >> LANES, o + at + LANES);
             even[t] = _mm512_permutex2var_ps(left, evens, right);

@@ -115,54 +115,30 @@ inline void pack_pairs(const bf16* from, int64_t row, int64_t rows, int64_t widt
 
 // ---- stages -----------------------------------------------------------------------------------------------------
 
-// S = Q K^T for R rows and KEYS keys. q: R rows, q_row apart; k: [pair of dims][KEYS][2]; s: R rows, s_row apart.
-template <int R>
-void scores(const bf16* q, int64_t q_row, const bf16* k, int64_t pairs, float* s, int64_t s_row) {
-    __m512 sum[R][VECTORS];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int t = 0; t < VECTORS; ++t) sum[r][t] = _mm512_setzero_ps();
-    for (int64_t pair = 0; pair < pairs; ++pair, k += 2 * KEYS) {
-        __m512 keys[VECTORS];
-#pragma GCC unroll 4
-        for (int t = 0; t < VECTORS; ++t) keys[t] = _mm512_load_ps(k + 2 * LANES * t);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-            const __m512 query = load_pair(q + r * q_row + 2 * pair);
-#pragma GCC unroll 4
-            for (int t = 0; t < VECTORS; ++t) sum[r][t] = dot(sum[r][t], keys[t], query);
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int t = 0; t < VECTORS; ++t) _mm512_store_ps(s + r * s_row + LANES * t, sum[r][t]);
-}
-
-// O += P V for R rows and V registers of value columns. p: R rows of bf16 pairs; v: [pair of keys][V * LANES][2].
-template <int R, int V>
-void accumulate(const bf16* p, int64_t p_row, const bf16* v, int64_t pairs, float* o, int64_t o_row) {
+// C = A B, or += where `add`, for R rows and V registers of columns: S = Q K^T by pairs of dims, and O += P V by pairs of
+// keys. a: R rows of bf16 pairs, a_row apart; b: [pair][V * LANES][2]; c: R rows, c_row apart.
+template <int R, int V, bool add>
+void product(const bf16* a, int64_t a_row, const bf16* b, int64_t pairs, float* c, int64_t c_row) {
     __m512 sum[R][V];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int t = 0; t < V; ++t) sum[r][t] = _mm512_load_ps(o + r * o_row + LANES * t);
-    for (int64_t pair = 0; pair < pairs; ++pair, v += 2 * V * LANES) {
-        __m512 values[V];
+        for (int t = 0; t < V; ++t) sum[r][t] = add ? _mm512_load_ps(c + r * c_row + LANES * t) : _mm512_setzero_ps();
+    for (int64_t pair = 0; pair < pairs; ++pair, b += 2 * V * LANES) {
+        __m512 row[V];
 #pragma GCC unroll 4
-        for (int t = 0; t < V; ++t) values[t] = _mm512_load_ps(v + 2 * LANES * t);
+        for (int t = 0; t < V; ++t) row[t] = _mm512_load_ps(b + 2 * LANES * t);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-            const __m512 weight = load_pair(p + r * p_row + 2 * pair);
+            const __m512 factor = load_pair(a + r * a_row + 2 * pair);
 #pragma GCC unroll 4
-            for (int t = 0; t < V; ++t) sum[r][t] = dot(sum[r][t], values[t], weight);
+            for (int t = 0; t < V; ++t) sum[r][t] = dot(sum[r][t], row[t], factor);
         }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int t = 0; t < V; ++t) _mm512_store_ps(o + r * o_row + LANES * t, sum[r][t]);
+        for (int t = 0; t < V; ++t) _mm512_store_ps(c + r * c_row + LANES * t, sum[r][t]);
 }
 
 // A row's scores outside [from, to) are hidden: they become -inf, whose power is nothing.

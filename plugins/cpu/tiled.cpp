@@ -42,7 +42,7 @@ class Bf16Keys {
 
     template <int R>
     void scores(const Queries& queries, int64_t row, int64_t key, float* s, int64_t s_row) const {
-        attnbench::scores<R>(queries.at(row), queries.row(), data_ + key * 2 * pairs_, pairs_, s, s_row);
+        product<R, VECTORS, false>(queries.at(row), queries.row(), data_ + key * 2 * pairs_, pairs_, s, s_row);
     }
 
   private:
