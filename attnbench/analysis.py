@@ -227,7 +227,7 @@ def amdahl(frame: pd.DataFrame) -> pd.Series:
 
     f is the share of an attention (see `theory.attentions`) in the baseline's block, x what the variant speeds it up
     when measured alone. Amdahl 1967, "Validity of the single processor approach". Blocks of which a part was not
-    measured are left out.
+    measured are left out, and those where more is saved than the block took.
     """
     rows = finished(frame)
     cells = {(row["run"], row["plugin"], workload_of(row)): row for row in records(rows)}
@@ -241,7 +241,9 @@ def amdahl(frame: pd.DataFrame) -> pd.Series:
         times = [(b["latency_s"], v["speedup"]) for b, v in pairs if b is not None and v is not None]
         if len(times) == len(pairs):
             saved = sum(seconds * (1 - 1 / speedup) for seconds, speedup in times)
-            found[index] = 1 / (1 - saved / cells[(*base, workload)]["latency_s"])
+            left = 1 - saved / cells[(*base, workload)]["latency_s"]
+            if left > 0:  # on a noisy machine attention alone may take longer than the block around it did
+                found[index] = 1 / left
     return pd.Series(found, name="amdahl", dtype=float)
 
 

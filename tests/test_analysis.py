@@ -311,6 +311,16 @@ DECODER = {"scope": "block", "block": "decoder", "norm": "pre", "mask": "causal"
             ],
             8 / 5.5,
         ),
+        # Alone it took longer than the block did, so nothing would be left of the block.
+        (
+            [
+                compared("base", 6.0, 1.0),
+                compared("base", 4.0, 1.0, **ENCODER),
+                compared("fast", 1.5, 4.0),
+                compared("fast", 2.9, 1.4, **ENCODER),
+            ],
+            None,
+        ),
         ([compared("base", 4.0, 1.0, **ENCODER), compared("fast", 2.9, 1.4, **ENCODER)], None),
         ([compared("fast", 0.5, 4.0), compared("fast", 2.9, 1.4, **ENCODER)], None),
     ],

@@ -76,7 +76,8 @@ FIGURES = {
         "What survives in the block",
         "Solid: the block's speedup over the baseline's block, as measured. Dashed: what Amdahl's law makes of the "
         "speedup of attention alone and of attention's share of the baseline's block. Where the solid line lies lower, "
-        "the variant costs the rest of the block something: caches, or the layout of its output.",
+        "the variant costs the rest of the block something: caches, or the layout of its output; or the machine was "
+        "slower while attention alone was measured than while the block was.",
     ),
 }  # fmt: skip
 
