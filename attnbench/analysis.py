@@ -250,6 +250,6 @@ def amdahl(frame: pd.DataFrame) -> pd.Series:
 def workload_of(row: Mapping[Any, Any]) -> Workload:
     """The workload of a row; pandas' missing texts and its own integers become Python's."""
     values = {field.name: row[field.name] for field in fields(Workload)}
-    numbers = ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "seed", "threads")
+    numbers = ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads")
     texts = {name: value if isinstance(value, str) else "" for name, value in values.items() if name not in numbers}
     return Workload.from_dict({**texts, **{name: int(values[name]) for name in numbers}})

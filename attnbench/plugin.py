@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from attnbench.errors import AttnbenchError
-from attnbench.workload import Workload
+from attnbench.workload import PHASES, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAMILIES = ("exact", "sparse", "quantized", "kernel")
+FAMILIES = ("exact", "sparse", "quantized", "kernel", "recurrent")
 
 Value: TypeAlias = str | int | float | bool
 
-Call: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
+Call: TypeAlias = "Callable[..., Tensor]"
 """query (batch, heads, seq, head_dim), key (batch, kv_heads, kv_seq, head_dim),
-value (batch, kv_heads, kv_seq, value_dim) -> output (batch, heads, seq, value_dim), same dtype and device."""
+value (batch, kv_heads, kv_seq, value_dim), and a tensor (batch, kv_heads, kv_seq, n) for each n of `Plugin.gates`
+-> output (batch, heads, seq, value_dim), same dtype and device. In phase train torch can differentiate it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,21 @@ class FeatureMap:
     key: Callable[[Tensor], Tensor]
 
 
-Definition: TypeAlias = Softmax | FeatureMap
+@dataclass(frozen=True)
+class Recurrence:
+    """Definition: a state S (batch, kv_heads, head_dim, value_dim), 0 at first, that each token changes: out = q_t S_t.
+
+    query, key: what is made of either side before, on float64 tensors (..., head_dim), such as a scale or a norm.
+    update: (S, k_t, v_t, *gates_t) -> the next S, in float64; k_t (batch, kv_heads, head_dim), v_t (batch, kv_heads,
+        value_dim), and of each gate (batch, kv_heads, n). Not in place: it is differentiated.
+    """
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+    update: Callable[..., Tensor]
+
+
+Definition: TypeAlias = Softmax | FeatureMap | Recurrence
 """The mathematical function that a variant computes; the implementation error is measured against it."""
 
 
@@ -102,6 +117,59 @@ class Attention:
     density: float | None = None
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """A variant that adds tokens to a past; what it keeps of the past is its state: tensors, in tuples, lists or dicts.
+
+    start: (key, value, *gates, capacity) -> state: of `Workload.past` tokens, key (batch, kv_heads, past, head_dim) and
+        so on. capacity: how many tokens the state will have to hold at most.
+    step: (state, query, key, value, *gates) -> (out, state): of the new tokens, query (batch, heads, seq, head_dim) and
+        key (batch, kv_heads, kv_seq - past, head_dim) and so on, which join the past; for a full mask there are none.
+        The state that came in may share memory with the one that goes out, but a step from it once more answers
+        the same: the harness repeats the step that it times.
+    """
+
+    start: Callable[..., Any]
+    step: Callable[..., tuple[Tensor, Any]]
+    implementation: str
+    density: float | None = None
+
+
+class Cache(NamedTuple):
+    """Keys (batch, kv_heads, capacity, head_dim) and values (.., capacity, value_dim), of which `length` are there."""
+
+    key: Tensor
+    value: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor, capacity: int) -> Cache:
+        """A cache with these in it, and room for `capacity` tokens in all."""
+        rooms = [x.new_empty(*x.shape[:2], capacity, x.shape[-1]) for x in (key, value)]
+        return cls(rooms[0], rooms[1], 0).append(key, value)
+
+    def append(self, key: Tensor, value: Tensor) -> Cache:
+        """With these behind what is there, written in place: no key is copied twice.
+
+        Raises:
+            AttnbenchError: there is no room for them.
+        """
+        end = self.length + key.shape[2]
+        if end > self.key.shape[2]:
+            raise AttnbenchError(f"a cache of {self.key.shape[2]} tokens has no room for {end}")
+        self.key[:, :, self.length : end] = key
+        self.value[:, :, self.length : end] = value
+        return Cache(self.key, self.value, end)
+
+    @property
+    def keys(self) -> Tensor:
+        return self.key[:, :, : self.length]
+
+    @property
+    def values(self) -> Tensor:
+        return self.value[:, :, : self.length]
+
+
 class Plugin:
     """One attention variant. Its name is that of its entry point; its options become attributes.
 
@@ -109,11 +177,14 @@ class Plugin:
     """
 
     family: ClassVar[str] = "exact"
-    """"exact", "sparse", "quantized" or "kernel": which tolerance the harness holds it to."""
+    """"exact", "sparse", "quantized", "kernel" or "recurrent": which tolerance the harness holds it to."""
 
     options: ClassVar[Mapping[str, Option]] = {}
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    phases: ClassVar[tuple[str, ...]] = PHASES
+    """Without "train" it has no backward pass; without "decode" it cannot add tokens to a past."""
 
     def __init__(self, **values: Value) -> None:
         for name in values:
@@ -135,6 +206,14 @@ class Plugin:
         """Floating-point (or integer) operations of one call as this variant does it; None: as exact attention."""
         return None
 
+    def gates(self, workload: Workload) -> tuple[int, ...]:
+        """Further inputs that a block projects from each token beside key and value: numbers for each kv head.
+
+        They come as the block's projection makes them, of about unit variance: what maps them to a decay or a rate is
+        a part of the variant.
+        """
+        return ()
+
     def definition(self, workload: Workload) -> Definition:
         """The function computed, for the implementation error."""
         return Softmax()
@@ -145,6 +224,20 @@ class Plugin:
         What depends on shapes alone (masks, compiled code) is made here; its time is recorded apart.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build")
+
+    def decoding(self, workload: Workload) -> Decoding:
+        """How this workload's new tokens join its past: `build`'s call over a KV cache, unless a variant knows better.
+
+        The call then gets the cache as views that are not contiguous.
+        """
+        made = self.build(workload)
+        built = made if isinstance(made, Attention) else Attention(made, type(self).__name__)
+
+        def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
+            state = state.append(key, value)
+            return built.call(query, state.keys, state.values), state
+
+        return Decoding(Cache.of, step, built.implementation, built.density)
 
 
 def expand_kv(x: Tensor, heads: int) -> Tensor:

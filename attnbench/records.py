@@ -31,16 +31,17 @@ WELL = ("ok", "unsupported", "skipped")
 Row = dict[str, Any]
 
 _WORKLOAD = (
-    "scope", "block", "norm", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",
+    "scope", "block", "norm", "layers", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",
     "head_dim", "value_dim", "mask", "inputs", "seed", "threads",
 )  # fmt: skip
 _TEXT = ("plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason")
 _NUMBERS = (
     "latency_s", "latency_low_s", "latency_high_s", "speedup", "speedup_low", "speedup_high", "rounds", "processes",
     "confidence", "peak_bytes", "workspace_bytes", "predicted_workspace_bytes", "input_bytes", "output_bytes",
-    "flops", "flops_per_s", "variant_flops", "density", "setup_s", "first_call_s",
+    "saved_bytes", "cache_bytes", "flops", "flops_per_s", "variant_flops", "density", "setup_s", "first_call_s",
     "implementation_rel_l2", "implementation_max_abs", "implementation_cosine",
     "approximation_rel_l2", "approximation_max_abs", "approximation_cosine", "tolerance",
+    "query_gradient_rel_l2", "key_gradient_rel_l2", "value_gradient_rel_l2", "gate_gradient_rel_l2",
 )  # fmt: skip
 COLUMNS = (*_TEXT[:6], *_WORKLOAD, *_TEXT[6:], *_NUMBERS[:8], "converged", *_NUMBERS[8:], "warnings", "traceback")
 SAMPLE = ("process", "round", "start", "calls", "seconds")
@@ -179,6 +180,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     frame = pd.DataFrame(table, columns=["run", *COLUMNS])
     for column in _NUMBERS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
+    frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
     frame["converged"] = frame["converged"].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
     for column in ("implementation", "reason", "traceback", "baseline", "block", "norm"):

@@ -1,14 +1,17 @@
 """Attention in float64 on a sample of query rows: what every error is measured against.
 
-Only the sampled rows are computed, over all keys, so no l x l matrix is ever held.
+Only the sampled rows are computed, over all keys, so no l x l matrix is ever held. A recurrence goes through all
+tokens one by one, as it is defined.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from attnbench.plugin import Definition, FeatureMap, Softmax, visible
+from attnbench.plugin import Definition, FeatureMap, Recurrence, Softmax, visible
 from attnbench.workload import Workload
 
 _CHUNK_ELEMENTS = 1 << 22  # scores held at a time: 32 MiB of float64
@@ -34,13 +37,20 @@ def sample_rows(seq: int, seed: int = 0, count: int = 48) -> Tensor:
 
 
 def expected(
-    definition: Definition, workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor
+    definition: Definition,
+    workload: Workload,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    gates: Sequence[Tensor] = (),
 ) -> Tensor:
     """Rows of the output of `definition`, in float64.
 
     Args:
         query: (batch, heads, seq, head_dim), any dtype; `key`, `value` as in `Workload`.
         rows: int64 (n,), the query rows to compute.
+        gates: (batch, kv_heads, kv_seq, n) each, as `Plugin.gates` says.
 
     Returns:
         (batch, heads, n, value_dim), float64.
@@ -48,17 +58,25 @@ def expected(
     if isinstance(definition, Softmax) and definition.operands is not None:
         query, key, value = definition.operands(query, key, value)
     rows = rows.to(query.device)
-    return expected_at(definition, workload, query[:, :, rows], key, value, rows)
+    return expected_at(definition, workload, query[:, :, rows], key, value, rows, gates)
 
 
 def expected_at(
-    definition: Definition, workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor
+    definition: Definition,
+    workload: Workload,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    gates: Sequence[Tensor] = (),
 ) -> Tensor:
     """As `expected`, with a query that holds `rows` alone: (batch, heads, n, head_dim).
 
     A definition's `operands` are left out: they need every query, as blocks of queries share a scale.
     """
     rows = rows.to(query.device)
+    if isinstance(definition, Recurrence):
+        return _recurrence(definition, query, key, value, rows + workload.offset, gates)
     keys = torch.arange(key.shape[2], device=key.device)
     batch, heads, _, _ = query.shape
     group = heads // key.shape[1]
@@ -83,6 +101,64 @@ def _weights(definition: Definition, workload: Workload, q: Tensor, k: Tensor, m
         return scores / scores.sum(-1, keepdim=True)
     scores = (q @ k.T).mul_(workload.scale).masked_fill_(~mask, float("-inf"))  # (group, n, kv_seq)
     return torch.softmax(scores, dim=-1)
+
+
+def _recurrence(
+    definition: Recurrence, query: Tensor, key: Tensor, value: Tensor, at: Tensor, gates: Sequence[Tensor]
+) -> Tensor:
+    """Token by token; query (batch, heads, n, head_dim) reads the state behind the tokens `at`, in ascending order."""
+    batch, kv_heads, length, _ = key.shape
+    q = definition.query(query.double())
+    q = q.view(batch, kv_heads, -1, *q.shape[2:])  # (batch, kv_heads, group, n, head_dim)
+    k, v, wide = definition.key(key.double()), value.double(), [gate.double() for gate in gates]
+    state = k.new_zeros(batch, kv_heads, k.shape[-1], v.shape[-1])
+    reads = {token: row for row, token in enumerate(at.tolist())}
+    out = []
+    for t in range(length):
+        state = definition.update(state, k[:, :, t], v[:, :, t], *(gate[:, :, t] for gate in wide))
+        if t in reads:
+            out.append(q[:, :, :, reads[t]] @ state)  # (batch, kv_heads, group, value_dim)
+    return torch.stack(out, 3).flatten(1, 2)
+
+
+def gradients(
+    definition: Definition,
+    workload: Workload,
+    tensors: Sequence[Tensor],
+    out_gradient: Tensor,
+    batch: int,
+    head: int,
+) -> list[Tensor]:
+    """Gradients of sum(out * out_gradient) by query, key, value and gates, of one key/value head, in float64.
+
+    They come from differentiating `expected` itself, some rows at a time: the sums over queries that make dK and dV
+    need every row, so this costs O(seq * kv_seq) time and is meant for one head. A definition's `operands`, which
+    round, have no gradient.
+
+    Args:
+        tensors: query, key, value and gates, of all batch entries and heads.
+        out_gradient: (batch, heads, seq, value_dim).
+        batch, head: which key/value head; its query heads are those of its group.
+
+    Returns:
+        (1, group, seq, head_dim) for query, (1, 1, kv_seq, ..) for the others, in the order of `tensors`.
+    """
+    group = slice(head * workload.group, (head + 1) * workload.group)
+    own = [x[batch : batch + 1, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(tensors)]
+    leaves = [x.detach().double().requires_grad_() for x in own]
+    query, key, value, *gates = leaves
+    up = out_gradient[batch : batch + 1, group].double()
+    one = workload.replace(batch=1, heads=workload.group, kv_heads=1)
+    # A recurrence would start afresh for each chunk of rows; it holds no scores.
+    step = workload.seq
+    if not isinstance(definition, Recurrence):
+        step = max(1, _CHUNK_ELEMENTS // (workload.group * workload.kv_seq))
+    with torch.enable_grad():
+        for i in range(0, workload.seq, step):
+            rows = torch.arange(i, min(i + step, workload.seq), device=query.device)
+            out = expected_at(definition, one, query[:, :, rows], key, value, rows, gates)
+            torch.autograd.backward(out, up[:, :, rows])
+    return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
 
 
 def exact(workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 A multiplication and its addition are two operations. Only matrix products are counted: softmax, norms, biases and
 ReLU are of lower order, and the FlashAttention papers leave them out too, so figures compare. A causal mask is counted
 by the pairs that it shows, seq * (seq + 1) / 2 where both lengths are equal; those papers say half of seq^2.
+
+Of each product, training needs two more, one for the gradient of each factor: three times the operations. What a
+variant computes once more in its backward pass is its own affair (those papers count it: 3.5 times).
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ def attentions(workload: Workload) -> dict[str, Workload]:
 
     An encoder block: "self", with the workload's mask. A decoder block: "self", causal over its own `seq` positions,
     and "cross", every position over all `kv_seq` positions of the encoder's output. A decoder-only block: "self",
-    causal. A workload of scope attention is its own: "self".
+    causal. A workload of scope attention is its own: "self". Decoding, both attentions of a decoder have kv_seq keys.
     """
-    alone = {"scope": "attention", "block": "", "norm": ""}
+    alone = {"scope": "attention", "block": "", "norm": "", "layers": 1}
     if workload.block == "decoder":
+        own = workload.kv_seq if workload.phase == "decode" else workload.seq
         return {
-            "self": workload.replace(**alone, mask="causal", kv_seq=workload.seq),
+            "self": workload.replace(**alone, mask="causal", kv_seq=own),
             "cross": workload.replace(**alone, mask="full"),
         }
     mask = "causal" if workload.block == "decoder-only" else workload.mask
@@ -62,7 +66,9 @@ class Product:
 
 
 def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -> list[Product]:
-    """Every matrix product, in the order in which it is computed: all that is counted here follows from this list.
+    """Every matrix product of one block's forward pass, in the order in which it is computed.
+
+    All that is counted here follows from this list. Decoding, keys and values are projected for new tokens alone.
 
     d_ff: the FFN's inner width, 4 d_m unless given. gated: it has a third matrix (Shazeer 2020, "GLU variants").
     """
@@ -78,8 +84,8 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
             return [scores, mix]
         found += [
             _linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim, w.heads),
-            _linear(layer, "W_K", w.batch * w.kv_seq, w.width, w.kv_heads * w.head_dim, w.kv_heads),
-            _linear(layer, "W_V", w.batch * w.kv_seq, w.width, w.kv_heads * w.value_dim, w.kv_heads),
+            _linear(layer, "W_K", w.batch * (w.kv_seq - w.past), w.width, w.kv_heads * w.head_dim, w.kv_heads),
+            _linear(layer, "W_V", w.batch * (w.kv_seq - w.past), w.width, w.kv_heads * w.value_dim, w.kv_heads),
             scores,
             mix,
             _linear(layer, "W_O", w.batch * w.seq, w.heads * w.value_dim, w.width),
@@ -94,54 +100,70 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
 
 def _linear(layer: str, name: str, tokens: int, inner: int, outer: int, count: int = 1) -> Product:
     weights = inner * outer + outer
-    return Product(layer, name, 2 * tokens * inner * outer, tokens * (inner + outer) + weights, count, weights)
+    moved = tokens * (inner + outer) + weights if tokens else 0
+    return Product(layer, name, 2 * tokens * inner * outer, moved, count, weights)
 
 
 def flops(workload: Workload) -> int:
     """Operations of the workload, the same for every variant.
 
     Scope attention: 2 * batch * heads * pairs * (head_dim + value_dim), with `visible_pairs`. Scope block: its
-    projections, attentions and FFN (`flops_by_part`).
+    projections, attentions and FFN (`flops_by_part`), times layers. Training: three times that.
     """
-    return sum(p.flops for p in products(workload))
+    return sum(flops_by_part(workload).values())
 
 
 def flops_by_part(workload: Workload) -> dict[str, int]:
     """`flops` split into "self projections", "self attention", the same two of "cross", and "ffn", where there."""
     parts: dict[str, int] = {}
+    times = workload.layers * (3 if workload.phase == "train" else 1)
     for p in products(workload):
         inside = "projections" if p.parameters else "attention"
         part = p.layer if p.layer == "ffn" else f"{p.layer} {inside}"
-        parts[part] = parts.get(part, 0) + p.flops
+        parts[part] = parts.get(part, 0) + times * p.flops
     return parts
 
 
 def parameters(workload: Workload) -> int:
-    """Weights and biases of the block, its LayerNorms (two vectors of `width` a sub-layer) with them.
+    """Weights and biases of all blocks, LayerNorms (two vectors of `width` a sub-layer) with them.
 
     0 for scope attention, which has none.
     """
     if workload.scope == "attention":
         return 0
     sublayers = len(attentions(workload)) + 1
-    return sum(p.parameters for p in products(workload)) + sublayers * 2 * workload.width
+    return workload.layers * (sum(p.parameters for p in products(workload)) + sublayers * 2 * workload.width)
+
+
+def cache_bytes(workload: Workload) -> int:
+    """Bytes of the keys and values that decoding finds in a plain KV cache before its step; 0 in other phases."""
+    each = (w.batch * w.kv_heads * w.past * (w.head_dim + w.value_dim) for w in attentions(workload).values())
+    return workload.layers * sum(each) * workload.itemsize
 
 
 def input_bytes(workload: Workload) -> int:
-    """Bytes of query, key and value; for a block of x, and a decoder's memory. Weights are not among them."""
+    """Bytes of query, key and value; for a block of x, and a decoder's memory. Weights are not among them.
+
+    Decoding, the past's keys and values count as in a plain KV cache. Training, the output's gradient comes in too.
+    """
     w = workload
     if w.scope == "block":
-        tokens = w.seq + w.kv_seq if w.block == "decoder" else w.seq
-        return w.batch * tokens * w.width * w.itemsize
-    query = w.heads * w.seq * w.head_dim
-    key_value = w.kv_heads * w.kv_seq * (w.head_dim + w.value_dim)
-    return w.batch * (query + key_value) * w.itemsize
+        whole = w.block == "decoder" and w.phase != "decode"
+        elements = w.batch * (w.seq + w.kv_seq if whole else w.seq) * w.width
+    else:
+        elements = w.batch * (w.heads * w.seq * w.head_dim + w.kv_heads * (w.kv_seq - w.past) * _pair(w))
+    return elements * w.itemsize + cache_bytes(w) + (_out_bytes(w) if w.phase == "train" else 0)
 
 
 def output_bytes(workload: Workload) -> int:
-    """Bytes of the output: (batch, heads, seq, value_dim), or (batch, seq, width) of a block."""
+    """Bytes of the output: (batch, heads, seq, value_dim), or (batch, seq, width) of a block.
+
+    Training, the gradients of the inputs and of a block's parameters come out too.
+    """
     w = workload
-    return w.batch * w.seq * (w.width if w.scope == "block" else w.heads * w.value_dim) * w.itemsize
+    if w.phase != "train":
+        return _out_bytes(w)
+    return input_bytes(w) + parameters(w) * w.itemsize  # the one gradient that came in is as large as the output
 
 
 def min_bytes(workload: Workload) -> int:
@@ -153,3 +175,11 @@ def min_bytes(workload: Workload) -> int:
 def arithmetic_intensity(workload: Workload) -> float:
     """`flops` over `min_bytes`: an upper bound, in operations a byte (Williams 2009, the roofline model)."""
     return flops(workload) / min_bytes(workload)
+
+
+def _pair(w: Workload) -> int:
+    return w.head_dim + w.value_dim
+
+
+def _out_bytes(w: Workload) -> int:
+    return w.batch * w.seq * (w.width if w.scope == "block" else w.heads * w.value_dim) * w.itemsize

@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes an element
 DEVICES = ("cpu", "cuda")
 MASKS = ("full", "causal")
-PHASES = ("forward",)
+PHASES = ("forward", "decode", "train")
 SCOPES = ("attention", "block")
 BLOCKS = ("encoder", "decoder", "decoder-only")
 NORMS = ("pre", "post")
@@ -43,9 +43,15 @@ class Workload:
 
     A causal mask is aligned bottom-right: the last query sees the last key (see `offset`).
 
+    Phases: "forward" is one pass over all tokens. "train" is that pass and its backward one. "decode" adds tokens to a
+    past that was seen before: with a causal mask the `seq` queries bring the last `seq` of the kv_seq keys with them,
+    with a full one all keys are of the past, as in cross-attention over an encoder's output.
+
+    layers: blocks stacked on each other; 1 for attention alone.
+
     Raises:
         AttnbenchError: a size is not positive, heads are no multiple of kv_heads, a name is unknown,
-            or a causal mask would leave a query without any key.
+            a causal mask would leave a query without any key, or an encoder is asked to decode.
     """
 
     seq: int
@@ -62,12 +68,13 @@ class Workload:
     scope: str = "attention"
     block: str = ""
     norm: str = ""
+    layers: int = 1
     inputs: str = "normal"
     seed: int = 0
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "threads"):
+        for name in ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "threads"):
             if getattr(self, name) < 1:
                 raise AttnbenchError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
         for name, known in (
@@ -86,12 +93,19 @@ class Workload:
             raise AttnbenchError(
                 f"--heads must be a multiple of --kv-heads: {self.heads} heads cannot share {self.kv_heads} kv heads"
             )
-        if self.mask == "causal" and self.kv_seq < self.seq and self.block != "decoder":
+        own_keys = self.block != "decoder" or self.phase == "decode"
+        if self.mask == "causal" and self.kv_seq < self.seq and own_keys:
             raise AttnbenchError(
                 f"a causal mask needs --kv-seq >= --seq: with {self.kv_seq} keys the first of {self.seq} queries "
                 "would see none"
             )
-        if self.scope == "block" and self.block != "decoder" and self.kv_seq != self.seq:
+        if self.layers > 1 and self.scope != "block":
+            raise AttnbenchError("--layers is for --scope block")
+        if self.phase == "decode" and self.block == "encoder":
+            raise AttnbenchError(
+                "--block encoder sees all tokens at once and decodes none; use decoder-only or decoder"
+            )
+        if self.scope == "block" and self._is_self_attention and self.kv_seq != self.seq:
             raise AttnbenchError(
                 f"--block {self.block} is self-attention: --kv-seq must equal --seq ({self.kv_seq} is not {self.seq})"
             )
@@ -104,6 +118,17 @@ class Workload:
     @property
     def is_causal(self) -> bool:
         return self.mask == "causal"
+
+    @property
+    def past(self) -> int:
+        """Tokens whose keys and values were there before: of a decoding step those that its queries don't bring."""
+        if self.phase != "decode":
+            return 0
+        return self.offset if self.is_causal or self.scope == "block" else self.kv_seq
+
+    @property
+    def _is_self_attention(self) -> bool:
+        return self.block != "decoder" and self.phase != "decode"
 
     @property
     def group(self) -> int:
@@ -139,6 +164,8 @@ class Workload:
     def label(self) -> str:
         """A short name for people, such as "attention 1x8x4096x64 float32 causal"."""
         what = self.scope if self.scope == "attention" else f"{self.block} block ({self.norm}-norm)"
+        what += f" x {self.layers}" if self.layers > 1 else ""
+        what = what if self.phase == "forward" else f"{self.phase} {what}"
         heads = str(self.heads) if self.group == 1 else f"{self.heads}/{self.kv_heads}"
         seq = str(self.seq) if self.kv_seq == self.seq else f"{self.seq}->{self.kv_seq}"
         dim = str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim}/{self.value_dim}"
@@ -243,7 +270,9 @@ def parse_precision(text: str) -> float:
 class Sweep:
     """Every workload that one run asks for: the product of its axes, each workload once.
 
-    `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim.
+    `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is full,
+    and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode without kv_seq adds one
+    token to a past: seq is then the number of keys.
     scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
     """
 
@@ -255,10 +284,12 @@ class Sweep:
     head_dim: tuple[int, ...] = (64,)
     value_dim: tuple[int, ...] | None = None
     dtype: tuple[str, ...] = ("float32",)
-    mask: tuple[str, ...] = ("full",)
+    mask: tuple[str, ...] | None = None
+    phase: tuple[str, ...] = ("forward",)
     scope: str | None = None
-    block: str = "encoder"
+    block: str | None = None
     norm: str = "pre"
+    layers: tuple[int, ...] = (1,)
     inputs: str = "normal"
     device: str = "cpu"
     seed: int = 0
@@ -273,42 +304,59 @@ class Sweep:
         if self.scope not in (None, *SCOPES, "all"):
             raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
         axes = (self.seq, self.kv_seq, self.batch, self.heads, self.kv_heads, self.head_dim, self.value_dim)
-        count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask))
+        count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask, self.phase, self.layers))
         if count > _MAX_VALUES:
             raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
         cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
-        return sorted(cells, key=lambda w: (w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope)))
+        return sorted(
+            cells,
+            key=lambda w: (
+                PHASES.index(w.phase),
+                w.batch * w.heads * w.seq * w.kv_seq,
+                SCOPES.index(w.scope),
+                w.layers,
+            ),
+        )
 
     def _attention(self) -> Iterator[Workload]:
-        axes = (self.batch, self.heads, self.head_dim, self.dtype, self.mask, self.seq)
-        for batch, heads, head_dim, dtype, mask, seq in itertools.product(*axes):
-            inner = (self.kv_seq or (seq,), self.kv_heads or (heads,), self.value_dim or (head_dim,))
-            for kv_seq, kv_heads, value_dim in itertools.product(*inner):
+        axes = (self.phase, self.batch, self.heads, self.head_dim, self.dtype, self.seq)
+        for phase, batch, heads, head_dim, dtype, seq in itertools.product(*axes):
+            masks = self.mask or ("causal" if phase == "decode" else "full",)
+            new = 1 if phase == "decode" and self.kv_seq is None else seq
+            inner = (masks, self.kv_seq or (seq,), self.kv_heads or (heads,), self.value_dim or (head_dim,))
+            for mask, kv_seq, kv_heads, value_dim in itertools.product(*inner):
                 yield Workload(
                     batch=batch,
                     heads=heads,
                     kv_heads=kv_heads,
-                    seq=seq,
+                    seq=new,
                     kv_seq=kv_seq,
                     head_dim=head_dim,
                     value_dim=value_dim,
                     dtype=dtype,
-                    mask=mask if self._needs_mask else "full",
+                    # A decoder block brings its own masks: causal over itself, full over the encoder's output.
+                    mask=mask if self.scope != "block" or self._block(phase) == "encoder" else "full",
+                    phase=phase,
                     device=self.device,
                     inputs=self.inputs,
                     seed=self.seed,
                     threads=self.threads,
                 )
 
-    @property
-    def _needs_mask(self) -> bool:
-        # A decoder block brings its own masks: causal over itself, full over the encoder's output.
-        return self.scope != "block" or self.block == "encoder"
+    def _block(self, phase: str) -> str:
+        return self.block or ("decoder-only" if phase == "decode" else "encoder")
 
     def _scoped(self, attention: Workload) -> Iterator[Workload]:
         if self.scope != "block":
             yield attention
-        fits = self.block == "decoder" or attention.kv_seq == attention.seq
-        if self.scope in ("block", "all") or (self.scope is None and attention.seq <= DEFAULT_BLOCK_LIMIT and fits):
-            mask = attention.mask if self.block == "encoder" else "causal"
-            yield attention.replace(scope="block", block=self.block, norm=self.norm, mask=mask)
+        block = self._block(attention.phase)
+        fits = block == "decoder" or attention.phase == "decode" or attention.kv_seq == attention.seq
+        short = max(attention.seq, attention.kv_seq) <= DEFAULT_BLOCK_LIMIT
+        if self.scope in ("block", "all") or (self.scope is None and short and fits):
+            mask = attention.mask if block == "encoder" else "causal"
+            for layers in self.layers:
+                yield attention.replace(scope="block", block=block, norm=self.norm, mask=mask, layers=layers)
+
+
+def _size(w: Workload) -> tuple[int, ...]:
+    return PHASES.index(w.phase), w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope), w.layers

@@ -29,7 +29,7 @@ _TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution"
           "device", "dtype", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
           "converged")  # fmt: skip
 _NUMBERS = (
-    "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "seed", "threads", "latency_s",
+    "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
     "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
     "workspace_bytes", "input_bytes", "output_bytes", "flops_per_s", "density", "setup_s", "implementation_rel_l2",
     "approximation_rel_l2", "tolerance",
