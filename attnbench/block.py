@@ -4,13 +4,18 @@
     decoder        x -> causal self-attention -> cross-attention over memory -> FFN   (Vaswani 2017, T5)
     decoder-only   x -> causal self-attention -> FFN                              (GPT)
 
-Each arrow is a sub-layer with its residual and LayerNorm, before it (pre-norm) or after it (post-norm).
+Each arrow is a sub-layer with its residual and LayerNorm, before it (pre-norm) or after it (post-norm). A stack is
+several blocks, each on the output of the one before.
+
+Decoding, a block gets the new tokens alone: its attention callables know the past. The memory of a decoder's
+cross-attention is such a past, so that no token of it is new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -22,22 +27,23 @@ from attnbench.reference import expected, expected_at
 from attnbench.theory import FFN_EXPANSION, attentions
 from attnbench.workload import Workload
 
-__all__ = ["Block", "FeedForward", "MultiHead", "Sublayer", "attentions", "draw_weights", "expected_block"]
+__all__ = ["Block", "FeedForward", "MultiHead", "Stack", "Sublayer", "attentions", "draw_weights", "expected_block"]
 
 _NORM_EPS = 1e-5  # as torch.nn.TransformerEncoderLayer
 _BIAS_STD = 0.02
 
-Reference: TypeAlias = "Callable[[Definition, Workload, Tensor, Tensor, Tensor, Tensor], Tensor]"
+Reference: TypeAlias = "Callable[[Definition, Workload, Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]"
 
 
 class MultiHead(nn.Module):
     """Multi-head attention (Vaswani 2017, section 3.2.2) around any attention callable.
 
     With kv_heads < heads, W_K and W_V are narrower and each of their heads serves a group of query heads (grouped-query
-    attention, Ainslie 2023). The callable gets views that are not contiguous, as a transformer hands them on.
+    attention, Ainslie 2023). The callable gets views that are not contiguous, as a transformer hands them on. The gates
+    that a variant has, as `Plugin.gates` says, are projected from each token like keys.
     """
 
-    def __init__(self, workload: Workload, attend: Call) -> None:
+    def __init__(self, workload: Workload, attend: Call, gates: Sequence[int] = ()) -> None:
         super().__init__()
         w = workload
         self.heads, self.kv_heads = w.heads, w.kv_heads
@@ -46,6 +52,7 @@ class MultiHead(nn.Module):
         self.W_K = nn.Linear(w.width, w.kv_heads * w.head_dim)
         self.W_V = nn.Linear(w.width, w.kv_heads * w.value_dim)
         self.W_O = nn.Linear(w.heads * w.value_dim, w.width)
+        self.W_G = nn.ModuleList(nn.Linear(w.width, w.kv_heads * n) for n in gates)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x (batch, seq, width), memory (batch, kv_seq, width) or None for self-attention -> (batch, seq, width)."""
@@ -53,7 +60,8 @@ class MultiHead(nn.Module):
         query = self.W_Q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
         key = self.W_K(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (batch, kv_heads, kv_seq, head_dim)
         value = self.W_V(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (.., kv_heads, kv_seq, value_dim)
-        mixed = self.attend(query, key, value)  # (batch, heads, seq, value_dim)
+        gates = [W(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for W in self.W_G]  # (.., kv_seq, n)
+        mixed = self.attend(query, key, value, *gates)  # (batch, heads, seq, value_dim)
         out: Tensor = self.W_O(mixed.transpose(1, 2).flatten(-2))  # (batch, seq, width)
         return out
 
@@ -103,13 +111,18 @@ class Block(nn.Module):
         workload: of scope "block".
         attention: the callable for each problem of `attentions(workload)`: "self", and for a decoder "cross".
         weights: a block's `state_dict` to use, in any dtype and on any device; None: `draw_weights`, in the workload's.
+        gates: for each problem what `Plugin.gates` says; nothing for those left out.
 
     Raises:
         AttnbenchError: the workload is of scope attention, or `attention` has other names than `attentions(workload)`.
     """
 
     def __init__(
-        self, workload: Workload, attention: Mapping[str, Call], weights: Mapping[str, Tensor] | None = None
+        self,
+        workload: Workload,
+        attention: Mapping[str, Call],
+        weights: Mapping[str, Tensor] | None = None,
+        gates: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         if workload.scope != "block":
@@ -120,20 +133,28 @@ class Block(nn.Module):
                 f"attention is needed for {', '.join(inside)}, not for {', '.join(attention) or 'none'}"
             )
         width, norm = workload.width, workload.norm
+        self.gates, self.decodes = gates, workload.phase == "decode"
         with torch.device("meta"):  # shapes alone: neither memory nor torch's random state is touched
-            self.self_attention = Sublayer(width, norm, MultiHead(inside["self"], attention["self"]))
+            self.self_attention = Sublayer(
+                width, norm, MultiHead(inside["self"], attention["self"], gates.get("self", ()))
+            )
             self.cross_attention = None
             if "cross" in inside:
-                self.cross_attention = Sublayer(width, norm, MultiHead(inside["cross"], attention["cross"]))
+                cross = MultiHead(inside["cross"], attention["cross"], gates.get("cross", ()))
+                self.cross_attention = Sublayer(width, norm, cross)
             self.ffn = Sublayer(width, norm, FeedForward(width))
         self.load_state_dict(weights if weights is not None else draw_weights(self, workload), assign=True)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x (batch, seq, width), and for a decoder memory (batch, kv_seq, width) -> (batch, seq, width).
 
+        Decoding, a decoder takes no memory: it has it.
+
         Raises:
             AttnbenchError: memory is missing, or given to a block that has no cross-attention.
         """
+        if self.decodes and self.cross_attention is not None and memory is None:
+            memory = x[:, :0]
         if (memory is None) != (self.cross_attention is None):
             raise AttnbenchError("a decoder block takes x and memory, the others take x alone")
         x = self.self_attention(x)
@@ -143,16 +164,37 @@ class Block(nn.Module):
         return out
 
 
+class Stack(nn.Module):
+    """`workload.layers` blocks, each with weights of its own and its own attention callables.
+
+    attention: for each layer what `Block` takes.
+    """
+
+    def __init__(
+        self, workload: Workload, attention: Sequence[Mapping[str, Call]], gates: Mapping[str, Sequence[int]]
+    ) -> None:
+        super().__init__()
+        seeded = (workload.replace(layers=1, seed=workload.seed + layer) for layer in range(workload.layers))
+        self.blocks = nn.ModuleList(Block(w, a, gates=gates) for w, a in zip(seeded, attention, strict=True))
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """As `Block.forward`; every layer of a decoder attends to the same memory."""
+        for block in self.blocks:
+            x = block(x, memory)
+        return x
+
+
 def draw_weights(block: Block, workload: Workload) -> dict[str, Tensor]:
     """Weights for every parameter of `block`, from `workload.seed` alone: every plugin measures the same block.
 
     Drawn in float32 on the CPU, then cast to the workload's dtype and moved to its device. A matrix is
     N(0, 1 / fan_in), so that normalised activations become queries and keys of unit variance, as in scope attention.
-    Biases are N(0, 0.02^2) rather than 0, so that a lost one shows. LayerNorms are 1 and 0.
+    Biases are N(0, 0.02^2) rather than 0, so that a lost one shows. LayerNorms are 1 and 0. Those of gates, which not
+    every variant has, come last, so that they change no other.
     """
     generator = torch.Generator().manual_seed(workload.seed)
     weights: dict[str, Tensor] = {}
-    for name, parameter in block.named_parameters():
+    for name, parameter in sorted(block.named_parameters(), key=lambda named: ".W_G." in named[0]):
         if ".norm." in name:
             values = torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
         else:
@@ -169,6 +211,7 @@ def expected_block(
     x: Tensor,
     memory: Tensor | None,
     rows: Tensor,
+    past: Mapping[str, Sequence[Tensor]] = MappingProxyType({}),
 ) -> Tensor:
     """Rows of the block's output in float64: its own weights around the functions that a plugin says it computes.
 
@@ -180,6 +223,7 @@ def expected_block(
         definitions: the function of each problem of `attentions(workload)`; `Softmax()` for exact attention.
         x: (batch, seq, width), any dtype. memory: (batch, kv_seq, width), or None where the block takes none.
         rows: int64 (n,), the positions to compute.
+        past: decoding, for each problem the key, value and gates of the tokens before.
 
     Returns:
         (batch, n, width), float64.
@@ -188,25 +232,33 @@ def expected_block(
     every, rows = torch.arange(workload.seq, device=x.device), rows.to(x.device)
     whole = "cross" in inside and _quantized(definitions["cross"])  # cross-attention must see every query
     first = every if whole else rows  # the positions at which self-attention is computed
-    calls = {"self": _reference(inside["self"], definitions["self"], first, expected)}
+    calls = {"self": _reference(inside["self"], definitions["self"], first, expected, past.get("self", ()))}
     if "cross" in inside:
-        calls["cross"] = _reference(inside["cross"], definitions["cross"], rows, expected if whole else expected_at)
-    twin = Block(workload, calls, {name: weight.double() for name, weight in block.state_dict().items()})
+        compute = expected if whole else expected_at
+        calls["cross"] = _reference(inside["cross"], definitions["cross"], rows, compute, past.get("cross", ()))
+    weights = {name: weight.double() for name, weight in block.state_dict().items()}
+    twin = Block(workload, calls, weights, block.gates)
     with torch.no_grad():
         x = twin.self_attention(x.double(), rows=first)  # (batch, len(first), width)
-        if twin.cross_attention is not None and memory is not None:
-            x = twin.cross_attention(x, memory.double(), rows=rows if whole else None)  # (batch, n, width)
+        if twin.cross_attention is not None:
+            memory = x[:, :0] if memory is None else memory.double()
+            x = twin.cross_attention(x, memory, rows=rows if whole else None)  # (batch, n, width)
         out: Tensor = twin.ffn(x)
     return out
 
 
-def _reference(workload: Workload, definition: Definition, rows: Tensor, compute: Reference) -> Call:
+def _reference(
+    workload: Workload, definition: Definition, rows: Tensor, compute: Reference, past: Sequence[Tensor]
+) -> Call:
     dtype = getattr(torch, workload.dtype)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(query: Tensor, *tokens: Tensor) -> Tensor:
         if _quantized(definition):  # it is defined on what the variant gets, which is in the workload's dtype
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return compute(definition, workload, query, key, value, rows)  # (batch, heads, n, value_dim)
+            query, tokens = query.to(dtype), tuple(x.to(dtype) for x in tokens)
+        if past:
+            tokens = tuple(torch.cat([old.to(new.dtype), new], 2) for old, new in zip(past, tokens, strict=True))
+        key, value, *gates = tokens
+        return compute(definition, workload, query, key, value, rows, gates)  # (batch, heads, n, value_dim)
 
     return attend
 

@@ -19,6 +19,7 @@ from attnbench.workload import (
     INPUTS,
     MASKS,
     NORMS,
+    PHASES,
     Sweep,
     parse_bytes,
     parse_precision,
@@ -99,7 +100,11 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
     "--plugins", default="all", show_default=True, help="all, names (a,b), patterns (block*), name:key=value."
 )
 @click.option("--seq", callback=_sizes, default="512..16384", show_default=True, help=f"Query lengths: {_SIZES}.")
-@click.option("--kv-seq", callback=_sizes, help="Key lengths, in the same grammar.  [default: as --seq]")
+@click.option(
+    "--kv-seq",
+    callback=_sizes,
+    help="Key lengths, in the same grammar.  [default: as --seq; to decode, --seq is the keys and one token is new]",
+)
 @click.option("--batch", callback=_sizes, default="1", show_default=True)
 @click.option("--heads", callback=_sizes, default="8", show_default=True)
 @click.option("--kv-heads", callback=_sizes, help="Fewer than --heads is grouped-query.  [default: as --heads]")
@@ -108,14 +113,18 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--preset", help="Heads, kv heads and dims of a published model, such as llama-3-8b.")
 @click.option("--dtype", callback=_names(tuple(DTYPES)), help="[default: float32 on a CPU, bfloat16 on CUDA]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--mask", callback=_names(MASKS), default="full", show_default=True, help="full, causal or both.")
+@click.option("--mask", callback=_names(MASKS), help="full, causal or both.  [default: full, to decode causal]")
+@click.option(
+    "--phase", callback=_names(PHASES), default="forward", show_default=True, help=f"{', '.join(PHASES)}; lists too."
+)
 @click.option(
     "--scope",
     type=click.Choice(["attention", "block", "all"]),
     help="Attention alone, inside the block, or both.  [default: both, the block up to 4096]",
 )
-@click.option("--block", type=click.Choice(BLOCKS), default="encoder", show_default=True)
+@click.option("--block", type=click.Choice(BLOCKS), help="[default: encoder, to decode decoder-only]")
 @click.option("--norm", type=click.Choice(NORMS), default="pre", show_default=True)
+@click.option("--layers", callback=_sizes, default="1", show_default=True, help="Blocks stacked on each other.")
 @click.option("--inputs", type=click.Choice(INPUTS), default="normal", show_default=True, help="How inputs are drawn.")
 @click.option(
     "--baseline", default="sdpa", show_default=True, help="What speedups refer to; always run. none: nothing."
@@ -156,7 +165,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
 
     from rich.console import Console
 
-    from attnbench.bench import runner
+    from attnbench.bench import ceilings, runner
     from attnbench.bench.forkserver import Forkserver
     from attnbench.records import Run, read_meta
 
@@ -191,6 +200,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
             "args": asked.as_dict(),
             "machine": facts,
             "distributions": {c.variant: c.distribution for c in cells},
+            "ceilings": known.as_dict() if (known := ceilings.stored(facts, device, threads)) else None,
         }
         record = Run.open(resumed) if resumed else Run.create(options["out"], options["name"] or device, meta)
         if resumed:
@@ -217,8 +227,8 @@ def _let_second_interrupt_stop() -> None:
 
 def _sweep(options: dict[str, Any], device: str) -> Sweep:
     names = (
-        "seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "mask", "scope", "block", "norm",
-        "inputs", "seed",
+        "seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "mask", "phase", "scope", "block",
+        "norm", "layers", "inputs", "seed",
     )  # fmt: skip
     return Sweep(
         **{name: options[name] for name in names},
@@ -429,6 +439,46 @@ def doctor(threads: int | None, seconds: float, precision: str) -> None:
     amiss = sum(bool(check.advice) for check in checks)
     click.echo("fit to measure on" if not amiss else f"{amiss} of {len(checks)} to mend")
     sys.exit(CELL_FAILED if amiss else 0)
+
+
+@main.command()
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+def calibrate(device: str, threads: int | None) -> None:
+    """Measure this machine's ceilings: its fastest matrix products, and its fastest reads.
+
+    They are kept for later runs with this device and these threads, whose report then tells how much of what is
+    attainable each variant reached. Nothing else should run meanwhile: a disturbed calibration is not kept, with exit
+    code 1.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from attnbench.bench import ceilings, runner
+    from attnbench.bench.forkserver import Forkserver
+    from attnbench.report import units
+
+    threads = threads or usable_cores()
+    _warn_of_threads(Console(stderr=True), threads)
+    with Forkserver(threads) as server:
+        facts = runner.ask_machine(server)
+    click.echo("measuring, for less than a minute", err=True)
+    found = ceilings.measure(_device(device, facts), threads)
+    table = Table("", "ceiling", "reached at", box=None, pad_edge=False)
+    for name, rate in found.operations_per_s.items():
+        table.add_row(f"{name} products", units.rate(rate), found.at[name])
+    table.add_row("reading memory", f"{units.size(found.bytes_per_s)}/s", found.at["memory"])
+    if found.cache_bytes:
+        table.add_row("last-level cache", units.size(found.cache_bytes), "as the machine says")
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    if found.disturbed > ceilings.QUIET:
+        click.echo(
+            f"not kept: others used {found.disturbed * threads:.1f} of the {units.count(threads, 'core')} meanwhile, "
+            "so these are too low to judge by; calibrate again when the machine is quiet"
+        )
+        sys.exit(CELL_FAILED)
+    where = ceilings.store(found, facts)
+    click.echo(f"kept for runs on {found.device} with {units.count(threads, 'thread')}: {where}")
 
 
 @main.command()

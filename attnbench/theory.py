@@ -177,6 +177,35 @@ def arithmetic_intensity(workload: Workload) -> float:
     return flops(workload) / min_bytes(workload)
 
 
+def saved_bytes(workload: Workload, scores: bool) -> int:
+    """Bytes that autograd keeps from a training step's forward pass for its backward one, for exact attention.
+
+    Inputs, parameters and the output are there anyway and not among them. Of a block (`attnbench.block`) each tensor is
+    counted once: what every linear layer takes in (of W_2 that is what ReLU keeps too), what every LayerNorm takes in
+    with its means and standard deviations, and query, key and value. Of an encoder whose heads are all kv heads that is
+    12 * d_m elements a token and layer, as in ZeRO (Rajbhandari 2020, section 3.2), less the first one's input. And:
+
+    scores: the softmax (batch, heads, seq, kv_seq), and key and value repeated for each head. Where false, attention is
+        fused and keeps the logarithm of each row's sum of exponentials in float32 (Dao 2023, section 3.1).
+    """
+    w, kept = workload, 0  # of one layer
+    for a in attentions(w).values():
+        rows = a.batch * a.heads * a.seq
+        keys = a.batch * (a.heads if scores else a.kv_heads) * a.kv_seq
+        kept += rows * (a.kv_seq * a.itemsize if scores else 4)
+        if w.scope == "block":
+            kept += (rows + keys) * _pair(a) * a.itemsize  # query, key, value, and what W_O takes in
+        elif scores and a.group > 1:
+            kept += keys * _pair(a) * a.itemsize
+    if w.scope == "attention":
+        return kept
+    tokens, sublayers = w.batch * w.seq, len(attentions(w)) + 1
+    kept += tokens * (2 * sublayers + FFN_EXPANSION) * w.width * w.itemsize  # what norms, W_Q, W_1 and W_2 take in
+    statistic = 4 if w.device == "cuda" else w.itemsize  # torch keeps them in float32 on a GPU alone
+    kept += tokens * 2 * sublayers * statistic
+    return w.layers * kept - tokens * w.width * w.itemsize
+
+
 def _pair(w: Workload) -> int:
     return w.head_dim + w.value_dim
 

@@ -20,6 +20,8 @@ _TOLERANCE = {
     "float16": {"exact": 2e-3, "sparse": 2e-3, "quantized": 5e-3, "kernel": 1e-2, "recurrent": 1e-2},
 }
 _TF32_TOLERANCE = 2e-3
+_GRADIENT_FACTOR = 2
+_NO_GRADIENT = 1e-3
 _WORST_ROW = 10  # a single row may be off by this many times the tolerance
 
 
@@ -52,6 +54,22 @@ def tolerance(workload: Workload, family: str) -> float:
     if workload.device == "cuda" and workload.dtype == "float32":
         allowed = max(allowed, _TF32_TOLERANCE)
     return allowed
+
+
+def gradient_tolerance(workload: Workload, family: str) -> float:
+    """The same of a gradient, which goes through twice as many products, and rounds P and its gradient too."""
+    return _GRADIENT_FACTOR * tolerance(workload, family)
+
+
+def gradient_error(actual: Tensor, expected: Tensor, up: Tensor) -> float:
+    """Relative L2 of a gradient (any dtype) against float64.
+
+    One that is next to nothing beside the gradient that came in, `up`, as where a query sees a single key and softmax
+    is constant, is taken relative to that.
+    """
+    a = actual.double()
+    norm = max(float(expected.norm()), _NO_GRADIENT * float(up.double().norm()), torch.finfo(torch.float64).tiny)
+    return float((a - expected).norm()) / norm
 
 
 def verdict(error: Error, allowed: float) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ class Block:
     """All that the variant itself ran for, the untimed head call included."""
 
 
-def time_block(call: Callable[..., Tensor], tensors: list[Tensor], calls: int, head: int = 0) -> tuple[Block, Tensor]:
-    """Times `calls` calls after `head` untimed ones. Also returns the last timed call's output."""
+def time_block(call: Callable[..., Any], tensors: list[Tensor], calls: int, head: int = 0) -> tuple[Block, Any]:
+    """Times `calls` calls after `head` untimed ones. Also returns what the last timed call did."""
     cuda = tensors[0].is_cuda
     began = clock()
     for _ in range(head):
@@ -54,7 +55,7 @@ def time_block(call: Callable[..., Tensor], tensors: list[Tensor], calls: int, h
     return Block(start, calls, seconds, clock() - began), out
 
 
-def warm_up(call: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[float, float]:
+def warm_up(call: Callable[..., Any], tensors: list[Tensor]) -> tuple[float, float]:
     """Calls until a call gets no faster, for at most a third of a second; long calls are steady at once.
 
     Returns:

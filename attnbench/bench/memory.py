@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def resident_bytes() -> int:
     return _status("VmRSS")
 
 
-def measure(call: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor, int]:
+def measure(call: Callable[..., Any], tensors: list[Tensor]) -> tuple[Any, int]:
     """Runs one call. Returns its output and the bytes held at its peak beside what was held before, output included.
 
     On a CPU the kernel's high-water mark of resident pages (proc(5), clear_refs) is reset before and read after. Code
@@ -56,6 +57,22 @@ def measure(call: Callable[..., Tensor], tensors: list[Tensor]) -> tuple[Tensor,
         refs.write("5")
     out = call(*tensors)
     return out, max(0, _status("VmHWM") - before - max(0, _status("RssFile") - code))
+
+
+def held(call: Callable[[], Any], like: Tensor) -> tuple[Any, int]:
+    """Runs one call. Returns what it gives and the bytes that are held more than before, as long as that lives.
+
+    like: a tensor on the device in question.
+    """
+    if like.is_cuda:
+        torch.cuda.synchronize()
+        before = int(torch.cuda.memory_allocated())
+        kept = call()
+        torch.cuda.synchronize()
+        return kept, int(torch.cuda.memory_allocated()) - before
+    before = resident_bytes()
+    kept = call()
+    return kept, resident_bytes() - before
 
 
 def poison(like: Tensor) -> None:

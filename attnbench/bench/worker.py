@@ -8,22 +8,24 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnbench import reference, theory
-from attnbench.bench import error, inputs, latency, machine, memory
+from attnbench.bench import inputs, latency, machine, memory
 from attnbench.bench.channel import Channel, Closed, Message, printable
-from attnbench.block import Block, expected_block
+from attnbench.bench.judge import judge
+from attnbench.bench.task import NoGradient, Task, outputs
 from attnbench.errors import AttnbenchError
-from attnbench.plugin import Attention, Call, Plugin, Softmax
+from attnbench.plugin import Plugin
 from attnbench.registry import canonical, instances, load
 from attnbench.workload import Workload
 
 _LONGEST_TEXT = 4000
+_NO_PHASE = {"train": "it has no backward pass", "decode": "it cannot add tokens to a past"}
 
 
 class Failed(Exception):
@@ -69,6 +71,8 @@ def serve(channel: Channel) -> None:
 
 
 def _failure(problem: BaseException, stage: str) -> Message:
+    if isinstance(problem, NoGradient):
+        return {"failed": "unsupported", "reason": "its output carries no gradient: it has no backward pass"}
     if isinstance(problem, Failed):
         return {"failed": problem.status, "reason": problem.reason}
     try:
@@ -120,13 +124,18 @@ def _answer(plugin: Plugin, workload: Workload) -> Message:
     for part in parts:
         if part.device not in plugin.devices:
             return {"unsupported": f"runs on {' and '.join(plugin.devices) or 'no device'} only"}
+        if part.phase not in plugin.phases:
+            return {"unsupported": _NO_PHASE.get(part.phase, f"has no {part.phase} phase")}
         if reason := plugin.supports(part):
             return {"unsupported": printable(str(reason))}
     workspaces = [plugin.workspace_bytes(part) for part in parts]
-    own = [theory.flops(part) if (f := plugin.flops(part)) is None else f for part in parts]
+    # What a plugin counts is its forward pass; training is three times that, for it as for exact attention.
+    passes = 3 if workload.phase == "train" else 1
+    own = [theory.flops(part) if (f := plugin.flops(part)) is None else passes * f for part in parts]
+    others = theory.flops(workload) - workload.layers * sum(map(theory.flops, parts))
     return {
         "workspace": None if None in workspaces else max(int(w) for w in workspaces if w is not None),
-        "flops": int(theory.flops(workload) - sum(map(theory.flops, parts)) + sum(own)),
+        "flops": int(others + workload.layers * sum(own)),
     }
 
 
@@ -142,163 +151,112 @@ class Subject:
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.global_state = _global_state()
         self.plugin = load(target)(**options)
-        # Two sets of values to rotate between, and the buffers that the calls see.
-        self.sets = [inputs.empty(workload) for _ in range(2)]
-        self.buffers = inputs.empty(workload)
         self.rows = reference.sample_rows(workload.seq, workload.seed)
-        self.draws = len(self.sets)
 
     def prepare(self) -> Message:
         """Builds, makes the first calls, checks the output and measures memory."""
         self.stage = "build"
-        call, attention = self._build()
-        self.call = call
+        task = self.task = Task(self.plugin, self.workload)
+        call, gates = task.call, task.gates["self"] if self.workload.scope == "attention" else ()
+        # Two sets of values to rotate between, and the buffers that the calls see.
+        self.sets = [inputs.empty(self.workload, gates) for _ in range(2)]
+        self.buffers = inputs.empty(self.workload, gates)
+        self.draws = len(self.sets)
         for draw, tensors in enumerate(self.sets):
             inputs.fill(tensors, self.workload, draw)
         self.stage = "first call"
         self._show(0)
         memory.poison(self.buffers[0])
-        first, out = latency.time_block(call, self.buffers, 1)
-        self._check_form(out)
+        first, raw = latency.time_block(call, self.buffers, 1)
+        self._check_form(raw)
         self._check_global_state()
-        facts: Message = {"setup_s": self.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
+        facts: Message = {"setup_s": task.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
         began = latency.clock()
         if self.thorough:
             self.stage = "memory and error"
-            checked = self._measure_memory_and_error(out)
+            checked = self._measure_memory_and_error(raw)
             facts["calls_s"] += checked.pop("calls_s")
             facts |= checked
         facts["checks_s"] = latency.clock() - began  # what a further process of the same cell is spared
-        del out
+        del raw
         memory.keep_freed_pages()
         self.stage = "warm-up"
         steady, spent = latency.warm_up(call, self.buffers)
         facts["calls_s"] += spent
         facts["call_s"] = steady
-        facts["implementation"] = printable(str(attention.implementation))
-        facts["density"] = None if attention.density is None else float(attention.density)
+        facts["implementation"] = printable(str(task.implementation))
+        facts["density"] = None if task.density is None else float(task.density)
         self._check_global_state()
         self.resident, self.calls = memory.resident_bytes(), 0
-        return facts
-
-    def _build(self) -> tuple[Callable[..., Tensor], Attention]:
-        w = self.workload
-        parts = theory.attentions(w)
-        built: dict[str, Attention] = {}
-        self.setup_s = 0.0
-        for name, part in parts.items():
-            start = latency.clock()
-            made = self.plugin.build(part)
-            self.setup_s += latency.clock() - start
-            built[name] = made if isinstance(made, Attention) else Attention(made, type(self.plugin).__name__)
-        self.definitions = {name: self.plugin.definition(part) for name, part in parts.items()}
-        first = next(iter(built.values()))
-        if w.scope != "block":
-            return first.call, first
-        self.taps: dict[str, tuple[Tensor, ...]] | None = None
-        self.block_module = Block(w, {name: self._tapped(name, a.call) for name, a in built.items()})
-        implementation = ", ".join(dict.fromkeys(a.implementation for a in built.values()))
-        return self.block_module, Attention(first.call, implementation, first.density)
-
-    def _tapped(self, name: str, call: Call) -> Call:
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            out = call(query, key, value)
-            if self.taps is not None:
-                self.taps[name] = query, key, value, out
-            return out
-
-        return attend
-
-    def _check_inside(self) -> Message:
-        """Judges the attention inside the block by itself: the residual beside it would hide much of its error."""
-        self.taps = {}
-        spent, _ = latency.time_block(self.call, self.buffers, 1)
-        taps, self.taps = self.taps, None
-        facts: Message = {"calls_s": spent.total_seconds}
-        for name, part in theory.attentions(self.workload).items():
-            query, key, value, out = taps[name]
-            should = reference.expected(self.definitions[name], part, query, key, value, self.rows)
-            found = error.compare(out.index_select(2, self.rows.to(out.device)), should)
-            if problem := error.verdict(found, error.tolerance(part, self.plugin.family)):
-                facts |= {"failed": "wrong", "reason": f"{name}-attention: {problem}"}
         return facts
 
     def _show(self, index: int) -> None:
         for buffer, tensor in zip(self.buffers, self.sets[index], strict=True):
             buffer.copy_(tensor)
 
-    def _output_shape(self) -> tuple[int, ...]:
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the output, and in phase train of the gradients of inputs and parameters."""
         w = self.workload
-        return (w.batch, w.seq, w.width) if w.scope == "block" else (w.batch, w.heads, w.seq, w.value_dim)
+        out = (w.batch, w.seq, w.width) if w.scope == "block" else (w.batch, w.heads, w.seq, w.value_dim)
+        if w.phase != "train":
+            return [out]
+        parameters = list(self.task.stack.parameters()) if self.task.stack else []
+        return [out, *(tuple(x.shape) for x in (*self.buffers[:-1], *parameters))]
 
-    def _check_form(self, out: Any) -> None:
-        if not isinstance(out, Tensor):
-            raise Failed("wrong", f"returned a {type(out).__name__}, not a tensor")
-        if tuple(out.shape) != self._output_shape():
-            raise Failed("wrong", f"output has shape {tuple(out.shape)}, not {self._output_shape()}")
-        if out.dtype != self.buffers[0].dtype:
-            raise Failed("wrong", f"output is {out.dtype}, not {self.buffers[0].dtype}")
-        if out.device.type != self.workload.device:
-            raise Failed("wrong", f"output is on {out.device}, not on {self.workload.device}")
-        if _storage(out) in {_storage(b) for b in self.buffers}:
-            raise Failed("wrong", "output shares its memory with an input")
+    def _check_form(self, raw: Any) -> None:
+        shapes, outs = self._shapes(), outputs(raw)
+        if not isinstance(outs[0], Tensor) or len(outs) != len(shapes):
+            raise Failed("wrong", f"returned a {type(raw).__name__}, not a tensor")
+        for i, (out, shape) in enumerate(zip(outs, shapes, strict=True)):
+            what = "output" if i == 0 else "a gradient"
+            if tuple(out.shape) != shape:
+                raise Failed("wrong", f"{what} has shape {tuple(out.shape)}, not {shape}")
+            if out.dtype != self.buffers[0].dtype:
+                raise Failed("wrong", f"{what} is {out.dtype}, not {self.buffers[0].dtype}")
+            if out.device.type != self.workload.device:
+                raise Failed("wrong", f"{what} is on {out.device}, not on {self.workload.device}")
+            if _storage(out) in {_storage(b) for b in self.buffers}:
+                raise Failed("wrong", f"{what} shares its memory with an input")
 
-    def _measure_memory_and_error(self, earlier: Tensor) -> Message:
+    def _measure_memory_and_error(self, earlier: Any) -> Message:
         """The second call, on other values in the same buffers, while the first one's output is still held."""
         self._show(1)
         memory.poison(self.buffers[0])
+        saved = self._saved_bytes() if self.workload.phase == "train" else None
         start = latency.clock()
-        out, held = memory.measure(self.call, self.buffers)
+        raw, held = memory.measure(self.task.call, self.buffers)
         spent = latency.clock() - start
-        self._check_form(out)
-        if _storage(out) == _storage(earlier):
+        self._check_form(raw)
+        if not {_storage(x) for x in outputs(raw)}.isdisjoint(_storage(x) for x in outputs(earlier)):
             raise Failed("wrong", "a call overwrites the output of the call before")
         self._check_inputs(1)
-        input_bytes = sum(b.nbytes for b in self.buffers)
-        if self.workload.scope == "block":
-            input_bytes += sum(p.nbytes for p in self.block_module.parameters())
-        workspace = max(0, held - out.nbytes)
-        checks = self._check_values(out)
-        if self.workload.scope == "block":
-            inside = self._check_inside()
-            spent += inside.pop("calls_s")
-            checks |= inside
-        return {
-            "calls_s": spent,
+        input_bytes = sum(b.nbytes for b in self.buffers) + self.task.parameter_bytes + self.task.cache_bytes
+        output_bytes = sum(x.nbytes for x in outputs(raw))
+        workspace = max(0, held - output_bytes - (saved or 0))
+        checks = self._judge(raw)
+        return checks | {
+            "calls_s": spent + checks["calls_s"],
             "input_bytes": input_bytes,
-            "output_bytes": out.nbytes,
+            "output_bytes": output_bytes,
+            "saved_bytes": saved,
+            "cache_bytes": self.task.cache_bytes if self.workload.phase == "decode" else None,
             "workspace_bytes": workspace,
-            "peak_bytes": input_bytes + out.nbytes + workspace,
-            **checks,
+            # Gradients take the place of what was saved for them, so the peak may lie below the sum of all.
+            "peak_bytes": input_bytes + max(output_bytes, held),
         }
+
+    def _saved_bytes(self) -> int:
+        """What the forward pass keeps for the backward one, beside its output, inputs and parameters."""
+        (_, out), held = memory.held(lambda: self.task.forward(self.buffers[:-1]), like=self.buffers[0])
+        return max(0, held - int(out.nbytes))
 
     def _check_inputs(self, index: int) -> None:
         if not all(torch.equal(b, t) for b, t in zip(self.buffers, self.sets[index], strict=True)):
             raise Failed("wrong", "a call changes its inputs")
 
-    def _check_values(self, out: Tensor) -> Message:
+    def _judge(self, raw: Any) -> Message:
         """Both errors of an output for what the buffers hold now. A wrong one keeps its errors on record."""
-        w, axis = self.workload, 1 if self.workload.scope == "block" else 2
-        actual = out.index_select(axis, self.rows.to(out.device))
-        exact = self._expected({name: Softmax() for name in self.definitions})
-        plain = all(d == Softmax() for d in self.definitions.values())
-        defined = exact if plain else self._expected(self.definitions)
-        implementation, approximation = error.compare(actual, defined), error.compare(actual, exact)
-        allowed = error.tolerance(w, self.plugin.family)
-        if not bool(out.isfinite().all()):  # all rows, not the sampled ones alone
-            raise Failed("wrong", "output has NaN or infinite values")
-        facts: Message = implementation.columns("implementation") | approximation.columns("approximation")
-        facts["tolerance"] = allowed
-        if problem := error.verdict(implementation, allowed):
-            facts |= {"failed": "wrong", "reason": problem}
-        return facts
-
-    def _expected(self, definitions: Mapping[str, Any]) -> Tensor:
-        if self.workload.scope == "block":
-            x, memory_in = self.buffers[0], self.buffers[1] if len(self.buffers) > 1 else None
-            return expected_block(self.workload, definitions, self.block_module, x, memory_in, self.rows)
-        query, key, value = self.buffers
-        return reference.expected(definitions["self"], self.workload, query, key, value, self.rows)
+        return judge(self.task, self.plugin.family, self.buffers, raw, self.rows, self.workload.seed + self.draws)
 
     def block(self, calls: int, head: int, turn: int, check: bool) -> Message:
         """Times one block on the next set of values. With `check`, on fresh values, and its output is checked."""
@@ -311,16 +269,17 @@ class Subject:
         self._show(shown)
         if check:
             memory.poison(self.buffers[0])
-        timed, out = latency.time_block(self.call, self.buffers, calls, head)
+        timed, raw = latency.time_block(self.task.call, self.buffers, calls, head)
         self.calls += calls + head
         answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
         if check:
-            self._check_form(out)
+            self._check_form(raw)
             self._check_inputs(shown)
             # A block repeats a short call on the same values: one that remembers its last answer would win.
-            if calls + head > 1 and _storage(self.call(*self.buffers)) == _storage(out):
+            if calls + head > 1 and _storage(outputs(self.task.call(*self.buffers))[0]) == _storage(outputs(raw)[0]):
                 raise Failed("wrong", "a call returns the output of the call before once more")
-            answer |= self._check_values(out)
+            checks = self._judge(raw)
+            answer |= checks | {"calls_s": answer["calls_s"] + checks["calls_s"]}
         self._check_global_state()
         return answer
 
@@ -351,4 +310,4 @@ def _global_state() -> dict[str, Any]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return int(tensor.untyped_storage().data_ptr())

@@ -1,0 +1,144 @@
+"""Judges what a task's call returned against float64: the output, the attention inside a block, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench import reference
+from attnbench.bench import error, latency
+from attnbench.bench.channel import Message
+from attnbench.bench.error import Error
+from attnbench.bench.task import Tap, Task, outputs
+from attnbench.block import Block, expected_block
+from attnbench.plugin import Definition, Recurrence, Softmax
+
+_PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
+_RECURRENT_PAIRS = 1 << 12  # what a token of a recurrence counts for, as its state is carried through one by one
+
+
+def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Tensor, draw: int) -> Message:
+    """Errors as a record's columns, "calls_s", and where something is wrong "failed" and "reason".
+
+    A stack of several blocks is judged by the attentions inside it alone: an end-to-end reference would compute every
+    layer but the last at every position, in O(layers * seq^2) of float64.
+
+    tensors: what the call that returned `raw` got. rows: the positions to look at. draw: which heads' gradients.
+    """
+    w = task.workload
+    allowed = error.tolerance(w, family)
+    facts: Message = {"tolerance": allowed, "calls_s": 0.0}
+    found, problems = _end_to_end(task, tensors, outputs(raw)[0], rows, allowed)
+    if w.scope == "attention":
+        taps = [task.tap(tensors, raw)]
+    else:
+        start = latency.clock()
+        taps, _ = task.taps(tensors)
+        facts["calls_s"] = latency.clock() - start
+    inside = [_tap(task, tap, rows, allowed) for tap in taps] if not found or w.scope == "block" else []
+    for (implementation, approximation), problem in inside:
+        if w.scope == "attention" or w.layers > 1:
+            found = _worse(found, {"implementation": implementation, "approximation": approximation})
+        problems.append(problem)
+    for prefix, worst in found.items():
+        facts |= worst.columns(prefix) if worst else {}
+    if w.phase == "train":
+        gradients, problem = _gradients(task, taps, error.gradient_tolerance(w, family), draw)
+        facts |= gradients
+        problems.append(problem)
+    if not all(bool(x.isfinite().all()) for x in outputs(raw)):  # all rows, not the sampled ones alone
+        problems.insert(0, "output has NaN or infinite values")
+    if said := [problem for problem in problems if problem]:
+        facts |= {"failed": "wrong", "reason": said[0]}
+    return facts
+
+
+Errors = dict[str, Error | None]
+
+
+def _worse(one: Errors, other: Errors) -> Errors:
+    def rank(found: Error | None) -> float:
+        return -1.0 if found is None else found.rel_l2 if found.rel_l2 == found.rel_l2 else float("inf")
+
+    return {name: max(one.get(name), other[name], key=rank) for name in other}
+
+
+def _end_to_end(
+    task: Task, tensors: Sequence[Tensor], out: Tensor, rows: Tensor, allowed: float
+) -> tuple[Errors, list[str | None]]:
+    """Of a single block's output; nothing for attention alone, whose one tap is the same, and for a stack."""
+    w = task.workload
+    if task.stack is None or w.layers > 1:
+        return {}, []
+    block = task.stack.blocks[0]
+    assert isinstance(block, Block)
+    has_memory = w.block == "decoder" and w.phase != "decode"
+    actual, memory = out.index_select(1, rows.to(out.device)), tensors[1] if has_memory else None
+
+    def expected(definitions: Mapping[str, Definition]) -> Tensor:
+        return expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
+
+    implementation = error.compare(actual, expected(task.definitions))
+    found: Errors = {"implementation": implementation, "approximation": None}
+    if all(d == Softmax() for d in task.definitions.values()):
+        found["approximation"] = implementation
+    elif not any(isinstance(d, Recurrence) for d in task.definitions.values()):
+        found["approximation"] = error.compare(actual, expected({name: Softmax() for name in task.definitions}))
+    return found, [error.verdict(implementation, allowed)]
+
+
+def _tap(task: Task, tap: Tap, rows: Tensor, allowed: float) -> tuple[tuple[Error, Error | None], str | None]:
+    """Errors of one attention problem, and what is wrong with it.
+
+    The approximation error of a recurrence is None: there is no softmax that it approximates.
+    """
+    definition, part = task.definitions[tap.name], task.parts[tap.name]
+    query, key, value, *gates = (x.detach() for x in tap.tensors)
+    actual = tap.out.detach().index_select(2, rows.to(tap.out.device))
+    should = reference.expected(definition, part, query, key, value, rows, gates)
+    implementation = error.compare(actual, should)
+    approximation: Error | None = implementation
+    if isinstance(definition, Recurrence):
+        approximation = None
+    elif definition != Softmax():
+        approximation = error.compare(actual, reference.exact(part, query, key, value, rows))
+    problem = error.verdict(implementation, allowed)
+    return (implementation, approximation), _located(task, tap, problem)
+
+
+def _located(task: Task, tap: Tap, problem: str | None) -> str | None:
+    if problem is None or task.workload.scope == "attention":
+        return problem
+    layer = f" of layer {tap.layer + 1}" if task.workload.layers > 1 else ""
+    return f"{tap.name}-attention{layer}: {problem}"
+
+
+def _gradients(task: Task, taps: Sequence[Tap], allowed: float, draw: int) -> tuple[Message, str | None]:
+    """The worst relative L2 of each input's gradient, over the key/value heads looked at, and what is wrong.
+
+    Every head costs O(seq * kv_seq) in float64: of long problems some are drawn, at least one.
+    """
+    facts: Message = {}
+    problem: str | None = None
+    generator = torch.Generator().manual_seed(draw)
+    for tap in taps:
+        definition, part = task.definitions[tap.name], task.parts[tap.name]
+        each = part.kv_seq * part.group * (_RECURRENT_PAIRS if isinstance(definition, Recurrence) else part.seq)
+        heads = [(b, h) for b in range(part.batch) for h in range(part.kv_heads)]
+        count = max(1, min(len(heads), _PAIRS // (each * len(taps))))
+        names = ["query", "key", "value", *["gate"] * (len(tap.tensors) - 3)]
+        up, *found = tap.gradients
+        for i in torch.randperm(len(heads), generator=generator)[:count].tolist():
+            b, h = heads[i]
+            should = reference.gradients(definition, part, tap.tensors, up, b, h)
+            for name, actual, wanted in zip(names, found, should, strict=True):
+                of = slice(h * part.group, (h + 1) * part.group) if name == "query" else slice(h, h + 1)
+                off = error.gradient_error(actual[b : b + 1, of], wanted, up[b : b + 1])
+                facts[f"{name}_gradient_rel_l2"] = max(off, facts.get(f"{name}_gradient_rel_l2", 0.0))
+                if not off <= allowed and problem is None:
+                    said = f"gradient of {name} is off by {off:.1e} (relative L2), over the tolerance {allowed:.2g}"
+                    problem = _located(task, tap, said)
+    return facts, problem

@@ -1,0 +1,178 @@
+"""What a plugin is asked to do for a workload: one call on tensors, whatever the phase, and what is known beside it.
+
+forward   call(query, key, value, *gates) -> out, or of a block call(x[, memory]) -> out
+decode    the same, with the new tokens alone, after a past that a state holds
+train     the same with the output's gradient behind -> out, and gradients of all inputs and of a block's parameters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench import theory
+from attnbench.bench import inputs, latency
+from attnbench.block import Stack
+from attnbench.plugin import Attention, Call, Decoding, Definition, Plugin
+from attnbench.workload import Workload
+
+
+class NoGradient(Exception):
+    """The output of a variant carries no gradient."""
+
+
+@dataclass
+class Tap:
+    """One attention problem inside a task, as it was computed: query, key, value and gates, and the output.
+
+    In phase decode keys, values and gates are those of past and new tokens together. gradients: of the output and of
+    each of `tensors`, in phase train.
+    """
+
+    layer: int
+    name: str
+    tensors: tuple[Tensor, ...]
+    out: Tensor
+    gradients: tuple[Tensor, ...] = ()
+
+
+class Task:
+    """One plugin's call for one workload.
+
+    call: what is timed; see the module. implementation, density: as the plugin says.
+    parts: the attention problems of one layer. definitions, gates: for each of them.
+    past: for each layer and problem, key, value and gates of the tokens before; empty lists but for phase decode.
+    setup_s: seconds that the plugin took to build.
+    """
+
+    def __init__(self, plugin: Plugin, workload: Workload) -> None:
+        self.workload = w = workload
+        self.parts = theory.attentions(w)
+        self.gates = {name: plugin.gates(part) for name, part in self.parts.items()}
+        self.definitions: dict[str, Definition] = {n: plugin.definition(p) for n, p in self.parts.items()}
+        self.setup_s = 0.0
+        built = {name: self._built(plugin, part) for name, part in self.parts.items()}
+        first = next(iter(built.values()))
+        self.implementation = ", ".join(dict.fromkeys(str(made.implementation) for made in built.values()))
+        self.density = first.density
+        self._taps: list[Tap] | None = None
+        self.past: list[dict[str, list[Tensor]]] = []
+        self.cache_bytes = 0
+        calls = [self._layer(layer, built) for layer in range(w.layers)]
+        self.stack = Stack(w, calls, self.gates) if w.scope == "block" else None
+        plain: Call = self.stack or calls[0]["self"]
+        parameters = list(self.stack.parameters()) if self.stack else []
+        self.parameter_bytes = sum(p.nbytes for p in parameters)
+        self._plain, self._parameters = plain, parameters
+        self.call: Callable[..., Any] = self._train if w.phase == "train" else plain
+
+    def _built(self, plugin: Plugin, part: Workload) -> Attention | Decoding:
+        start = latency.clock()
+        made = plugin.decoding(part) if part.phase == "decode" else plugin.build(part)
+        self.setup_s += latency.clock() - start
+        return made if isinstance(made, Attention | Decoding) else Attention(made, type(plugin).__name__)
+
+    def _layer(self, layer: int, built: Mapping[str, Attention | Decoding]) -> dict[str, Call]:
+        """The attention callables of one layer, each with its own past."""
+        calls: dict[str, Call] = {}
+        self.past.append({})
+        for name, made in built.items():
+            call = made.call if isinstance(made, Attention) else self._decoder(layer, name, made)
+            calls[name] = _Tapped(self, layer, name, call) if self.workload.scope == "block" else call
+        return calls
+
+    def _decoder(self, layer: int, name: str, made: Decoding) -> Call:
+        part = self.parts[name]
+        past = self.past[layer][name] = inputs.past(part, self.gates[name], layer)
+        state = made.start(*past, capacity=part.kv_seq)
+        self.cache_bytes += _bytes(state)
+        return lambda *tensors: made.step(state, *tensors)[0]
+
+    def _train(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        *given, up = tensors
+        leaves, out = self.forward(given)
+        wanted = [*leaves, *self._parameters]
+        return out.detach(), *torch.autograd.grad(out, wanted, up, allow_unused=True, materialize_grads=True)
+
+    def forward(self, given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The forward pass of a training step: its leaves, and the output with what the backward pass needs."""
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in given]
+            out = self._plain(*leaves)
+        if out.grad_fn is None:
+            raise NoGradient
+        return leaves, out
+
+    def taps(self, tensors: Sequence[Tensor]) -> tuple[list[Tap], Any]:
+        """Every attention problem of one call, and what the call returned."""
+        w = self.workload
+        if w.scope == "attention":
+            raw = self.call(*tensors)
+            return [self.tap(tensors, raw)], raw
+        with self._tapping() as taps:
+            if w.phase != "train":
+                raw = self.call(*tensors)
+            else:
+                *given, up = tensors
+                _, raw = self.forward(given)
+                if not all(tap.out.requires_grad for tap in taps):
+                    raise NoGradient
+                inner = [x for tap in taps for x in (tap.out, *tap.tensors)]
+                found = iter(torch.autograd.grad(raw, inner, up, allow_unused=True, materialize_grads=True))
+                for tap in taps:
+                    tap.gradients = tuple(next(found) for _ in (tap.out, *tap.tensors))
+        for tap in taps:
+            tap.tensors = self._with_past(tap.layer, tap.name, tap.tensors)
+        return taps, raw
+
+    def tap(self, tensors: Sequence[Tensor], raw: Any) -> Tap:
+        """The one problem of scope attention, from what a call got and returned."""
+        given = tuple(tensors)
+        if self.workload.phase != "train":
+            return Tap(0, "self", self._with_past(0, "self", given), raw)
+        return Tap(0, "self", given[:-1], raw[0], (given[-1], *raw[1:]))
+
+    def _with_past(self, layer: int, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        past = self.past[layer].get(name)
+        if past is None:
+            return tensors
+        query, *new = tensors
+        return query, *(torch.cat(both, 2) for both in zip(past, new, strict=True))
+
+    @contextmanager
+    def _tapping(self) -> Iterator[list[Tap]]:
+        self._taps = []
+        try:
+            yield self._taps
+        finally:
+            self._taps = None
+
+
+class _Tapped:
+    """An attention callable inside a block, which shows what it is given while somebody looks."""
+
+    def __init__(self, task: Task, layer: int, name: str, call: Call) -> None:
+        self.task, self.layer, self.name, self.call = task, layer, name, call
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        out = self.call(*tensors)
+        if self.task._taps is not None:
+            self.task._taps.append(Tap(self.layer, self.name, tensors, out))
+        return out
+
+
+def outputs(raw: Any) -> tuple[Any, ...]:
+    """All that a call returned: the output, and in phase train the gradients behind it."""
+    return raw if isinstance(raw, tuple) else (raw,)
+
+
+def _bytes(state: Any) -> int:
+    """Of all tensors in a state, each storage once."""
+    tensors = (x for x in torch.utils._pytree.tree_leaves(state) if isinstance(x, Tensor))
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(storages.values())
