@@ -210,6 +210,13 @@ WORKLOADS = [
     Workload(seq=512, kv_seq=512, scope="block", block="decoder-only", norm="pre", mask="causal"),
     Workload(seq=512, kv_seq=1024, scope="block", block="decoder", norm="post", mask="causal"),
     Workload(seq=512, kv_seq=256, scope="block", block="decoder", norm="pre", mask="causal", heads=4, kv_heads=4),
+    Workload(seq=1, kv_seq=512, phase="decode", mask="causal"),
+    Workload(seq=4, kv_seq=4, phase="decode", mask="full"),
+    Workload(
+        seq=1, kv_seq=512, phase="decode", mask="causal", scope="block", block="decoder-only", norm="pre", layers=4
+    ),
+    Workload(seq=1, kv_seq=512, phase="decode", mask="causal", scope="block", block="decoder", norm="pre"),
+    Workload(seq=512, kv_seq=512, phase="train", scope="block", block="encoder", norm="pre", layers=2),
 ]
 
 

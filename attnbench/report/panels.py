@@ -95,6 +95,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
     return {
         "run": f"run {row['run']}" if apart else "",
         "scope": "attention alone" if row["scope"] == "attention" else f"{row['block']} block ({row['norm']}-norm)",
+        "layers": f"{int(row['layers'])} layers" if row["layers"] > 1 else "",
         "phase": "" if row["phase"] == "forward" else str(row["phase"]),
         "device": str(row["device"]),
         "dtype": str(row["dtype"]),
@@ -135,6 +136,19 @@ def _order(frame: pd.DataFrame) -> pd.Series:
     """Where a row stands in the report: names in the order they came, attention before block, small before large."""
     came = {name: pd.Series(pd.factorize(frame[name])[0], frame.index) for name in ("run", "device", "dtype", "phase")}
     keys = frame.assign(**came, mask=frame["mask"] != "full")
-    names = ["run", "scope", "block", "norm", "phase", "device", "dtype", "mask", "batch", "heads", "kv_heads"]
+    names = [
+        "run",
+        "scope",
+        "block",
+        "norm",
+        "layers",
+        "phase",
+        "device",
+        "dtype",
+        "mask",
+        "batch",
+        "heads",
+        "kv_heads",
+    ]
     ranked = keys.sort_values([*names, "head_dim", "value_dim", "seq", "kv_seq"], kind="stable")
     return pd.Series(range(len(ranked)), index=ranked.index)

@@ -17,11 +17,13 @@ def repeat_command(row: Mapping[str, Any]) -> str:
     plugin, baseline = str(row["plugin"]), row.get("baseline")
     has_baseline = isinstance(baseline, str) and baseline != ""
     plugins = [plugin] if not has_baseline or baseline == plugin else [plugin, str(baseline)]
-    in_block = row["scope"] == "block"
+    in_block, decodes = row["scope"] == "block", row["phase"] == "decode"
+    usual_mask, usual_block = ("causal", "decoder-only") if decodes else ("full", "encoder")
+    layers = int(row.get("layers", 1))
     flags: list[tuple[str, Any, bool]] = [
         ("plugins", ",".join(plugins), True),
         ("seq", int(row["seq"]), True),
-        ("kv-seq", int(row["kv_seq"]), row["kv_seq"] != row["seq"]),
+        ("kv-seq", int(row["kv_seq"]), decodes or row["kv_seq"] != row["seq"]),
         ("batch", int(row["batch"]), True),
         ("heads", int(row["heads"]), True),
         ("kv-heads", int(row["kv_heads"]), row["kv_heads"] != row["heads"]),
@@ -30,11 +32,12 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         ("dtype", row["dtype"], True),
         ("device", row["device"], True),
         # A decoder block brings its own masks.
-        ("mask", row["mask"], row["mask"] != "full" and not (in_block and row["block"] != "encoder")),
+        ("mask", row["mask"], row["mask"] != usual_mask and not (in_block and row["block"] != "encoder")),
         ("phase", row["phase"], row["phase"] != "forward"),
         ("scope", row["scope"], True),
-        ("block", row["block"], in_block and row["block"] != "encoder"),
+        ("block", row["block"], in_block and row["block"] != usual_block),
         ("norm", row["norm"], in_block and row["norm"] != "pre"),
+        ("layers", layers, layers > 1),
         ("inputs", row["inputs"], row["inputs"] != "normal"),
         ("seed", int(row["seed"]), row["seed"] != 0),
         ("threads", int(row["threads"]), True),
