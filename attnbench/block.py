@@ -56,14 +56,15 @@ class MultiHead(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x (batch, seq, width), memory (batch, kv_seq, width) or None for self-attention -> (batch, seq, width)."""
-        source = x if memory is None else memory
         query = self.W_Q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
-        key = self.W_K(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (batch, kv_heads, kv_seq, head_dim)
-        value = self.W_V(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (.., kv_heads, kv_seq, value_dim)
-        gates = [W(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for W in self.W_G]  # (.., kv_seq, n)
-        mixed = self.attend(query, key, value, *gates)  # (batch, heads, seq, value_dim)
+        mixed = self.attend(query, *self.tokens(x if memory is None else memory))  # (batch, heads, seq, value_dim)
         out: Tensor = self.W_O(mixed.transpose(1, 2).flatten(-2))  # (batch, seq, width)
         return out
+
+    def tokens(self, source: Tensor) -> list[Tensor]:
+        """source (batch, kv_seq, width) -> key, value and gates, each (batch, kv_heads, kv_seq, n)."""
+        projections = (self.W_K, self.W_V, *self.W_G)
+        return [W(source).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for W in projections]
 
 
 class FeedForward(nn.Module):

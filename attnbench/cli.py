@@ -413,6 +413,43 @@ def theory(
 
 
 @main.command()
+@click.option("--plugins", default="sdpa", show_default=True, help="As for run.")
+@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the first phase.")
+@click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="New ones, one by one.")
+@click.option("--layers", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--block", type=click.Choice(["decoder-only", "decoder"]), default="decoder-only", show_default=True)
+@click.option("--norm", type=click.Choice(NORMS), default="pre", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--kv-heads", type=click.IntRange(1), help="[default: as --heads]")
+@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Of the whole; medians are shown."
+)
+@click.option("--timeout", type=_Seconds(0.1, 1e6), default=600, show_default=True, help="Seconds for a plugin.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write generation.json, .png and .svg here.")
+def generate(plugins: str, out: Path | None, **sizes: Any) -> None:
+    """Generate token by token, with a cache and without: the two phases of inference.
+
+    A prompt goes through a stack of blocks at once, or with --block decoder through a stack of encoder blocks; then new
+    tokens come one by one. Each is timed with the state that the variant keeps, and by computing all tokens again.
+    """
+    from attnbench.bench.forkserver import Forkserver
+    from attnbench.generation import measure, show, write
+
+    threads = sizes.pop("threads") or usable_cores()
+    with Forkserver(threads) as server:
+        found = measure(server, plugins, threads, **sizes)
+    show(found)
+    if out:
+        write(found, out)
+        click.echo(f"written: {out / 'generation.json'}")
+    sys.exit(0 if all("failed" not in result for result in found.results) else CELL_FAILED)
+
+
+@main.command()
 @click.option("--threads", type=click.IntRange(1), help="Threads that variants would use.  [default: all usable cores]")
 @click.option("--seconds", type=_Seconds(1), default=10.0, show_default=True, help="How long to try, for the A/A.")
 @click.option("--precision", default="2%", show_default=True, help="What the A/A should reach.")

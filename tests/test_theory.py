@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnbench import Workload, theory
 from attnbench.block import Block
-from attnbench.plugin import Call, expand_kv, visible
+from attnbench.plugin import Attention, Call, expand_kv, visible
+from attnbench.registry import find, load
 
 SHAPES: dict[str, dict[str, Any]] = {
     "square": {"seq": 24, "kv_seq": 24},
@@ -163,6 +164,66 @@ def test_parts_and_products_add_up(block: str) -> None:
     attention = ["W_Q", "W_K", "W_V", "QK^T", "PV", "W_O"]
     layers = ["self", "cross"] if block == "decoder" else ["self"]
     assert names == [(layer, name) for layer in layers for name in attention] + [("ffn", "W_1"), ("ffn", "W_2")]
+
+
+def saved_by_autograd(w: Workload, attention: str) -> int:
+    """Bytes in unique storages that a stack of blocks, or attention alone, keeps beside inputs, parameters and output.
+
+    Masks are left out: a plugin makes them once, when it is built.
+    """
+    plugin = load(find()[attention].target)()
+    parts = theory.attentions(w)
+    built = {name: plugin.build(part) for name, part in parts.items()}
+    calls = {name: made.call if isinstance(made, Attention) else made for name, made in built.items()}
+    blocks = [Block(w.replace(layers=1), calls) for _ in range(w.layers)] if w.scope == "block" else []
+    given = qkv(w)
+    if blocks:
+        lengths = [w.seq, w.kv_seq] if w.block == "decoder" else [w.seq]
+        given = [torch.randn(w.batch, length, w.width).to(getattr(torch, w.dtype)) for length in lengths]
+    known = [x.requires_grad_() for x in given] + [p for block in blocks for p in block.parameters()]
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = given[0] if blocks else calls["self"](*given)
+        for block in blocks:
+            out = block(out, *given[1:])
+    there = {x.untyped_storage().data_ptr() for x in (*known, out)}
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept if x.dtype != torch.bool}
+    return sum(size for address, size in storages.items() if address not in there)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "naive"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"layers": 4}, {"norm": "post", "layers": 2}, {"dtype": "bfloat16", "batch": 2, "layers": 8}]
+)
+@pytest.mark.parametrize("shape", ["square", "grouped", "longer keys"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_saved_bytes_are_those_that_autograd_keeps(
+    block: str, shape: str, changes: dict[str, Any], attention: str
+) -> None:
+    w = as_block(block, shape, phase="train", **changes)
+    assert theory.saved_bytes(w, scores=attention == "naive") == saved_by_autograd(w, attention)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "naive"])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "wide value"])  # which sdpa does not fuse
+def test_attention_alone_saves_its_softmax_or_its_logarithms(shape: str, attention: str) -> None:
+    w = Workload(**SHAPES[shape], phase="train")
+    assert theory.saved_bytes(w, scores=attention == "naive") == saved_by_autograd(w, attention)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 8])
+def test_a_layer_saves_twelve_vectors_for_each_token(layers: int) -> None:
+    """As ZeRO counts; the first layer's input is not kept for it, and statistics come on top."""
+    w = as_block("encoder", "square", seq=512, kv_seq=512, phase="train", layers=layers)
+    assert theory.saved_bytes(w, scores=False) == pytest.approx(4 * 512 * 512 * (12 * layers - 1), rel=0.01)
+    assert theory.saved_bytes(w, scores=True) - theory.saved_bytes(w, scores=False) == pytest.approx(
+        layers * 4 * 8 * 512 * 512, rel=0.01
+    )
 
 
 def test_theory_loads_no_torch() -> None:

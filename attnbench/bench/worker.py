@@ -17,6 +17,7 @@ from torch import Tensor
 from attnbench import reference, theory
 from attnbench.bench import inputs, latency, machine, memory
 from attnbench.bench.channel import Channel, Closed, Message, printable
+from attnbench.bench.generation import generate
 from attnbench.bench.judge import judge
 from attnbench.bench.task import NoGradient, Task, outputs
 from attnbench.errors import AttnbenchError
@@ -49,6 +50,8 @@ def serve(channel: Channel) -> None:
                         answer = machine.describe()
                     case "describe":
                         answer = describe(load(message.pop("target")), **message)
+                    case "generate":
+                        answer = _generate(Workload.from_dict(message.pop("workload")), **message)
                     case "prepare":
                         subject = Subject(Workload.from_dict(message.pop("workload")), **message)
                         answer = subject.prepare()
@@ -122,12 +125,8 @@ def describe(
 def _answer(plugin: Plugin, workload: Workload) -> Message:
     parts = list(theory.attentions(workload).values())
     for part in parts:
-        if part.device not in plugin.devices:
-            return {"unsupported": f"runs on {' and '.join(plugin.devices) or 'no device'} only"}
-        if part.phase not in plugin.phases:
-            return {"unsupported": _NO_PHASE.get(part.phase, f"has no {part.phase} phase")}
-        if reason := plugin.supports(part):
-            return {"unsupported": printable(str(reason))}
+        if reason := _refusal(plugin, part):
+            return {"unsupported": reason}
     workspaces = [plugin.workspace_bytes(part) for part in parts]
     # What a plugin counts is its forward pass; training is three times that, for it as for exact attention.
     passes = 3 if workload.phase == "train" else 1
@@ -137,6 +136,24 @@ def _answer(plugin: Plugin, workload: Workload) -> Message:
         "workspace": None if None in workspaces else max(int(w) for w in workspaces if w is not None),
         "flops": int(others + workload.layers * sum(own)),
     }
+
+
+def _generate(workload: Workload, target: str, options: dict[str, Any], **sizes: int) -> Message:
+    plugin = load(target)(**options)
+    for part in theory.attentions(workload).values():
+        if reason := _refusal(plugin, part):
+            raise Failed("unsupported", reason)
+    return generate(plugin, workload, **sizes)
+
+
+def _refusal(plugin: Plugin, part: Workload) -> str | None:
+    """Why a plugin does not do one attention problem."""
+    if part.device not in plugin.devices:
+        return f"runs on {' and '.join(plugin.devices) or 'no device'} only"
+    if part.phase not in plugin.phases:
+        return _NO_PHASE.get(part.phase, f"has no {part.phase} phase")
+    reason = plugin.supports(part)
+    return printable(str(reason)) if reason else None
 
 
 class Subject:

@@ -1,0 +1,254 @@
+"""The tables of a report that put what was measured beside what theory says of it (`attnbench.predicted`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from attnbench import predicted
+from attnbench.analysis import Row, records, workload_of
+from attnbench.predicted import BEFORE, BEYOND
+from attnbench.report import units
+from attnbench.report.panels import Panel
+from attnbench.report.style import Style
+from attnbench.report.tables import Table
+
+MEMORIES = {"8 GiB": 2**33, "80 GB": 80 * 10**9}
+"""A small computer's, and that of an A100 or H100 (whose makers count in 10^9); beside what a run was given."""
+
+LOOSE = 4.0
+"""An extrapolated length whose interval is wider than this factor says nothing."""
+
+
+@dataclass(frozen=True)
+class Told(Table):
+    """A table with what it tells, in a sentence or two."""
+
+    text: str = ""
+
+
+def tables(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style) -> list[Told]:
+    """Measured beside predicted: those of the six tables that have rows.
+
+    frame: all rows, as `page.prepared` gives them. panels: as `panels.arrange` makes them of it. runs: what run.json
+    says, one a run.
+    """
+    whole = predicted.with_attention(frame)
+    added = [name for name in whole if name not in frame]
+    parts = [(panel, panel.frame.join(whole[added])) for panel in panels]
+    found = [
+        growth(parts, style),
+        workspace(parts, style),
+        shares(parts, style),
+        crossings(parts, style),
+        longest(parts, runs, style),
+        saved(whole, style),
+    ]
+    return [table for table in found if table.rows]
+
+
+Parts = Sequence[tuple[Panel, pd.DataFrame]]
+"""Panels, each with its rows and what they lack in the panel."""
+
+
+def growth(parts: Parts, style: Style) -> Told:
+    """A row a variant: how its operations grow, and the exponents of latency and memory."""
+    quantities = ("latency", "peak memory", "workspace")
+    rows = []
+    for panel, frame in parts:
+        for _, fits in predicted.growth(frame).groupby(["plugin", "layers"], sort=False):
+            fit = {str(row["quantity"]): row for row in records(fits)}
+            first = next(iter(fit.values()))
+            rows.append(
+                [
+                    _cells(panel, frame, first["layers"]),
+                    style.names[first["plugin"]],
+                    first["order"] or units.NOTHING,
+                    *(text for quantity in quantities for text in _powers(fit.get(quantity))),
+                    units.lengths([first["shortest"], first["longest"]]),
+                ]
+            )
+    columns = [f"{quantity}: {kind}" for quantity in quantities for kind in ("predicted", "measured")]
+    return Told(
+        ["cells", "variant", "operations grow as", *columns, "fitted over"],
+        rows,
+        "Growth",
+        text="p in l^p with the 95% interval of the fit. Predicted is the same fit to the variant's operations, to "
+        "tensors with workspace, and to workspace, at the same lengths, so that terms of lower order are in both. How "
+        "operations grow is taken from the two longest lengths.",
+    )
+
+
+def _powers(fit: Row | None) -> tuple[str, str]:
+    if fit is None:
+        return units.NOTHING, units.NOTHING
+    theory = f"{fit['predicted']:.2f}" if units.known(fit["predicted"]) else units.NOTHING
+    return theory, f"{fit['measured']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+
+
+def workspace(parts: Parts, style: Style) -> Told:
+    """A row a variant: its workspace as measured over its own prediction."""
+    rows = []
+    for panel, frame in parts:
+        for row in records(predicted.workspace(frame)):
+            sizes = [units.size(row[name]) for name in ("predicted_least", "predicted_most")]
+            rows.append(
+                [
+                    _cells(panel, frame, row["layers"]),
+                    style.names[row["plugin"]],
+                    " to ".join(dict.fromkeys(sizes)),
+                    units.ratio(row["ratio"], row["least"], row["most"]),
+                    str(row["cells"]),
+                ]
+            )
+    measured = "measured over predicted: median [least, most]"
+    return Told(
+        ["cells", "variant", "predicted", measured, "over cells"],
+        rows,
+        "Workspace",
+        frozenset({measured, "over cells"}),
+        "What a call holds beside inputs and output. A plugin predicts the most that it may hold, and a sweep skips "
+        "cells by it: above 1x is worse than below. In a block what its other layers hold is added by formula.",
+    )
+
+
+def shares(parts: Parts, style: Style) -> Told:
+    """A row a variant, a column a length: attention's share of the block's operations and of its time."""
+    found = [(panel, frame, predicted.shares(frame)) for panel, frame in parts]
+    lengths = sorted({float(length) for _, _, table in found for length in table["length"]})
+    rows = []
+    for panel, frame, table in found:
+        for plugin, part in table.groupby("plugin", sort=False):
+            texts = {float(row["length"]): _share(row) for row in records(part)}
+            cells = [texts.get(length, units.NOTHING) for length in lengths]
+            rows.append([_cells(panel, frame, 1), style.names[str(plugin)], *cells])
+    return Told(
+        ["cells", "variant", *map(units.length, lengths)],
+        rows,
+        "Attention's share of a block",
+        text="Of its operations, as predicted; then of its time, as measured, with its interval. Of operations it is "
+        "what stands in place of QK^T and PV; projections count as the block's. A larger share of time than of "
+        "operations means that attention computes at a lower rate than the products around it.",
+    )
+
+
+def _share(row: Row) -> str:
+    time = units.percent(row["measured"])
+    if units.known(row["low"], row["high"]):
+        time += f" [{100 * row['low']:.3g}, {100 * row['high']:.3g}]"
+    return f"{units.percent(row['predicted'])}; {time}"
+
+
+def crossings(parts: Parts, style: Style) -> Told:
+    """A row a crossing: the length at which attention outgrows something, predicted and measured."""
+    rows = []
+    for panel, frame in parts:
+        found = records(predicted.crossings(frame))
+        came = list(dict.fromkeys(row["what"] for row in found))
+        for row in sorted(found, key=lambda row: came.index(row["what"])):
+            who = style.names[row["plugin"]] if row["plugin"] else "one l x l matrix a head"
+            ends = [_length(row[name], row) for name in ("measured", "low", "high")]
+            measured = ends[0] if units.NOTHING in ends or len({*ends}) == 1 else f"{ends[0]} [{ends[1]}, {ends[2]}]"
+            what = str(row["what"])
+            rows.append([_cells(panel, frame, 1), what, who, _length(row["predicted"], row), measured])
+    return Told(
+        ["cells", "crossing", "variant", "predicted at", "measured at"],
+        rows,
+        "Where attention outgrows the rest of a block",
+        text="Lengths from which on QK^T and PV exceed the FFN, in operations (predicted) and in time (measured: of "
+        "what attention leaves of the block's time, the FFN gets its part of the operations), and from which on scores "
+        "take more bytes than other tensors: one matrix by formula, or the workspace of a variant that holds them. "
+        "Between measured lengths they are interpolated in log-log; intervals are where the bounds of the share cross.",
+    )
+
+
+def _length(value: float, row: Row) -> str:
+    if value == BEFORE:
+        return f"below {units.length(row['shortest'])}"
+    if value == BEYOND:
+        return f"beyond {units.length(row['longest'])}" if units.known(row["longest"]) else "at no length"
+    return _tokens(value)
+
+
+def longest(parts: Parts, runs: Sequence[Mapping[str, Any]], style: Style) -> Told:
+    """A row a variant, two columns a memory: the longest l that fits, predicted and measured."""
+    limits = [int(m) for run in runs if (m := (run.get("args") or {}).get("memory"))]
+    whose = "the run's limit" if len(runs) == 1 else "the runs' least limit"
+    memories = ({f"{units.size(min(limits))} ({whose})": min(limits)} if limits else {}) | MEMORIES
+    rows = []
+    for panel, frame in parts:
+        for _, part in predicted.longest(frame, memories).groupby(["plugin", "layers"], sort=False):
+            found = {str(row["memory"]): row for row in records(part)}
+            first = next(iter(found.values()))
+            texts = [text for name in memories for text in _fits(found[name])]
+            rows.append([_cells(panel, frame, first["layers"]), style.names[first["plugin"]], *texts])
+    columns = [f"{name}: {kind}" for name in memories for kind in ("predicted", "measured")]
+    return Told(
+        ["cells", "variant", *columns],
+        rows,
+        "The longest length that fits",
+        frozenset(columns),
+        "Tokens at which one call's peak memory fills the memory named: inputs, output, weights, workspace, and in "
+        "training what the backward pass needs. * is extrapolated beyond the longest length measured: tensors by "
+        "formula, the rest by its fitted power and the interval of that (unclear where it spans more than a factor "
+        f"of {LOOSE:g}). Of training, the prediction leaves out what the backward pass holds for a moment.",
+    )
+
+
+def _fits(row: Row) -> tuple[str, str]:
+    found = row["measured"]
+    if units.known(row["low"], row["high"]) and row["high"] > LOOSE * row["low"]:
+        return _tokens(row["predicted"]), "unclear"
+    measured = f"below {units.length(row['shortest'])}" if found == BEFORE else _tokens(found)
+    if units.known(row["low"], row["high"]) and _tokens(row["low"]) != _tokens(row["high"]):
+        measured += f" [{_tokens(row['low'])}, {_tokens(row['high'])}]"
+    star = "*" if row["extrapolated"] and measured != units.NOTHING else ""
+    return _tokens(row["predicted"]), measured + star
+
+
+def saved(frame: pd.DataFrame, style: Style) -> Told:
+    """A row a variant and number of layers: what training keeps, and what inference holds."""
+    rows = [
+        [
+            workload_of(row).replace(layers=1).label(),
+            style.names[row["plugin"]],
+            str(int(row["layers"])),
+            units.size(row["predicted"]),
+            units.size(row["measured"]),
+            units.ratio(row["ratio"]),
+            units.size(row["inference_predicted"]),
+            units.size(row["inference"]),
+        ]
+        for row in records(predicted.saved(frame))
+    ]
+    columns = ["layers", "kept: predicted", "kept: measured", "measured over predicted", "inference holds: predicted",
+               "inference holds: measured"]  # fmt: skip
+    return Told(
+        ["cells", "variant", *columns],
+        rows,
+        "Kept for the backward pass",
+        frozenset(columns),
+        "What the forward pass of a training step keeps beside inputs, parameters and output grows with the layers; it "
+        "is predicted for exact attention, fused or with its softmax in memory. Inference throws each layer's tensors "
+        "away, and what it holds at its peak beside inputs and output does not grow.",
+    )
+
+
+def _cells(panel: Panel, frame: pd.DataFrame, layers: float) -> str:
+    """The panel's name, with the layers where it has stacks of several."""
+    return panel.name if frame["layers"].nunique() < 2 else f"{panel.name}, {units.count(int(layers), 'layer')}"
+
+
+def _tokens(value: float) -> str:
+    """Three digits, in the units of a report's lengths: "628", "1.87k" (of 1024), "9.31M"."""
+    if not math.isfinite(value):
+        return "any" if value == math.inf else units.NOTHING
+    for unit, name in ((2**20, "M"), (2**10, "k")):
+        if value >= unit:
+            scaled = value / unit
+            return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f}{name}"
+    return f"{value:.0f}"
