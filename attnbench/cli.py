@@ -110,7 +110,10 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--kv-heads", callback=_sizes, help="Fewer than --heads is grouped-query.  [default: as --heads]")
 @click.option("--head-dim", callback=_sizes, default="64", show_default=True)
 @click.option("--value-dim", callback=_sizes, help="[default: as --head-dim]")
-@click.option("--preset", help="Heads, kv heads and dims of a published model, such as llama-3-8b.")
+@click.option(
+    "--preset",
+    help="Heads, kv heads and dims of a model, such as llama-3-8b; or standard, the sweep that compares machines.",
+)
 @click.option("--dtype", callback=_names(tuple(DTYPES)), help="[default: float32 on a CPU, bfloat16 on CUDA]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--mask", callback=_names(MASKS), help="full, causal or both.  [default: full, to decode causal]")
@@ -153,7 +156,13 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     resumed = options["resume"]
     if resumed and (extra := sorted(given - {"resume", "budget", "timeout", "memory"})):
         raise AttnbenchError(f"--resume takes the sweep from the run; drop --{extra[0].replace('_', '-')}")
-    if options["preset"]:
+    if options["preset"] == "standard":
+        from attnbench.presets import STANDARD_SWEEP
+
+        if fixed := sorted(given & set(STANDARD_SWEEP)):
+            raise AttnbenchError(f"--preset standard is one fixed sweep; drop --{fixed[0].replace('_', '-')}")
+        options |= STANDARD_SWEEP
+    elif options["preset"]:
         from attnbench.presets import preset
 
         shape = preset(options["preset"])
@@ -198,6 +207,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
             "started": runner.now(),
             "finished": None,
             "args": asked.as_dict(),
+            "standard": _standard(asked),
             "machine": facts,
             "distributions": {c.variant: c.distribution for c in cells},
             "ceilings": known.as_dict() if (known := ceilings.stored(facts, device, threads)) else None,
@@ -236,6 +246,14 @@ def _sweep(options: dict[str, Any], device: str) -> Sweep:
         device=device,
         threads=options["threads"] or usable_cores(),
     )
+
+
+def _standard(asked: Asked) -> int | None:
+    """The version of the standard sweep, where this is it."""
+    from attnbench.presets import STANDARD_SWEEP, STANDARD_VERSION
+
+    is_standard = all(getattr(asked.sweep, name) == value for name, value in STANDARD_SWEEP.items())
+    return STANDARD_VERSION if is_standard else None
 
 
 def _warn_of_threads(console: Console, threads: int) -> None:

@@ -144,6 +144,16 @@ PRESETS: dict[str, Shape] = {
 }
 
 
+STANDARD = "standard"
+STANDARD_VERSION = 1
+STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | int | None] = {
+    "seq": (512, 1024, 2048, 4096, 8192), "kv_seq": None, "batch": (1,), "heads": (8,), "kv_heads": None,
+    "head_dim": (64,), "value_dim": None, "dtype": ("bfloat16",), "mask": ("full", "causal"), "phase": ("forward",),
+    "scope": None, "block": None, "norm": "pre", "layers": (1,), "inputs": "normal", "seed": 0,
+}  # fmt: skip
+"""The one sweep by which two machines are compared. Whoever changes it counts STANDARD_VERSION up."""
+
+
 def preset(name: str) -> Shape:
     """The shape of this name.
 
@@ -151,6 +161,6 @@ def preset(name: str) -> Shape:
         AttnbenchError: there is none; the message names the nearest.
     """
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=3, cutoff=0.4) or sorted(PRESETS)
+        near = get_close_matches(name, [*PRESETS, STANDARD], n=3, cutoff=0.4) or sorted(PRESETS)
         raise AttnbenchError(f"no preset {name!r}; there is: {', '.join(near)}")
     return PRESETS[name]

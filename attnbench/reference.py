@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attnbench.plugin import Definition, FeatureMap, Recurrence, Softmax, visible
 from attnbench.workload import Workload
 
+_SEGMENT = 128  # tokens of a recurrence whose states are held at a time while it is differentiated
 _CHUNK_ELEMENTS = 1 << 22  # scores held at a time: 32 MiB of float64
 
 
@@ -110,14 +112,27 @@ def _recurrence(
     batch, kv_heads, length, _ = key.shape
     q = definition.query(query.double())
     q = q.view(batch, kv_heads, -1, *q.shape[2:])  # (batch, kv_heads, group, n, head_dim)
-    k, v, wide = definition.key(key.double()), value.double(), [gate.double() for gate in gates]
-    state = k.new_zeros(batch, kv_heads, k.shape[-1], v.shape[-1])
+    tokens = [definition.key(key.double()), value.double(), *(gate.double() for gate in gates)]
+    state = tokens[0].new_zeros(batch, kv_heads, key.shape[-1], value.shape[-1])
     reads = {token: row for row, token in enumerate(at.tolist())}
-    out = []
-    for t in range(length):
-        state = definition.update(state, k[:, :, t], v[:, :, t], *(gate[:, :, t] for gate in wide))
-        if t in reads:
-            out.append(q[:, :, :, reads[t]] @ state)  # (batch, kv_heads, group, value_dim)
+
+    def several(state: Tensor, start: int, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """The state behind these tokens, which begin with number `start`, and what is read on the way."""
+        out = []
+        for t in range(tokens[0].shape[2]):
+            state = definition.update(state, *(x[:, :, t] for x in tokens))
+            if start + t in reads:
+                out.append(q[:, :, :, reads[start + t]] @ state)  # (batch, kv_heads, group, value_dim)
+        return state, *out
+
+    out: list[Tensor] = []
+    for start in range(0, length, _SEGMENT):
+        part = [x[:, :, start : start + _SEGMENT] for x in tokens]
+        if torch.is_grad_enabled():  # a state for each token is too much to keep; one a segment is not (Chen 2016)
+            state, *read = checkpoint(several, state, start, *part, use_reentrant=False)
+        else:
+            state, *read = several(state, start, *part)
+        out += read
     return torch.stack(out, 3).flatten(1, 2)
 
 
@@ -144,15 +159,20 @@ def gradients(
         (1, group, seq, head_dim) for query, (1, 1, kv_seq, ..) for the others, in the order of `tensors`.
     """
     group = slice(head * workload.group, (head + 1) * workload.group)
+    if isinstance(definition, Recurrence):  # may hold constants of all heads
+        leaves = [x[batch : batch + 1].detach().double().requires_grad_() for x in tensors]
+        with torch.enable_grad():
+            query, key, value, *gates = leaves
+            whole = expected(definition, workload, query, key, value, torch.arange(workload.seq), gates)
+            up = out_gradient[batch : batch + 1, group].double()
+            found = torch.autograd.grad(whole[:, group], leaves, up, allow_unused=True, materialize_grads=True)
+        return [x[:, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(found)]
     own = [x[batch : batch + 1, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(tensors)]
     leaves = [x.detach().double().requires_grad_() for x in own]
     query, key, value, *gates = leaves
     up = out_gradient[batch : batch + 1, group].double()
     one = workload.replace(batch=1, heads=workload.group, kv_heads=1)
-    # A recurrence would start afresh for each chunk of rows; it holds no scores.
-    step = workload.seq
-    if not isinstance(definition, Recurrence):
-        step = max(1, _CHUNK_ELEMENTS // (workload.group * workload.kv_seq))
+    step = max(1, _CHUNK_ELEMENTS // (workload.group * workload.kv_seq))
     with torch.enable_grad():
         for i in range(0, workload.seq, step):
             rows = torch.arange(i, min(i + step, workload.seq), device=query.device)

@@ -17,14 +17,17 @@ from attnbench.block import Block, expected_block
 from attnbench.plugin import Definition, Recurrence, Softmax
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
-_RECURRENT_PAIRS = 1 << 12  # what a token of a recurrence counts for, as its state is carried through one by one
+_RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
+
+Errors = dict[str, Error | None]
 
 
 def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Tensor, draw: int) -> Message:
     """Errors as a record's columns, "calls_s", and where something is wrong "failed" and "reason".
 
-    A stack of several blocks is judged by the attentions inside it alone: an end-to-end reference would compute every
-    layer but the last at every position, in O(layers * seq^2) of float64.
+    A stack of several blocks is judged by the attentions inside it alone, as an end-to-end reference would compute every
+    layer but the last at every position, in O(layers * seq^2) of float64; and so is a block around a recurrence, which
+    would be gone through token by token twice.
 
     tensors: what the call that returned `raw` got. rows: the positions to look at. draw: which heads' gradients.
     """
@@ -38,10 +41,10 @@ def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Te
         start = latency.clock()
         taps, _ = task.taps(tensors)
         facts["calls_s"] = latency.clock() - start
-    inside = [_tap(task, tap, rows, allowed) for tap in taps] if not found or w.scope == "block" else []
-    for (implementation, approximation), problem in inside:
-        if w.scope == "attention" or w.layers > 1:
-            found = _worse(found, {"implementation": implementation, "approximation": approximation})
+    whole = bool(found)
+    for tap in taps:
+        errors, problem = _tap(task, tap, rows, allowed)
+        found = found if whole else _worse(found, errors)
         problems.append(problem)
     for prefix, worst in found.items():
         facts |= worst.columns(prefix) if worst else {}
@@ -56,9 +59,6 @@ def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Te
     return facts
 
 
-Errors = dict[str, Error | None]
-
-
 def _worse(one: Errors, other: Errors) -> Errors:
     def rank(found: Error | None) -> float:
         return -1.0 if found is None else found.rel_l2 if found.rel_l2 == found.rel_l2 else float("inf")
@@ -69,9 +69,9 @@ def _worse(one: Errors, other: Errors) -> Errors:
 def _end_to_end(
     task: Task, tensors: Sequence[Tensor], out: Tensor, rows: Tensor, allowed: float
 ) -> tuple[Errors, list[str | None]]:
-    """Of a single block's output; nothing for attention alone, whose one tap is the same, and for a stack."""
+    """Of a single block's output; nothing where the taps alone are looked at."""
     w = task.workload
-    if task.stack is None or w.layers > 1:
+    if task.stack is None or w.layers > 1 or any(isinstance(d, Recurrence) for d in task.definitions.values()):
         return {}, []
     block = task.stack.blocks[0]
     assert isinstance(block, Block)
@@ -85,12 +85,12 @@ def _end_to_end(
     found: Errors = {"implementation": implementation, "approximation": None}
     if all(d == Softmax() for d in task.definitions.values()):
         found["approximation"] = implementation
-    elif not any(isinstance(d, Recurrence) for d in task.definitions.values()):
+    else:
         found["approximation"] = error.compare(actual, expected({name: Softmax() for name in task.definitions}))
     return found, [error.verdict(implementation, allowed)]
 
 
-def _tap(task: Task, tap: Tap, rows: Tensor, allowed: float) -> tuple[tuple[Error, Error | None], str | None]:
+def _tap(task: Task, tap: Tap, rows: Tensor, allowed: float) -> tuple[Errors, str | None]:
     """Errors of one attention problem, and what is wrong with it.
 
     The approximation error of a recurrence is None: there is no softmax that it approximates.
@@ -106,7 +106,7 @@ def _tap(task: Task, tap: Tap, rows: Tensor, allowed: float) -> tuple[tuple[Erro
     elif definition != Softmax():
         approximation = error.compare(actual, reference.exact(part, query, key, value, rows))
     problem = error.verdict(implementation, allowed)
-    return (implementation, approximation), _located(task, tap, problem)
+    return {"implementation": implementation, "approximation": approximation}, _located(task, tap, problem)
 
 
 def _located(task: Task, tap: Tap, problem: str | None) -> str | None:

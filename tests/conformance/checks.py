@@ -16,12 +16,12 @@ def built(plugin: Plugin, workload: Workload) -> Call:
     return made.call if isinstance(made, Attention) else made
 
 
-def inputs(workload: Workload, seed: int, strided: bool) -> list[Tensor]:
-    """query, key, value; strided: as a block hands them on, views of (batch, length, heads, dim)."""
+def inputs(workload: Workload, seed: int, strided: bool, gates: tuple[int, ...] = ()) -> list[Tensor]:
+    """query, key, value and gates; strided: as a block hands them on, views of (batch, length, heads, dim)."""
     w, generator = workload, torch.Generator().manual_seed(seed)
-    shapes = [(w.heads, w.seq, w.head_dim), (w.kv_heads, w.kv_seq, w.head_dim), (w.kv_heads, w.kv_seq, w.value_dim)]
+    tokens = [(w.kv_heads, w.kv_seq, n) for n in (w.head_dim, w.value_dim, *gates)]
     tensors = []
-    for heads, length, dim in shapes:
+    for heads, length, dim in [(w.heads, w.seq, w.head_dim), *tokens]:
         x = torch.randn(w.batch, length, heads, dim, generator=generator).to(getattr(torch, w.dtype)).transpose(1, 2)
         tensors.append(x if strided else x.contiguous())
     return tensors
@@ -30,7 +30,7 @@ def inputs(workload: Workload, seed: int, strided: bool) -> list[Tensor]:
 def check(plugin: Plugin, workload: Workload, strided: bool = False) -> None:
     """Right shape, dtype and values; inputs untouched; no output shared with another call or with an input."""
     call = built(plugin, workload)
-    first, second = inputs(workload, 0, strided), inputs(workload, 1, strided)
+    first, second = (inputs(workload, seed, strided, plugin.gates(workload)) for seed in (0, 1))
     buffers = [x.clone(memory_format=torch.preserve_format) for x in first]
     before = call(*buffers)
     judge(plugin, workload, first, before)
@@ -50,6 +50,7 @@ def judge(plugin: Plugin, workload: Workload, tensors: list[Tensor], out: Tensor
     assert out.shape == (w.batch, w.heads, w.seq, w.value_dim)
     assert out.dtype == tensors[0].dtype
     rows = torch.arange(w.seq)
-    expected = reference.expected(plugin.definition(w), w, tensors[0], tensors[1], tensors[2], rows)
+    query, key, value, *gates = tensors
+    expected = reference.expected(plugin.definition(w), w, query, key, value, rows, gates)
     problem = error.verdict(error.compare(out, expected), error.tolerance(w, plugin.family))
     assert problem is None, problem
