@@ -10,6 +10,7 @@ import pytest
 
 from attnbench.bench.plan import Cell
 from attnbench.bench.session import Session, Settings, _Measured
+from attnbench.roofline import Ceilings
 from attnbench.workload import Workload
 
 
@@ -40,3 +41,18 @@ def test_a_baseline_without_looks_of_its_own_leaves_with_the_last_of_the_others(
     assert session._measured[base].converged
     assert session._figures(other)["confidence"] == pytest.approx(1 - 0.05 * 0.2 / 4)
     assert session._figures(base)["confidence"] == session._figures(other)["confidence"]
+
+
+def test_what_no_machine_can_do_is_wrong() -> None:
+    ceilings = Ceilings("cpu", 1, {"float32": 1e9}, 1e9)
+    session: Any = Session(SimpleNamespace(), Settings("base", 0.02, 1, 1, 1, ceilings=ceilings))
+    one = cell("base")
+    one.family = "exact"
+    took = 1e-3  # seconds, for 8.4e6 operations
+    session._measured = {one: _Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
+    session._baseline = one
+    row = session._row(one)
+    assert row["status"] == "wrong"
+    assert "ceiling for float32 is 0.001" in row["reason"]
+    assert row.get("latency_s") is None
+    assert len(row["samples"]) == 8

@@ -18,6 +18,7 @@ from attnbench.bench.session import Progress, Session, Settings
 from attnbench.errors import AttnbenchError
 from attnbench.records import Row, Run, key
 from attnbench.registry import Request, find, select
+from attnbench.roofline import Ceilings
 from attnbench.workload import Sweep
 
 _MEMORY_SHARE = 0.8  # of what is available
@@ -124,6 +125,7 @@ def execute(
         timeout=asked.timeout,
         memory=asked.memory,
         seed=asked.sweep.seed,
+        ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
     )
     session = Session(server, settings)
     before = run.meta.get("seconds", {})

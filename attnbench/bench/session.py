@@ -33,6 +33,7 @@ from attnbench.bench.plan import (
     skip_too_large,
 )
 from attnbench.records import Row
+from attnbench.roofline import Ceilings, impossible
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
 _NOT_COLUMNS = ("call_s", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
@@ -47,6 +48,7 @@ class Settings:
     precision: relative half-width at which an interval counts as converged.
     budget, timeout: seconds for the whole sweep, and for one cell.
     memory: bytes that may be in use at a time.
+    ceilings: of this machine, if it was calibrated; what claims to be faster is wrong.
     """
 
     baseline: str
@@ -55,6 +57,7 @@ class Settings:
     timeout: float
     memory: int
     seed: int = 0
+    ceilings: Ceilings | None = None
 
 
 class Progress(Protocol):
@@ -377,10 +380,11 @@ class Session:
             row |= {name: value for name, value in measured.facts.items() if name not in _NOT_COLUMNS}
         if cell.status is None and not (measured and measured.samples):
             cell.end("error", "no block of it was timed")
-        row |= {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}
-        if cell.status is None:
-            row |= self._figures(cell)
-        return row
+        figures = self._figures(cell) if cell.status is None else {}
+        if reason := impossible(row | figures, self._settings.ceilings):
+            cell.end("wrong", reason)
+            figures = {"samples": figures["samples"]}
+        return row | figures | {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}
 
     def _figures(self, cell: Cell) -> Row:
         measured = self._measured[cell]

@@ -19,9 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from attnbench import analysis
-from attnbench.report import figures, tables
+from attnbench import analysis, roofline
+from attnbench.report import figures, predicted_tables, tables
 from attnbench.report.panels import Panel, arrange, machine_name
+from attnbench.report.roofline_figure import roofline as draw_roofline
+from attnbench.report.side_by_side import side_by_side
 from attnbench.report.style import Style
 from attnbench.report.verdict import verdict
 
@@ -31,8 +33,8 @@ _TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution"
 _NUMBERS = (
     "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
     "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
-    "workspace_bytes", "input_bytes", "output_bytes", "flops_per_s", "density", "setup_s", "implementation_rel_l2",
-    "approximation_rel_l2", "tolerance",
+    "workspace_bytes", "input_bytes", "output_bytes", "cache_bytes", "flops_per_s", "variant_flops", "density",
+    "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance",
 )  # fmt: skip
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
@@ -79,6 +81,14 @@ FIGURES = {
         "the variant costs the rest of the block something: caches, or the layout of its output; or the machine was "
         "slower while attention alone was measured than while the block was.",
     ),
+    "roofline": (
+        "What was reached of what is attainable",
+        "How fast a variant computes, against how many operations it has for each byte that has to move (inputs, "
+        "weights and output); operations are the variant's own, so one that leaves work out is not the faster here. "
+        "The grey line is what this machine reached at best, in products of each format and, the slope, in reading "
+        "memory: the closer below it, the less is left to gain for the same operations. Where tensors fit the caches "
+        "the slope is no bound. A larger marker is a longer length.",
+    ),
 }  # fmt: skip
 
 
@@ -105,7 +115,7 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Pa
     Raises:
         OSError: `out` can't be written.
     """
-    frame = prepared(frame)
+    frame = prepared(frame, runs)
     panels, style = arrange(frame, runs), Style.of(frame)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,8 +132,11 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Pa
     return index
 
 
-def prepared(frame: pd.DataFrame) -> pd.DataFrame:
-    """All the columns that a report needs, whatever an older record lacks, with numbers as numbers."""
+def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """All the columns that a report needs, whatever an older record lacks, with numbers as numbers.
+
+    runs: what run.json says, one a run; without, nothing is known of ceilings.
+    """
     frame = frame.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*frame.columns, *_TEXTS, *_NUMBERS])))
     for name in _NUMBERS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
@@ -132,7 +145,7 @@ def prepared(frame: pd.DataFrame) -> pd.DataFrame:
     frame["run"] = frame["run"].fillna("").astype(str)
     frame["converged"] = frame["converged"].ne(False)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
-    return frame.join(analysis.attention_share(frame)).join(analysis.amdahl(frame))
+    return frame.join([analysis.attention_share(frame), analysis.amdahl(frame), roofline.columns(frame, runs)])
 
 
 def _drawn(
@@ -155,6 +168,7 @@ def _drawn(
     yield from _numbered("speed-vs-error", [figures.speed_vs_error(panel, style) for panel in panels])
     yield from _numbered("attention-share", _in_parts(figures.attention_share, panels, style))
     yield from _numbered("amdahl", _in_parts(figures.amdahl, panels, style))
+    yield from _numbered("roofline", _in_parts(draw_roofline, panels, style))
 
 
 def _main_panel(panels: Sequence[Panel]) -> Panel | None:
@@ -199,7 +213,8 @@ def _content(
         "best": [tables.best_by_length(panel, style) for panel in finished],
         "pictures": pictures,
         "averages": tables.average_speedups(finished, style) if finished else None,
-        "exponents": tables.exponents(finished, style) if finished else None,
+        "side_by_side": side_by_side(frame, runs, style),
+        "predicted": predicted_tables.tables(frame, panels, runs, style),
         "results": [(tables.results(panel, style), tables.commands(panel, style)) for panel in panels],
         "missing": tables.missing(panels, style),
         "tracebacks": tables.tracebacks(panels, style),

@@ -77,19 +77,6 @@ def average_speedups(panels: Sequence[Panel], style: Style) -> Table:
     return Table(["cells", "variant", "mean speedup", "over cells"], rows, numeric=frozenset({"mean speedup"}))
 
 
-def exponents(panels: Sequence[Panel], style: Style) -> Table:
-    """How latency and peak memory grow with the length."""
-    rows = []
-    for panel in panels:
-        for plugin, part in analysis.finished(panel.frame).groupby("plugin"):
-            lengths = list(part["length"])
-            fits = [analysis.fit_exponent(lengths, list(part[name])) for name in ("latency_s", "peak_bytes")]
-            over = next((units.lengths(list(fit.lengths)) for fit in fits if fit), "fewer than 3 lengths")
-            powers = [str(fit) if fit else units.NOTHING for fit in fits]
-            rows.append([panel.name, style.names[str(plugin)], *powers, over])
-    return Table(["cells", "variant", "p of latency", "p of peak memory", "fitted over"], rows)
-
-
 def results(panel: Panel, style: Style) -> Table:
     """One row a finished cell; columns in which no row has anything to say are left out."""
     rows = records(analysis.finished(panel.frame))
@@ -103,6 +90,7 @@ def results(panel: Panel, style: Style) -> Table:
         "implementation error": lambda row: units.error(row["implementation_rel_l2"]),
         "approximation error": lambda row: units.error(row["approximation_rel_l2"]),
         "rate": lambda row: units.rate(row["flops_per_s"]),
+        "of attainable": lambda row: units.percent(row["roofline_fraction"]),
         "density": lambda row: units.percent(row["density"]),
         "set-up": lambda row: units.seconds(row["setup_s"]),
         "rounds": _rounds,

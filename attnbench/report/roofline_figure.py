@@ -1,0 +1,84 @@
+"""The roofline of a report: what each variant reached, under what the machine could do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from attnbench.report import figures, scales, units
+from attnbench.report.panels import Panel
+from attnbench.report.style import Style
+
+_SMALLEST, _LARGEST = 5.0, 9.5  # points: markers of the shortest and of the longest length
+_STEPS = ((1,), (1, 3), (1, 2, 5))
+
+
+@figures.styled
+def roofline(panels: Sequence[Panel], style: Style) -> Figure | None:
+    """Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
+
+    The frames carry what `attnbench.roofline.columns` gives.
+    """
+    panels = [panel for panel in panels if len(_known(panel))]
+    if not panels:
+        return None
+    figure, axes = figures._grid(len(panels), height=3.8)
+    for ax, panel in zip(axes, panels, strict=True):
+        _roofline(ax, panel, style, panels)
+    figures._legend(figure, style, [plugin for panel in panels for plugin in _known(panel)["plugin"]], [_LONGER])
+    return figures._titled(figure, "What was reached of what is attainable", panels)
+
+
+_LONGER = Line2D([], [], color=figures.GREY, marker="o", markersize=_LARGEST, markeredgecolor="white", linewidth=1,
+                 label="larger marker: longer")  # fmt: skip
+
+
+def _known(panel: Panel) -> pd.DataFrame:
+    return panel.frame.dropna(subset=["achieved_flops_per_s"])
+
+
+def _roofline(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
+    """One panel, on scales that fit all the `shared` panels."""
+    rows, everywhere = _known(panel), pd.concat([_known(each) for each in shared])
+    lengths = sorted(set(everywhere["length"]))
+    for plugin, part in rows.groupby("plugin"):
+        colour = style.colours[str(plugin)]
+        ax.plot(part["intensity"], part["achieved_flops_per_s"], color=colour, linewidth=1, alpha=0.6, zorder=2)
+        points = list(zip(part["intensity"], part["achieved_flops_per_s"], part["length"], strict=True))
+        for x, y, length in reversed(points):  # the small ones on top
+            size = _SMALLEST + (_LARGEST - _SMALLEST) * (lengths.index(length) + 1) / len(lengths)
+            ax.plot(x, y, color=colour, marker=style.markers[str(plugin)], markersize=size, markeredgecolor="white",
+                    markeredgewidth=0.8, zorder=3)  # fmt: skip
+    ridges = everywhere["ceiling_flops_per_s"] / everywhere["ceiling_bytes_per_s"]
+    left, right = figures._ends([everywhere["intensity"], ridges])
+    right = max(1.3 * right, 4 * float(ridges.max()))  # room for the roofs' names
+    low, high = figures._ends([everywhere[["achieved_flops_per_s", "ceiling_flops_per_s"]]])
+    scales._log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=_STEPS, axis="x")
+    scales._log_axis(ax, low / 1.3, high * 1.3, lambda value: scales._trim(units.rate(value)), base=10, steps=_STEPS)
+    _roofs(ax, rows)
+    ax.set_xlabel("operations a byte that has to move")
+    figures._ylabel(ax, "operations a second")
+    ax.set_title(figures._title(panel.title, 58))
+
+
+def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
+    """A broken line for each ceiling: memory's slope up to the rate of the products, and from there on that rate."""
+    left, right = ax.get_xlim()
+    roofs = rows[["ceiling", "ceiling_flops_per_s", "ceiling_bytes_per_s"]].drop_duplicates()
+    for name, rate, memory in roofs.itertuples(index=False):
+        ridge = rate / memory
+        ax.plot([left, ridge, right], [left * memory, rate, rate], color=figures.GREY, linewidth=1.4, zorder=1)
+        # Beside the points: they are far to one side of the ridge, mostly.
+        free_left = (rows["intensity"] > ridge).mean() > 0.5
+        ax.annotate(f"{name}: {scales._trim(units.rate(rate))}", (ridge if free_left else right, rate),
+                    (10 if free_left else -4, 3), textcoords="offset points", ha="left" if free_left else "right",
+                    fontsize=8, color=figures.GREY)  # fmt: skip
+    for memory in sorted(set(roofs["ceiling_bytes_per_s"])):
+        # To the left of the slope there is nothing: nobody reads faster from memory.
+        rate = roofs.loc[roofs["ceiling_bytes_per_s"] == memory, "ceiling_flops_per_s"].min()
+        ax.annotate(f"memory:\n{units.size(memory)}/s", (rate / memory, rate), (-6, 2), textcoords="offset points",
+                    ha="right", va="bottom", fontsize=8, color=figures.GREY)  # fmt: skip
