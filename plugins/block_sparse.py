@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax
+from attnbench.plugin import Attention, Cache, Call, Decoding, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
 from .cpu import compiler
 from .cpu.attention import Plan
 from .patterns import PATTERNS, Pattern, pattern
+from .sdpa import Sdpa
+from .tiled import Tiled
 
 STRIP_ROWS, BLOCK_KEYS = 128, 512  # the C++ kernel's tile
 
@@ -96,6 +98,26 @@ class BlockSparse(Plugin):
                 missing = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
         reasons.append(missing)
         return Attention(gather(workload, mask), f"plain torch, block gather{_because(reasons)}", density)
+
+    def decoding(self, workload: Workload) -> Decoding:
+        """One new token reads the keys that it sees, and no others, by a dense kernel."""
+        w = workload
+        if w.seq > 1 or not w.is_causal:
+            return super().decoding(w)
+        every = torch.arange(w.kv_seq, device=w.device)
+        seen = self._pattern(w).allowed(every.new_zeros(1), every).nonzero()[:, 0]  # (keys seen,)
+        first, last = int(seen[0]), int(seen[-1])
+        part = slice(first, last + 1) if last - first + 1 == len(seen) else seen
+        dense = w.replace(phase="forward", mask="full", kv_seq=len(seen))
+        inner = (Tiled() if w.device == "cpu" else Sdpa()).build(dense)
+        assert isinstance(inner, Attention)
+
+        def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
+            state = state.append(key, value)
+            return inner.call(query, state.keys[:, :, part], state.values[:, :, part]), state
+
+        how = "a slice of" if isinstance(part, slice) else "blocks gathered from"
+        return Decoding(Cache.of, step, f"{how} the cache, {inner.implementation}", len(seen) / w.kv_seq)
 
     def _by_kernel(self, workload: Workload) -> bool:
         return self.impl == "avx512" or (self.impl == "auto" and kernels.unsupported(workload) is None)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnbench.plugin import Attention, FeatureMap, Option, Plugin
+from attnbench.plugin import Attention, Decoding, FeatureMap, Option, Plugin
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
@@ -25,6 +25,8 @@ from .cpu import compiler
 
 LOG2_E = 1 / math.log(2)
 STEP = 1024  # tokens at a time where nothing but memory asks for chunks
+
+_State: TypeAlias = tuple[Tensor, Tensor]  # of `_Sums`
 
 Phi: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """x (..., length, head_dim) -> features (..., length, n) and log2 (..., length, 1) of the factor taken out of each row
@@ -66,7 +68,7 @@ class Linear(Plugin):
         """Multiplications and additions: features, the sums, reading them, and the causal chunks' own scores."""
         w = workload
         n, d = self._size(w), w.value_dim + 1  # the normaliser is one more value
-        rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq
+        rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * (w.kv_seq - w.past)
         total = 2 * n * d * (rows + keys)
         if self.features == "favor":
             total += 2 * n * w.head_dim * (rows + keys)
@@ -84,7 +86,7 @@ class Linear(Plugin):
 
     def build(self, workload: Workload) -> Attention:
         w, reason = workload, self._no_kernel(workload)
-        what = "elu(x) + 1" if self.features == "elu" else f"FAVOR+ with {self.count} features"
+        what = self._what()
         if not reason:
             kernel, reason = compiler.kernel("linear.cpp", f"linear_{w.dtype}", required=self.impl == "avx512")
             if kernel:
@@ -93,10 +95,32 @@ class Linear(Plugin):
         scan = self._scan(w)
         return Attention(scan, f"plain torch, {what}, chunks of {scan.step} ({reason})")
 
+    def decoding(self, workload: Workload) -> Decoding:
+        """The state is the running sum, which does not grow: a token adds to it, and its query reads it."""
+        scan = self._scan(workload)
+
+        def start(key: Tensor, value: Tensor, capacity: int) -> _State:
+            sums = _Sums.empty(key, workload, scan.n)
+            for part in _parts(key.shape[2], STEP):
+                sums.add(*scan.keys(key[:, :, part], value[:, :, part]))
+            return sums.total, sums.scale
+
+        def step(state: _State, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, _State]:
+            sums = _Sums(state[0].clone(), state[1])
+            out = scan.after(sums, query, key, value)
+            return out, (sums.total, sums.scale)
+
+        return Decoding(start, step, f"plain torch, {self._what()}, a sum as state")
+
+    def _what(self) -> str:
+        return "elu(x) + 1" if self.features == "elu" else f"FAVOR+ with {self.count} features"
+
     def _no_kernel(self, workload: Workload) -> str | None:
         """None, or why the C++ kernel is not what runs."""
         if self.impl == "torch" or workload.device != "cpu":
             return "as asked" if self.impl == "torch" else "the AVX-512 kernel is for a CPU"
+        if workload.phase == "decode":
+            return "the AVX-512 kernel goes through all keys"
         if self.features != "elu" or self.chunk:
             return "the AVX-512 kernel is for elu features and its own chunk"
         if workload.dtype == "float16":
@@ -165,10 +189,14 @@ class _Sums:
     The 1 beside the values makes the normaliser the last column of every product.
     """
 
-    def __init__(self, like: Tensor, workload: Workload, n: int) -> None:
+    def __init__(self, total: Tensor, scale: Tensor) -> None:
+        self.total, self.scale = total, scale
+
+    @classmethod
+    def empty(cls, like: Tensor, workload: Workload, n: int) -> _Sums:
         w = workload
-        self.total = like.new_zeros(w.batch, w.kv_heads, n, w.value_dim + 1, dtype=torch.float32)
-        self.scale = like.new_full((w.batch, w.kv_heads, 1, 1), -torch.inf, dtype=torch.float32)  # no key yet
+        total = like.new_zeros(w.batch, w.kv_heads, n, w.value_dim + 1, dtype=torch.float32)
+        return cls(total, like.new_full((w.batch, w.kv_heads, 1, 1), -torch.inf, dtype=torch.float32))  # no key yet
 
     def add(self, phi: Tensor, log2: Tensor | None, values: Tensor) -> None:
         """Take in keys: phi (batch, kv_heads, length, n), their factors, and (v, 1) (..., length, value_dim + 1)."""
@@ -195,7 +223,7 @@ class _Scan:
         w = self.workload
         grouped = query.view(w.batch, w.kv_heads, w.group, w.seq, w.head_dim)
         out = query.new_empty(w.batch, w.kv_heads, w.group, w.seq, w.value_dim)
-        sums = _Sums(query, w, self.n)
+        sums = _Sums.empty(query, w, self.n)
         for part in _parts(w.offset if w.is_causal else w.kv_seq, STEP):  # keys that every query sees
             sums.add(*self.keys(key[:, :, part], value[:, :, part]))
         for rows in _parts(w.seq, self.step):
@@ -209,6 +237,14 @@ class _Scan:
             torch.div(o[..., :-1], o[..., -1:], out=out[:, :, :, rows])
             del o
         return out.flatten(1, 2)
+
+    def after(self, sums: _Sums, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """New tokens behind those that the sums hold, which they join: (batch, heads, seq, value_dim)."""
+        w = self.workload
+        q = query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim)
+        o = self.diagonal(sums, q, key, value) if key.shape[2] else self.phi(q.float())[0] @ sums.total
+        out = o[..., :-1] / o[..., -1:]  # (batch, kv_heads, group * seq, value_dim)
+        return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim)
 
     def keys(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """phi(k) (batch, kv_heads, length, n), its factors, and (v, 1) (batch, kv_heads, length, value_dim + 1)."""
