@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import product
 from typing import ClassVar
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax
+from attnbench.plugin import Attention, Call, Decoding, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
 from .cpu import compiler
+from .int8_cache import KEYS, Int8Cache, attend
+from .int8_cache import operands as cached_operands
 
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
@@ -48,7 +50,13 @@ class Int8(Plugin):
     rows: int
     impl: str
 
+    phases: ClassVar[tuple[str, ...]] = ("forward", "decode")
+
     def supports(self, workload: Workload) -> str | None:
+        if workload.phase == "decode":
+            return (
+                None if self.rows == 1 and self.impl == "auto" else "the cache has a scale for each token and one way"
+            )
         if workload.device == "cuda":
             if self.impl != "auto":
                 return f"impl={self.impl} is for a CPU"
@@ -63,6 +71,8 @@ class Int8(Plugin):
         return None
 
     def definition(self, workload: Workload) -> Definition:
+        if workload.phase == "decode":
+            return Softmax(operands=partial(cached_operands, workload))
         kind, _ = self._kind(workload)
         levels = key_levels(workload.device) if kind == "torch" else 127
 
@@ -78,6 +88,9 @@ class Int8(Plugin):
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         w = workload
+        if w.phase == "decode":
+            wide = min(KEYS, w.kv_seq) * w.batch * w.kv_heads * max(w.head_dim, w.value_dim)
+            return 4 * (3 * w.batch * w.heads * w.seq * w.kv_seq + wide)
         kind, _ = self._kind(w)
         if kind == "triton":
             return w.batch * (w.heads * w.seq + w.kv_heads * w.kv_seq) * (w.head_dim + 4)  # int8 and scales
@@ -95,6 +108,15 @@ class Int8(Plugin):
         quantizing = 2 * (q + k) + 4 * max(2 * k, (2 if half else 1) * q)
         copies = 0 if w.dtype != "float16" else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
         return scores + quantizing + copies
+
+    def decoding(self, workload: Workload) -> Decoding:
+        """The cache is in 8 bits too; a step quantizes its own tokens alone."""
+
+        def step(state: Int8Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Int8Cache]:
+            state = state.append(key, value)
+            return attend(workload, state, query), state
+
+        return Decoding(Int8Cache.of, step, "plain torch over an int8 cache of keys and values")
 
     def build(self, workload: Workload) -> Attention:
         w = workload

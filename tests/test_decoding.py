@@ -62,6 +62,12 @@ def test_a_state_grows_as_it_should(name: str) -> None:
     torch.set_grad_enabled(True)
 
 
+def test_an_int8_cache_takes_half_of_bfloat16s() -> None:
+    w = workload(phase="decode", mask="causal", seq=1, kv_seq=4096, head_dim=64, value_dim=64, dtype="bfloat16")
+    plain, narrow = (Task(PLUGINS[name](), w).cache_bytes for name in ("sdpa", "int8"))
+    assert narrow / plain == pytest.approx((64 + 4) / (2 * 64), rel=0.01)
+
+
 def test_several_steps_are_one_pass() -> None:
     """Token by token from an empty past, each variant that is exact says what the whole says."""
     whole = workload(seq=12, kv_seq=12, mask="causal")

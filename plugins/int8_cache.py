@@ -1,0 +1,102 @@
+"""int8 attention's memory of the past: keys and values in 8 bits with a scale for each token, half of what bf16 takes.
+
+Keys are smoothed by the mean over the first tokens, those that the cache is made from: tokens that come later find the
+mean fixed, as their integers could not follow it. Subtracting any one vector from all keys leaves softmax as it is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnbench.errors import AttnbenchError
+from attnbench.plugin import visible
+from attnbench.workload import Workload
+
+KEYS = 4096  # keys widened at a time
+
+
+class Int8Cache(NamedTuple):
+    """int8 (batch, kv_heads, capacity, dim) of keys and values, their float32 scales (.., capacity, 1), and the mean.
+
+    mean: float32 (batch, kv_heads, 1, head_dim). length: how many tokens are there.
+    """
+
+    key: Tensor
+    key_scale: Tensor
+    value: Tensor
+    value_scale: Tensor
+    mean: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor, capacity: int) -> Int8Cache:
+        """A cache with these tokens in it, and room for `capacity` in all."""
+        shape = (*key.shape[:2], capacity)
+        made = [
+            key.new_empty(*shape, n, dtype=dtype)
+            for x in (key, value)
+            for n, dtype in ((x.shape[-1], torch.int8), (1, torch.float32))
+        ]
+        return cls(made[0], made[1], made[2], made[3], past_mean(key), 0).append(key, value)
+
+    def append(self, key: Tensor, value: Tensor) -> Int8Cache:
+        """With these tokens quantized behind what is there, in place.
+
+        Raises:
+            AttnbenchError: there is no room for them.
+        """
+        end = self.length + key.shape[2]
+        if end > self.key.shape[2]:
+            raise AttnbenchError(f"a cache of {self.key.shape[2]} tokens has no room for {end}")
+        new = slice(self.length, end)
+        for x, to, scale in (
+            (key.float() - self.mean, self.key, self.key_scale),
+            (value.float(), self.value, self.value_scale),
+        ):
+            to[:, :, new], scale[:, :, new] = by_token(x)
+        return self._replace(length=end)
+
+
+def by_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (..., length, dim) and float32 scales (..., length, 1) of float32 x: peak / 127 of each token."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return (x / scale).round_().to(torch.int8), scale
+
+
+def past_mean(key: Tensor) -> Tensor:
+    """K's mean over tokens (batch, kv_heads, 1, head_dim) in float32; 0 where there is none yet."""
+    return key.sum(2, keepdim=True, dtype=torch.float32) / max(1, key.shape[2])
+
+
+def operands(workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the cache makes of query, key and value, in float64: the definition of what a step computes."""
+    smooth = key.float() - past_mean(key[:, :, : workload.past])
+    parts = (by_token(x) for x in (query.float(), smooth, value.float()))
+    q, k, v = (x8.double() * scale.double() for x8, scale in parts)
+    return q, k, v
+
+
+def attend(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
+    """New queries (batch, heads, seq, head_dim) over the cache, in plain torch: (batch, heads, seq, value_dim).
+
+    Integers are multiplied as float32, which holds their sums exactly.
+    """
+    w = workload
+    q8, q_scale = by_token(query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim).float())
+    q, rows = q8.float(), torch.arange(w.seq, device=query.device)
+    scores = query.new_empty(*q.shape[:3], cache.length, dtype=torch.float32)
+    parts = [slice(i, min(i + KEYS, cache.length)) for i in range(0, cache.length, KEYS)]
+    for part in parts:
+        scores[..., part] = q @ cache.key[:, :, part].float().mT
+    scores *= (q_scale * w.scale) * cache.key_scale[:, :, : cache.length].mT
+    if w.is_causal and w.seq > 1:
+        hidden = visible(w, rows[:, None], torch.arange(cache.length, device=query.device)).logical_not_()
+        scores.view(w.batch, w.kv_heads, w.group, w.seq, -1).masked_fill_(hidden, -torch.inf)
+    weights = torch.softmax(scores, -1) * cache.value_scale[:, :, : cache.length].mT
+    out = query.new_zeros(*q.shape[:3], w.value_dim, dtype=torch.float32)
+    for part in parts:
+        out += weights[..., part] @ cache.value[:, :, part].float()
+    return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim)
