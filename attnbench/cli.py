@@ -99,11 +99,11 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option(
     "--plugins", default="all", show_default=True, help="all, names (a,b), patterns (block*), name:key=value."
 )
-@click.option("--seq", callback=_sizes, default="512..16384", show_default=True, help=f"Query lengths: {_SIZES}.")
+@click.option("--seq", callback=_sizes, help=f"Query lengths: {_SIZES}.  [default: 512..16384]")
 @click.option(
     "--kv-seq",
     callback=_sizes,
-    help="Key lengths, in the same grammar.  [default: as --seq; to decode, --seq is the keys and one token is new]",
+    help="Key lengths, in the same grammar; to decode, give either for them: one token is new.  [default: as --seq]",
 )
 @click.option("--batch", callback=_sizes, default="1", show_default=True)
 @click.option("--heads", callback=_sizes, default="8", show_default=True)

@@ -24,6 +24,8 @@ BLOCKS = ("encoder", "decoder", "decoder-only")
 NORMS = ("pre", "post")
 INPUTS = ("normal", "outlier")
 
+DEFAULT_SEQ = (512, 1024, 2048, 4096, 8192, 16384)
+
 # Without an explicit scope the block is measured up to here: beyond it attention alone tells the story.
 DEFAULT_BLOCK_LIMIT = 4096
 
@@ -271,12 +273,12 @@ class Sweep:
     """Every workload that one run asks for: the product of its axes, each workload once.
 
     `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is full,
-    and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode without kv_seq adds one
-    token to a past: seq is then the number of keys.
+    and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode adds one token to a
+    past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ` otherwise.
     scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
     """
 
-    seq: tuple[int, ...]
+    seq: tuple[int, ...] | None = None
     kv_seq: tuple[int, ...] | None = None
     batch: tuple[int, ...] = (1,)
     heads: tuple[int, ...] = (8,)
@@ -303,7 +305,15 @@ class Sweep:
         """
         if self.scope not in (None, *SCOPES, "all"):
             raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
-        axes = (self.seq, self.kv_seq, self.batch, self.heads, self.kv_heads, self.head_dim, self.value_dim)
+        axes = (
+            self.seq or DEFAULT_SEQ,
+            self.kv_seq,
+            self.batch,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.value_dim,
+        )
         count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask, self.phase, self.layers))
         if count > _MAX_VALUES:
             raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
@@ -319,17 +329,16 @@ class Sweep:
         )
 
     def _attention(self) -> Iterator[Workload]:
-        axes = (self.phase, self.batch, self.heads, self.head_dim, self.dtype, self.seq)
-        for phase, batch, heads, head_dim, dtype, seq in itertools.product(*axes):
+        outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
+        for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
             masks = self.mask or ("causal" if phase == "decode" else "full",)
-            new = 1 if phase == "decode" and self.kv_seq is None else seq
-            inner = (masks, self.kv_seq or (seq,), self.kv_heads or (heads,), self.value_dim or (head_dim,))
-            for mask, kv_seq, kv_heads, value_dim in itertools.product(*inner):
+            inner = (masks, self._lengths(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
+            for mask, (seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
                 yield Workload(
                     batch=batch,
                     heads=heads,
                     kv_heads=kv_heads,
-                    seq=new,
+                    seq=seq,
                     kv_seq=kv_seq,
                     head_dim=head_dim,
                     value_dim=value_dim,
@@ -342,6 +351,12 @@ class Sweep:
                     seed=self.seed,
                     threads=self.threads,
                 )
+
+    def _lengths(self, phase: str) -> list[tuple[int, int]]:
+        """(seq, kv_seq) for each length."""
+        if phase == "decode" and (self.seq is None or self.kv_seq is None):
+            return [(1, keys) for keys in self.kv_seq or self.seq or DEFAULT_SEQ]
+        return [(seq, keys) for seq in self.seq or DEFAULT_SEQ for keys in self.kv_seq or (seq,)]
 
     def _block(self, phase: str) -> str:
         return self.block or ("decoder-only" if phase == "decode" else "encoder")

@@ -198,6 +198,20 @@ def test_units(text: str, expected: str) -> None:
     assert text == expected
 
 
+def test_two_machines_stand_side_by_side(tmp_path: Path) -> None:
+    frames = [rows("sdpa:backend=auto", "int8", run=name) for name in ("one", "other")]
+    runs = [RUN | {"name": name, "standard": 1} for name in ("one", "other")]
+    runs[1]["machine"] = RUN["machine"] | {"cpu": "Another CPU"}
+    frame = pd.concat(frames, ignore_index=True)
+    write_report(frame, runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Machines side by side" in text
+    assert "| scope | mask | length | variant | one: Some CPU, 2 cores | other: Another CPU, 2 cores |" in text
+    assert text.count("| attention | full | 512 | int8 |") == 1
+    write_report(frame, [runs[0], RUN | {"name": "other"}], tmp_path)
+    assert "side by side" not in (tmp_path / "report.md").read_text()
+
+
 # The command that repeats a row
 
 WORKLOADS = [

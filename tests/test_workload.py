@@ -311,3 +311,47 @@ def test_usable_cores_is_the_affinity() -> None:
 def test_a_sweep_is_planned_without_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'matplotlib', 'pandas'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"),
+    [
+        ({}, [(1, n) for n in (512, 1024, 2048, 4096, 8192, 16384)]),
+        ({"seq": (64, 128)}, [(1, 64), (1, 128)]),
+        ({"kv_seq": (64, 128)}, [(1, 64), (1, 128)]),
+        ({"seq": (4,), "kv_seq": (64,)}, [(4, 64)]),
+    ],
+)
+def test_decoding_adds_one_token_unless_both_lengths_are_given(given: dict, lengths: list) -> None:
+    found = Sweep(phase=("decode",), scope="attention", **given).workloads()
+    assert [(w.seq, w.kv_seq) for w in found] == lengths
+    assert {w.mask for w in found} == {"causal"}
+
+
+def test_phases_together_take_the_same_lengths() -> None:
+    found = Sweep(phase=("forward", "decode", "train"), scope="all", seq=(64,), layers=(1, 2)).workloads()
+    assert [(w.phase, w.scope, w.block, w.mask, w.seq, w.kv_seq, w.layers) for w in found] == [
+        ("forward", "attention", "", "full", 64, 64, 1),
+        ("forward", "block", "encoder", "full", 64, 64, 1),
+        ("forward", "block", "encoder", "full", 64, 64, 2),
+        ("decode", "attention", "", "causal", 1, 64, 1),
+        ("decode", "block", "decoder-only", "causal", 1, 64, 1),
+        ("decode", "block", "decoder-only", "causal", 1, 64, 2),
+        ("train", "attention", "", "full", 64, 64, 1),
+        ("train", "block", "encoder", "full", 64, 64, 1),
+        ("train", "block", "encoder", "full", 64, 64, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"phase": ("decode",), "scope": "block", "block": "encoder"}, "--block encoder sees all tokens at once"),
+        ({"phase": ("decode",), "seq": (8,), "kv_seq": (4,)}, "a causal mask needs --kv-seq >= --seq"),
+        ({"phase": ("sleep",)}, "--phase must be one of forward, decode, train"),
+        ({"layers": (0,), "scope": "block"}, "--layers must be at least 1"),
+    ],
+)
+def test_a_phase_that_makes_no_sense_is_one_line(wrong: dict, message: str) -> None:
+    with pytest.raises(AttnbenchError, match=message):
+        Sweep(**({"seq": (8,)} | wrong)).workloads()

@@ -26,8 +26,8 @@ def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Te
     """Errors as a record's columns, "calls_s", and where something is wrong "failed" and "reason".
 
     A stack of several blocks is judged by the attentions inside it alone: an end-to-end reference would compute every
-    layer but the last at every position, in O(layers * seq^2) of float64. So is a block around a recurrence, which would
-    be gone through token by token twice.
+    layer but the last at every position, in O(layers * seq^2) of float64. So is a block around a recurrence, which
+    would be gone through token by token twice.
 
     tensors: what the call that returned `raw` got. rows: the positions to look at. draw: which heads' gradients.
     """
