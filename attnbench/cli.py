@@ -128,6 +128,7 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--block", type=click.Choice(BLOCKS), help="[default: encoder, to decode decoder-only]")
 @click.option("--norm", type=click.Choice(NORMS), default="pre", show_default=True)
 @click.option("--layers", callback=_sizes, default="1", show_default=True, help="Blocks stacked on each other.")
+@click.option("--lengths", default="", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn.")
 @click.option("--inputs", type=click.Choice(INPUTS), default="normal", show_default=True, help="How inputs are drawn.")
 @click.option(
     "--baseline", default="sdpa", show_default=True, help="What speedups refer to; always run. none: nothing."
@@ -238,7 +239,7 @@ def _let_second_interrupt_stop() -> None:
 def _sweep(options: dict[str, Any], device: str) -> Sweep:
     names = (
         "seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "mask", "phase", "scope", "block",
-        "norm", "layers", "inputs", "seed",
+        "norm", "layers", "lengths", "inputs", "seed",
     )  # fmt: skip
     return Sweep(
         **{name: options[name] for name in names},

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 _WORKLOAD = (
     "scope", "block", "norm", "layers", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",
-    "head_dim", "value_dim", "mask", "inputs", "seed", "threads",
+    "head_dim", "value_dim", "lengths", "mask", "inputs", "seed", "threads",
 )  # fmt: skip
 _TEXT = ("plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason")
 _NUMBERS = (
@@ -183,7 +183,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
     frame["converged"] = frame["converged"].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
-    for column in ("implementation", "reason", "traceback", "baseline", "block", "norm"):
+    for column in ("implementation", "reason", "traceback", "baseline", "block", "norm", "lengths"):
         frame[column] = frame[column].fillna("")
     return frame
 

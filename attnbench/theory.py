@@ -74,8 +74,8 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
     """
     found: list[Product] = []
     for layer, w in attentions(workload).items():
-        rows, keys, pairs = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq, visible_pairs(w)
-        shown = w.batch * w.heads * pairs
+        rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq
+        shown = w.heads * sum(entry.batch * visible_pairs(entry) for entry in w.entries())
         scores = Product(
             layer, "QK^T", 2 * shown * w.head_dim, (rows + keys) * w.head_dim + shown, w.heads
         )  # fmt: skip

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
+from random import Random
 from typing import Any
 
 from attnbench.errors import AttnbenchError
@@ -50,10 +51,12 @@ class Workload:
     with a full one all keys are of the past, as in cross-attention over an encoder's output.
 
     layers: blocks stacked on each other; 1 for attention alone.
+    lengths: of a ragged batch, the keys of each entry, such as "512,300"; tensors are padded behind them to kv_seq.
+        Where seq and kv_seq are the same, an entry has as many queries; what is put out behind them is 0.
 
     Raises:
         AttnbenchError: a size is not positive, heads are no multiple of kv_heads, a name is unknown,
-            a causal mask would leave a query without any key, or an encoder is asked to decode.
+            a causal mask would leave a query without any key, an encoder is asked to decode, or lengths do not fit.
     """
 
     seq: int
@@ -71,6 +74,7 @@ class Workload:
     block: str = ""
     norm: str = ""
     layers: int = 1
+    lengths: str = ""
     inputs: str = "normal"
     seed: int = 0
     threads: int = 1
@@ -111,6 +115,32 @@ class Workload:
             raise AttnbenchError(
                 f"--block {self.block} is self-attention: --kv-seq must equal --seq ({self.kv_seq} is not {self.seq})"
             )
+
+        if self.lengths:
+            self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        given = [int(n) if n.isascii() and n.isdigit() else 0 for n in self.lengths.split(",")]
+        least = 1 if self._is_square or not self.is_causal else self.seq
+        if len(given) != self.batch or not all(least <= n <= self.kv_seq for n in given):
+            raise AttnbenchError(
+                f"--lengths {self.lengths!r}: a batch of {self.batch} needs that many, each from {least} to {self.kv_seq}"
+            )
+        if self.block == "decoder":
+            raise AttnbenchError(
+                "--lengths is for self-attention or cross-attention, not for --block decoder with both"
+            )
+
+    @property
+    def _is_square(self) -> bool:
+        return self.seq == self.kv_seq and self.phase != "decode"
+
+    def entries(self) -> list[Workload]:
+        """Each batch entry of a ragged batch as a problem of its own; otherwise the whole as it is."""
+        if not self.lengths:
+            return [self]
+        each = [int(n) for n in self.lengths.split(",")]
+        return [self.replace(batch=1, lengths="", kv_seq=n, seq=n if self._is_square else self.seq) for n in each]
 
     @property
     def offset(self) -> int:
@@ -172,6 +202,7 @@ class Workload:
         seq = str(self.seq) if self.kv_seq == self.seq else f"{self.seq}->{self.kv_seq}"
         dim = str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim}/{self.value_dim}"
         tail = "" if self.inputs == "normal" else f" {self.inputs} inputs"
+        tail += f" lengths {self.lengths}" if self.lengths else ""
         return f"{what} {self.batch}x{heads}x{seq}x{dim} {self.dtype} {self.mask}{tail}"
 
 
@@ -276,6 +307,7 @@ class Sweep:
     and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode adds one token to a
     past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ` otherwise.
     scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
+    lengths "drawn" are drawn for each workload from the seed, evenly up to kv_seq, which the first entry has.
     """
 
     seq: tuple[int, ...] | None = None
@@ -292,6 +324,7 @@ class Sweep:
     block: str | None = None
     norm: str = "pre"
     layers: tuple[int, ...] = (1,)
+    lengths: str = ""
     inputs: str = "normal"
     device: str = "cpu"
     seed: int = 0
@@ -334,7 +367,9 @@ class Sweep:
             masks = self.mask or ("causal" if phase == "decode" else "full",)
             inner = (masks, self._lengths(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
             for mask, (seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
+                lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
                 yield Workload(
+                    lengths=lengths,
                     batch=batch,
                     heads=heads,
                     kv_heads=kv_heads,
@@ -357,6 +392,11 @@ class Sweep:
         if phase == "decode" and (self.seq is None or self.kv_seq is None):
             return [(1, keys) for keys in self.kv_seq or self.seq or DEFAULT_SEQ]
         return [(seq, keys) for seq in self.seq or DEFAULT_SEQ for keys in self.kv_seq or (seq,)]
+
+    def _drawn(self, batch: int, seq: int, kv_seq: int) -> str:
+        random = Random(f"{self.seed} {batch} {kv_seq}")
+        least = min(seq, kv_seq) if seq != kv_seq else 1
+        return ",".join(str(n) for n in (kv_seq, *(random.randint(least, kv_seq) for _ in range(batch - 1))))
 
     def _block(self, phase: str) -> str:
         return self.block or ("decoder-only" if phase == "decode" else "encoder")

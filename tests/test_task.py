@@ -96,6 +96,13 @@ SHAPES = {
     "stack train": {"scope": "block", "phase": "train", "layers": 2, "norm": "post"},
     "block decode": {"scope": "block", "phase": "decode", "seq": 1},
     "decoder decode": {"scope": "block", "phase": "decode", "block": "decoder", "seq": 2},
+    "ragged": {"lengths": "24,7"},
+    "ragged causal": {"lengths": "9,24", "mask": "causal"},
+    "ragged keys": {"lengths": "40,31", "kv_seq": 40},
+    "ragged train": {"lengths": "11,24", "phase": "train"},
+    "ragged decode": {"lengths": "24,5", "phase": "decode", "seq": 2, "mask": "causal"},
+    "ragged block": {"scope": "block", "lengths": "24,3", "phase": "train"},
+    "ragged stack decode": {"scope": "block", "phase": "decode", "seq": 1, "layers": 2, "lengths": "24,3"},
     "stack decode": {"scope": "block", "phase": "decode", "seq": 1, "layers": 3},
 }
 
@@ -109,7 +116,9 @@ def test_a_right_variant_is_right_in_every_phase(shape: str) -> None:
     assert ("key_gradient_rel_l2" in facts) == (w.phase == "train")
 
 
-@pytest.mark.parametrize("shape", [name for name in SHAPES if "cross" not in name and "decoder" not in name])
+@pytest.mark.parametrize(
+    "shape", [name for name in SHAPES if "cross" not in name and "decoder" not in name and "keys" not in name]
+)
 def test_a_recurrence_gets_its_gates_in_every_phase(shape: str) -> None:
     w = workload(**SHAPES[shape]).replace(mask="causal")
     facts = judged(Decay(), w)
@@ -209,11 +218,39 @@ def test_a_cache_grows_in_place_and_refuses_what_does_not_fit() -> None:
         longer.append(key[:, :, :1], value[:, :, :1])
 
 
-@pytest.mark.parametrize("shape", [name for name, s in SHAPES.items() if s.get("phase") == "decode"])
+@pytest.mark.parametrize("shape", [n for n, s in SHAPES.items() if s.get("phase") == "decode" and "ragged" not in n])
 def test_the_cache_holds_what_theory_says(shape: str) -> None:
     w = workload(**SHAPES[shape])
     new = sum(2 * w.batch * w.kv_heads * (p.kv_seq - p.past) * w.head_dim * 4 for p in theory.attentions(w).values())
     assert Task(Right(), w).cache_bytes == theory.cache_bytes(w) + w.layers * new
+
+
+def test_padding_is_neither_seen_nor_written() -> None:
+    w = workload(lengths="24,7", mask="causal")
+    task, tensors = Task(Right(), w), inputs.empty(w)
+    inputs.fill(tensors, w, 0)
+    before = task.call(*tensors)
+    for x in tensors:
+        x[1, :, 7:] = float("nan")
+    after = task.call(*tensors)
+    assert torch.equal(before, after)
+    assert not after[1, :, 7:].any()
+    assert after[1, :, :7].all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lengths": "24"},
+        {"lengths": "24,25"},
+        {"lengths": "24,x"},
+        {"lengths": "24,0"},
+        {"lengths": "1,24", "kv_seq": 30, "mask": "causal"},
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(AttnbenchError, match="--lengths"):
+        workload(**wrong)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -15,6 +15,7 @@ from attnbench.bench.error import Error
 from attnbench.bench.task import Tap, Task, outputs
 from attnbench.block import Block, expected_block
 from attnbench.plugin import Definition, Recurrence, Softmax
+from attnbench.workload import Workload
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
@@ -42,14 +43,15 @@ def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Te
         taps, _ = task.taps(tensors)
         facts["calls_s"] = latency.clock() - start
     whole = bool(found)
-    for tap in taps:
-        errors, problem = _tap(task, tap, rows, allowed)
+    shown = [each for tap in taps for each in task.problems(tap)]
+    for part, tap in shown:
+        errors, problem = _tap(task, part, tap, reference.sample_rows(part.seq, draw) if w.lengths else rows, allowed)
         found = found if whole else _worse(found, errors)
         problems.append(problem)
     for prefix, worst in found.items():
         facts |= worst.columns(prefix) if worst else {}
     if w.phase == "train":
-        gradients, problem = _gradients(task, taps, error.gradient_tolerance(w, family), draw)
+        gradients, problem = _gradients(task, shown, error.gradient_tolerance(w, family), draw)
         facts |= gradients
         problems.append(problem)
     if not all(bool(x.isfinite().all()) for x in outputs(raw)):  # all rows, not the sampled ones alone
@@ -71,7 +73,12 @@ def _end_to_end(
 ) -> tuple[Errors, list[str | None]]:
     """Of a single block's output; nothing where the taps alone are looked at."""
     w = task.workload
-    if task.stack is None or w.layers > 1 or any(isinstance(d, Recurrence) for d in task.definitions.values()):
+    if (
+        task.stack is None
+        or w.layers > 1
+        or w.lengths
+        or any(isinstance(d, Recurrence) for d in task.definitions.values())
+    ):
         return {}, []
     block = task.stack.blocks[0]
     assert isinstance(block, Block)
@@ -90,12 +97,12 @@ def _end_to_end(
     return found, [error.verdict(implementation, allowed)]
 
 
-def _tap(task: Task, tap: Tap, rows: Tensor, allowed: float) -> tuple[Errors, str | None]:
+def _tap(task: Task, part: Workload, tap: Tap, rows: Tensor, allowed: float) -> tuple[Errors, str | None]:
     """Errors of one attention problem, and what is wrong with it.
 
     The approximation error of a recurrence is None: there is no softmax that it approximates.
     """
-    definition, part = task.definitions[tap.name], task.parts[tap.name]
+    definition = task.definition(tap.name, part)
     query, key, value, *gates = (x.detach() for x in tap.tensors)
     actual = tap.out.detach().index_select(2, rows.to(tap.out.device))
     should = reference.expected(definition, part, query, key, value, rows, gates)
@@ -116,7 +123,9 @@ def _located(task: Task, tap: Tap, problem: str | None) -> str | None:
     return f"{tap.name}-attention{layer}: {problem}"
 
 
-def _gradients(task: Task, taps: Sequence[Tap], allowed: float, draw: int) -> tuple[Message, str | None]:
+def _gradients(
+    task: Task, shown: Sequence[tuple[Workload, Tap]], allowed: float, draw: int
+) -> tuple[Message, str | None]:
     """The worst relative L2 of each input's gradient, over the key/value heads looked at, and what is wrong.
 
     Every head costs O(seq * kv_seq) in float64: of long problems some are drawn, at least one.
@@ -124,11 +133,11 @@ def _gradients(task: Task, taps: Sequence[Tap], allowed: float, draw: int) -> tu
     facts: Message = {}
     problem: str | None = None
     generator = torch.Generator().manual_seed(draw)
-    for tap in taps:
-        definition, part = task.definitions[tap.name], task.parts[tap.name]
+    for part, tap in shown:
+        definition = task.definition(tap.name, part)
         each = part.kv_seq * part.group * (_RECURRENT_PAIRS if isinstance(definition, Recurrence) else part.seq)
         heads = [(b, h) for b in range(part.batch) for h in range(part.kv_heads)]
-        count = max(1, min(len(heads), _PAIRS // (each * len(taps))))
+        count = max(1, min(len(heads), _PAIRS // (each * len(shown))))
         names = ["query", "key", "value", *["gate"] * (len(tap.tensors) - 3)]
         up, *found = tap.gradients
         for i in torch.randperm(len(heads), generator=generator)[:count].tolist():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnbench import theory
-from attnbench.bench import inputs, latency
+from attnbench.bench import inputs, latency, ragged
 from attnbench.block import Stack
 from attnbench.plugin import Attention, Call, Decoding, Definition, Plugin
 from attnbench.workload import Workload
@@ -28,10 +28,9 @@ class NoGradient(Exception):
 
 @dataclass
 class Tap:
-    """One attention problem inside a task, as it was computed: query, key, value and gates, and the output.
+    """One attention inside a task, as it was called: query, key, value and gates, and what came out.
 
-    In phase decode keys, values and gates are those of past and new tokens together. gradients: of the output and of
-    each of `tensors`, in phase train.
+    gradients: of the output and of each of `tensors`, in phase train.
     """
 
     layer: int
@@ -51,7 +50,8 @@ class Task:
     """
 
     def __init__(self, plugin: Plugin, workload: Workload) -> None:
-        self.workload = w = workload
+        self._plugin, self.workload = plugin, workload
+        w = workload
         self.parts = theory.attentions(w)
         self.gates = {name: plugin.gates(part) for name, part in self.parts.items()}
         self.definitions: dict[str, Definition] = {n: plugin.definition(p) for n, p in self.parts.items()}
@@ -73,7 +73,11 @@ class Task:
 
     def _built(self, plugin: Plugin, part: Workload) -> Attention | Decoding:
         start = latency.clock()
-        made = plugin.decoding(part) if part.phase == "decode" else plugin.build(part)
+        made: Attention | Decoding | Call
+        if part.phase == "decode":
+            made = ragged.decoding(plugin, part) if part.lengths else plugin.decoding(part)
+        else:
+            made = ragged.build(plugin, part) if part.lengths else plugin.build(part)
         self.setup_s += latency.clock() - start
         return made if isinstance(made, Attention | Decoding) else Attention(made, type(plugin).__name__)
 
@@ -126,23 +130,37 @@ class Task:
                 found = iter(torch.autograd.grad(raw, inner, up, allow_unused=True, materialize_grads=True))
                 for tap in taps:
                     tap.gradients = tuple(next(found) for _ in (tap.out, *tap.tensors))
-        for tap in taps:
-            tap.tensors = self._with_past(tap.layer, tap.name, tap.tensors)
         return taps, raw
 
     def tap(self, tensors: Sequence[Tensor], raw: Any) -> Tap:
         """The one problem of scope attention, from what a call got and returned."""
         given = tuple(tensors)
         if self.workload.phase != "train":
-            return Tap(0, "self", self._with_past(0, "self", given), raw)
+            return Tap(0, "self", given, raw)
         return Tap(0, "self", given[:-1], raw[0], (given[-1], *raw[1:]))
 
-    def _with_past(self, layer: int, name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        past = self.past[layer].get(name)
-        if past is None:
-            return tensors
-        query, *new = tensors
-        return query, *(torch.cat(both, 2) for both in zip(past, new, strict=True))
+    def definition(self, name: str, part: Workload) -> Definition:
+        """The function computed in one of `problems`."""
+        return self.definitions[name] if part == self.parts[name] else self._plugin.definition(part)
+
+    def problems(self, tap: Tap) -> Iterator[tuple[Workload, Tap]]:
+        """A tap as problems to compare with a reference: one, or one for each entry of a ragged batch.
+
+        In phase decode keys, values and gates are those of past and new tokens together.
+        """
+        part, past = self.parts[tap.name], self.past[tap.layer].get(tap.name)
+        for b, entry in enumerate(part.entries()):
+            own = slice(b, b + 1) if part.lengths else slice(None)
+            query, *tokens = (x[own] for x in tap.tensors)
+            if past is not None:
+                tokens = [torch.cat([old[own, :, : entry.past], new], 2) for old, new in zip(past, tokens, strict=True)]
+            tokens = [x[:, :, : entry.kv_seq] for x in tokens]
+            shown = Tap(tap.layer, tap.name, (query[:, :, : entry.seq], *tokens), tap.out[own, :, : entry.seq])
+            if tap.gradients:
+                up, dq, *rest = (x[own] for x in tap.gradients)
+                kept = (x[:, :, : entry.kv_seq] for x in rest)
+                shown.gradients = (up[:, :, : entry.seq], dq[:, :, : entry.seq], *kept)
+            yield entry, shown
 
     @contextmanager
     def _tapping(self) -> Iterator[list[Tap]]:

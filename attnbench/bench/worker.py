@@ -123,8 +123,8 @@ def describe(
 
 
 def _answer(plugin: Plugin, workload: Workload) -> Message:
-    parts = list(theory.attentions(workload).values())
-    for part in parts:
+    parts = [entry for part in theory.attentions(workload).values() for entry in part.entries()]
+    for part in dict.fromkeys(parts):
         if reason := _refusal(plugin, part):
             return {"unsupported": reason}
     workspaces = [plugin.workspace_bytes(part) for part in parts]

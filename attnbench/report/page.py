@@ -28,7 +28,7 @@ from attnbench.report.style import Style
 from attnbench.report.verdict import verdict
 
 _TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution", "scope", "block", "norm", "phase",
-          "device", "dtype", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
+          "device", "dtype", "lengths", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
           "converged")  # fmt: skip
 _NUMBERS = (
     "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",

@@ -103,6 +103,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
         "batch": f"batch {int(row['batch'])}",
         "heads": heads + (f" on {units.count(int(row['kv_heads']), 'kv head')}" if grouped else ""),
         "dim": f"head dim {int(row['head_dim'])}" + ("" if same_dim else f", value dim {int(row['value_dim'])}"),
+        "ragged": "ragged batch" if isinstance(row["lengths"], str) and row["lengths"] else "",
         "inputs": "" if row["inputs"] == "normal" else f"{row['inputs']} inputs",
         "seed": f"seed {int(row['seed'])}" if row["seed"] else "",
         "threads": units.count(int(row["threads"]), "thread") if row["device"] == "cpu" else "",

@@ -19,7 +19,8 @@ def repeat_command(row: Mapping[str, Any]) -> str:
     plugins = [plugin] if not has_baseline or baseline == plugin else [plugin, str(baseline)]
     in_block, decodes = row["scope"] == "block", row["phase"] == "decode"
     usual_mask, usual_block = ("causal", "decoder-only") if decodes else ("full", "encoder")
-    layers = int(row.get("layers", 1))
+    layers, lengths = int(row.get("layers", 1)), row.get("lengths")
+    lengths = lengths if isinstance(lengths, str) else ""
     flags: list[tuple[str, Any, bool]] = [
         ("plugins", ",".join(plugins), True),
         ("seq", int(row["seq"]), True),
@@ -38,6 +39,7 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         ("block", row["block"], in_block and row["block"] != usual_block),
         ("norm", row["norm"], in_block and row["norm"] != "pre"),
         ("layers", layers, layers > 1),
+        ("lengths", lengths, bool(lengths)),
         ("inputs", row["inputs"], row["inputs"] != "normal"),
         ("seed", int(row["seed"]), row["seed"] != 0),
         ("threads", int(row["threads"]), True),

@@ -1,0 +1,56 @@
+"""A ragged batch, entry by entry: any variant computes each as a problem of its own, without the padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from attnbench.plugin import Attention, Decoding, Plugin
+from attnbench.workload import Workload
+
+
+def build(plugin: Plugin, workload: Workload) -> Attention:
+    """The plugin's call for each entry, one after the other."""
+    entries = workload.entries()
+    made = {entry: _attention(plugin, entry) for entry in dict.fromkeys(entries)}
+
+    def call(query: Tensor, *tokens: Tensor) -> Tensor:
+        outs = []
+        for b, entry in enumerate(entries):
+            own = (x[b : b + 1, :, : entry.kv_seq] for x in tokens)
+            out = made[entry].call(query[b : b + 1, :, : entry.seq], *own)  # (1, heads, entry.seq, value_dim)
+            outs.append(pad(out, (0, 0, 0, workload.seq - entry.seq)))
+        return torch.cat(outs)
+
+    first = made[entries[0]]
+    return Attention(call, f"{first.implementation}, entry by entry", first.density)
+
+
+def decoding(plugin: Plugin, workload: Workload) -> Decoding:
+    """The plugin's state for each entry, and a step of each one after the other."""
+    entries = workload.entries()
+    made = {entry: plugin.decoding(entry) for entry in dict.fromkeys(entries)}
+
+    def start(*past: Tensor, capacity: int) -> list[Any]:
+        return [
+            made[entry].start(*(x[b : b + 1, :, : entry.past] for x in past), capacity=capacity)
+            for b, entry in enumerate(entries)
+        ]
+
+    def step(states: list[Any], *tensors: Tensor) -> tuple[Tensor, list[Any]]:
+        steps = [
+            made[entry].step(state, *(x[b : b + 1] for x in tensors))
+            for b, (entry, state) in enumerate(zip(entries, states, strict=True))
+        ]
+        return torch.cat([out for out, _ in steps]), [state for _, state in steps]
+
+    first = made[entries[0]]
+    return Decoding(start, step, f"{first.implementation}, entry by entry", first.density)
+
+
+def _attention(plugin: Plugin, workload: Workload) -> Attention:
+    made = plugin.build(workload)
+    return made if isinstance(made, Attention) else Attention(made, type(plugin).__name__)
