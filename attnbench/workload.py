@@ -124,7 +124,7 @@ class Workload:
         least = 1 if self._is_square or not self.is_causal else self.seq
         if len(given) != self.batch or not all(least <= n <= self.kv_seq for n in given):
             raise AttnbenchError(
-                f"--lengths {self.lengths!r}: a batch of {self.batch} needs that many, each from {least} to {self.kv_seq}"
+                f"--lengths {self.lengths!r}: a batch of {self.batch} needs as many, from {least} to {self.kv_seq}"
             )
         if self.block == "decoder":
             raise AttnbenchError(
