@@ -1,9 +1,9 @@
-# `make run` measures and reports; `make test` tests. Both make .venv on first use.
+# `make run` measures and reports; `make test` tests, `make gpu` does all that needs a GPU. All make .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run test lint gpu clean
 
 run: $(VENV)/run.stamp
 	@status=0; $(BIN)/attnbench run --plugins all --seq 512..16384 || status=$$?; \
@@ -16,6 +16,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -106,6 +106,7 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
     help="Key lengths, in the same grammar; to decode, give either for them: one token is new.  [default: as --seq]",
 )
 @click.option("--batch", callback=_sizes, default="1", show_default=True)
+@click.option("--tokens", type=click.IntRange(1), help="Of the whole batch at each length, instead of --batch.")
 @click.option("--heads", callback=_sizes, default="8", show_default=True)
 @click.option("--kv-heads", callback=_sizes, help="Fewer than --heads is grouped-query.  [default: as --heads]")
 @click.option("--head-dim", callback=_sizes, default="64", show_default=True)
@@ -238,8 +239,8 @@ def _let_second_interrupt_stop() -> None:
 
 def _sweep(options: dict[str, Any], device: str) -> Sweep:
     names = (
-        "seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "mask", "phase", "scope", "block",
-        "norm", "layers", "lengths", "inputs", "seed",
+        "seq", "kv_seq", "batch", "tokens", "heads", "kv_heads", "head_dim", "value_dim", "mask", "phase", "scope",
+        "block", "norm", "layers", "lengths", "inputs", "seed",
     )  # fmt: skip
     return Sweep(
         **{name: options[name] for name in names},

@@ -307,12 +307,14 @@ class Sweep:
     and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode adds one token to a
     past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ` otherwise.
     scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
+    tokens: a batch of so many tokens in all at each length, instead of `batch`.
     lengths "drawn" are drawn for each workload from the seed, evenly up to kv_seq, which the first entry has.
     """
 
     seq: tuple[int, ...] | None = None
     kv_seq: tuple[int, ...] | None = None
     batch: tuple[int, ...] = (1,)
+    tokens: int | None = None
     heads: tuple[int, ...] = (8,)
     kv_heads: tuple[int, ...] | None = None
     head_dim: tuple[int, ...] = (64,)
@@ -367,6 +369,8 @@ class Sweep:
             masks = self.mask or ("causal" if phase == "decode" else "full",)
             inner = (masks, self._lengths(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
             for mask, (seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
+                if self.tokens:
+                    batch = self._entries(max(seq, kv_seq))
                 lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
                 yield Workload(
                     lengths=lengths,
@@ -392,6 +396,15 @@ class Sweep:
         if phase == "decode" and (self.seq is None or self.kv_seq is None):
             return [(1, keys) for keys in self.kv_seq or self.seq or DEFAULT_SEQ]
         return [(seq, keys) for seq in self.seq or DEFAULT_SEQ for keys in self.kv_seq or (seq,)]
+
+    def _entries(self, length: int) -> int:
+        """The batch that has `tokens` tokens."""
+        assert self.tokens is not None
+        if self.batch != (1,):
+            raise AttnbenchError("--tokens sets the batch for each length; drop --batch")
+        if self.tokens % length:
+            raise AttnbenchError(f"--tokens {self.tokens} is no multiple of the length {length}")
+        return self.tokens // length
 
     def _drawn(self, batch: int, seq: int, kv_seq: int) -> str:
         random = Random(f"{self.seed} {batch} {kv_seq}")

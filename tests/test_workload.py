@@ -355,3 +355,12 @@ def test_phases_together_take_the_same_lengths() -> None:
 def test_a_phase_that_makes_no_sense_is_one_line(wrong: dict, message: str) -> None:
     with pytest.raises(AttnbenchError, match=message):
         Sweep(**({"seq": (8,)} | wrong)).workloads()
+
+
+def test_tokens_are_shared_out_to_batches() -> None:
+    found = Sweep(seq=(512, 2048), tokens=4096, scope="attention").workloads()
+    assert sorted((w.seq, w.batch) for w in found) == [(512, 8), (2048, 2)]
+    with pytest.raises(AttnbenchError, match="--tokens 4000 is no multiple of the length 512"):
+        Sweep(seq=(512,), tokens=4000).workloads()
+    with pytest.raises(AttnbenchError, match="drop --batch"):
+        Sweep(seq=(512,), tokens=4096, batch=(2,)).workloads()
