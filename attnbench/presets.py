@@ -148,8 +148,9 @@ STANDARD = "standard"
 STANDARD_VERSION = 1
 STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | int | None] = {
     "seq": (512, 1024, 2048, 4096, 8192), "kv_seq": None, "batch": (1,), "tokens": None, "heads": (8,),
-    "kv_heads": None, "head_dim": (64,), "value_dim": None, "dtype": ("bfloat16",), "mask": ("full", "causal"), "phase": ("forward",),
-    "scope": None, "block": None, "norm": "pre", "layers": (1,), "lengths": "", "inputs": "normal", "seed": 0,
+    "kv_heads": None, "head_dim": (64,), "value_dim": None, "dtype": ("bfloat16",), "mask": ("full", "causal"),
+    "phase": ("forward",), "scope": None, "block": None, "norm": "pre", "layers": (1,), "lengths": "",
+    "inputs": "normal", "seed": 0,
 }  # fmt: skip
 """The one sweep by which two machines are compared. Whoever changes it counts STANDARD_VERSION up."""
 
