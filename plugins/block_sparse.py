@@ -7,7 +7,7 @@ import platform
 import shutil
 import sysconfig
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils.checkpoint import checkpoint
 
 from attnbench.plugin import Attention, Cache, Call, Decoding, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
-from .cpu import compiler
 from .cpu.attention import Plan
 from .patterns import PATTERNS, Pattern, pattern
 from .sdpa import Sdpa
@@ -36,7 +36,8 @@ class BlockSparse(Plugin):
     `impl=avx512` is the C++ kernel of `tiled` over those blocks alone, in bfloat16 on a CPU.
     `impl=flex` compiles torch.nn.attention.flex_attention (Dong 2024, "Flex Attention") for the pattern.
     `impl=gather` runs in plain torch: block by block of queries over the keys that its blocks hold.
-    `impl=auto` is the first of these that can run; the implementation says which, and why.
+    `impl=auto` is the first of these that can run; the implementation says which, and why. All can be trained, but for
+    flex_attention on a CPU: torch's has no backward there.
 
     The density is the share of seq * kv_seq pairs in the blocks that are computed, hidden pairs in them included:
     what is saved is whole blocks.
@@ -72,6 +73,8 @@ class BlockSparse(Plugin):
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         w = workload
+        if w.phase == "train":
+            return None
         if self._by_kernel(w):
             return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.bf16_bytes(w))
         if self.impl == "gather" or flex_unsupported(w, self.block):
@@ -83,9 +86,9 @@ class BlockSparse(Plugin):
         density = mask.pairs() / (workload.seq * workload.kv_seq)
         reasons = []
         if self._by_kernel(workload):
-            kernel, problem = compiler.kernel("tiled.cpp", "tiled", required=self.impl == "avx512")
-            if kernel:
-                call = kernels.caller(kernel, workload, plan(mask), BLOCK_KEYS)
+            both = plan(mask)
+            call, problem = kernels.exact(workload, both, BLOCK_KEYS, both, BLOCK_KEYS, required=self.impl == "avx512")
+            if call:
                 return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", density)
             reasons.append(problem)
         missing = "as asked" if self.impl == "gather" else flex_unsupported(workload, self.block)
@@ -97,7 +100,8 @@ class BlockSparse(Plugin):
                     raise
                 missing = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
         reasons.append(missing)
-        return Attention(gather(workload, mask), f"plain torch, block gather{_because(reasons)}", density)
+        made, how = (gather_again, ", checkpointed") if workload.phase == "train" else (gather, "")
+        return Attention(made(workload, mask), f"plain torch, block gather{how}{_because(reasons)}", density)
 
     def decoding(self, workload: Workload) -> Decoding:
         """One new token reads the keys that it sees, and no others, by a dense kernel."""
@@ -165,6 +169,8 @@ def flex_unsupported(workload: Workload, block: int) -> str | None:
         if block % 128:
             return "flex_attention needs a block that is a multiple of 128"
         return None
+    if workload.phase == "train":
+        return "flex_attention has no backward on a CPU"
     if platform.system() != "Linux" or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return "flex_attention needs Linux and AVX2"
     if not shutil.which(os.environ.get("CXX", "g++")):
@@ -195,9 +201,12 @@ def flex(workload: Workload, mask: Pattern) -> Call:
         attend = _compiled(torch.get_num_threads())
         return attend(query, key, value, block_mask=block_mask, enable_gqa=enable_gqa)
 
-    dtype = getattr(torch, workload.dtype)
-    with torch.no_grad():
-        call(*(torch.zeros(shape, dtype=dtype, device=workload.device) for shape in _shapes(workload)))
+    dtype, trained = getattr(torch, workload.dtype), workload.phase == "train"
+    zeros = [torch.zeros(s, dtype=dtype, device=workload.device, requires_grad=trained) for s in _shapes(workload)]
+    with torch.set_grad_enabled(trained):
+        out = call(*zeros)
+    if trained:
+        torch.autograd.grad(out, zeros, torch.zeros_like(out))
     return call
 
 
@@ -244,9 +253,7 @@ def gather(workload: Workload, mask: Pattern) -> Call:
     """
     some, every = mask.blocks()
     steps = [_step(mask, row, some[row], every[row], workload.device) for row in range(len(some))]
-    w, dtype = workload, getattr(torch, workload.dtype)
-    if w.device == "cpu" and w.dtype == "float16":
-        dtype = torch.float32  # float16 products run element by element on a CPU, thousands of times slower
+    w, dtype = workload, _gathered_dtype(workload)
     both, widest = w.batch * w.kv_heads, _widest(w, mask, some)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -270,6 +277,37 @@ def gather(workload: Workload, mask: Pattern) -> Call:
         return out
 
     return call
+
+
+def gather_again(workload: Workload, mask: Pattern) -> Call:
+    """`gather` for training: a block of queries keeps no scores, and is computed once more when its gradient is."""
+    some, every = mask.blocks()
+    steps = [_step(mask, row, some[row], every[row], workload.device) for row in range(len(some))]
+    w, dtype, both = workload, _gathered_dtype(workload), workload.batch * workload.kv_heads
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, rows: slice, keys: slice | Tensor, hidden: Tensor | None
+    ) -> Tensor:
+        q = query[:, :, rows].reshape(both, -1, w.head_dim).to(dtype)  # (both, group * rows, head_dim)
+        k, v = (x[:, :, keys].flatten(0, 1).to(dtype) for x in (key, value))  # (both, keys, ..)
+        scores = (q @ k.mT).float() * w.scale
+        if hidden is not None:
+            scores = scores.view(both, w.group, *hidden.shape).masked_fill(hidden, float("-inf")).view(scores.shape)
+        out = torch.softmax(scores, dim=-1).to(dtype) @ v
+        return out.to(query.dtype).view(w.batch, w.heads, -1, w.value_dim)
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        again = partial(checkpoint, attend, query, key, value, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*step) for step in steps], 2)
+
+    return call
+
+
+def _gathered_dtype(workload: Workload) -> torch.dtype:
+    if workload.device == "cpu" and workload.dtype == "float16":
+        return torch.float32  # float16 products run element by element on a CPU, thousands of times slower
+    dtype: torch.dtype = getattr(torch, workload.dtype)
+    return dtype
 
 
 Step = tuple[slice, slice | Tensor, Tensor | None]

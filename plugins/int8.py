@@ -17,7 +17,7 @@ from attnbench.workload import Workload
 
 from .cpu import attention as kernels
 from .cpu import compiler
-from .int8_cache import KEYS, Int8Cache, attend
+from .int8_cache import KEYS, Int8Cache, reader
 from .int8_cache import operands as cached_operands
 
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
@@ -111,12 +111,13 @@ class Int8(Plugin):
 
     def decoding(self, workload: Workload) -> Decoding:
         """The cache is in 8 bits too; a step quantizes its own tokens alone."""
+        attend, how = reader(workload)
 
         def step(state: Int8Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Int8Cache]:
             state = state.append(key, value)
-            return attend(workload, state, query), state
+            return attend(state, query), state
 
-        return Decoding(Int8Cache.of, step, "plain torch over an int8 cache of keys and values")
+        return Decoding(Int8Cache.of, step, f"{how}, over an int8 cache of keys and values")
 
     def build(self, workload: Workload) -> Attention:
         w = workload

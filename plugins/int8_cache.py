@@ -6,7 +6,9 @@ mean fixed, as their integers could not follow it. Subtracting any one vector fr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from attnbench.errors import AttnbenchError
 from attnbench.plugin import visible
 from attnbench.workload import Workload
+
+from .cpu import attention as kernels
+from .cpu import compiler
 
 KEYS = 4096  # keys widened at a time
 
@@ -79,11 +84,28 @@ def operands(workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> t
     return q, k, v
 
 
-def attend(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
-    """New queries (batch, heads, seq, head_dim) over the cache, in plain torch: (batch, heads, seq, value_dim).
+Reader: TypeAlias = Callable[[Int8Cache, Tensor], Tensor]
+"""The cache, and new queries (batch, heads, seq, head_dim) that see it -> (batch, heads, seq, value_dim)."""
 
-    Integers are multiplied as float32, which holds their sums exactly.
-    """
+
+def reader(workload: Workload) -> tuple[Reader, str]:
+    """What computes a step, and its name: the C++ kernel for bfloat16 on a CPU that has what it needs, else torch."""
+    reason = kernels.unsupported(workload)
+    if reason is None:
+        kernel, reason = compiler.kernel("decode_int8.cpp", "decode_int8", required=False)
+        if kernel:
+            decode = kernels.int8_decoder(kernel, workload)
+
+            def read(cache: Int8Cache, query: Tensor) -> Tensor:
+                key, value = (cache.key, cache.key_scale), (cache.value, cache.value_scale)
+                return decode(by_token(query.float()), key, value)
+
+            return read, "C++ AVX512-VNNI"
+    return partial(in_torch, workload), f"plain torch ({reason})"
+
+
+def in_torch(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
+    """A `Reader` in plain torch. Integers are multiplied as float32, which holds their sums exactly."""
     w = workload
     q8, q_scale = by_token(query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim).float())
     q, rows = q8.float(), torch.arange(w.seq, device=query.device)

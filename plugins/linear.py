@@ -37,7 +37,7 @@ class Linear(Plugin):
     """Linear attention in float32, whatever the dtype of the inputs.
 
     `impl=avx512` is a C++ kernel for elu features on a CPU, `impl=torch` plain torch; `impl=auto` is the kernel where
-    it can run.
+    it can run. Training takes plain torch, which keeps each chunk's scores and features for the backward pass.
     """
 
     family: ClassVar[str] = "kernel"
@@ -59,7 +59,7 @@ class Linear(Plugin):
 
     def definition(self, workload: Workload) -> FeatureMap:
         if self.features == "elu":
-            return FeatureMap(query=lambda x: _elu(x)[0], key=lambda x: _elu(x)[0])
+            return FeatureMap(query=lambda x: _elu_kept(x)[0], key=lambda x: _elu_kept(x)[0])
         projection = _orthogonal(self.count, workload.head_dim, workload.seed)
         phi = partial(_favor_unscaled, projection=projection, scale=workload.scale)
         return FeatureMap(query=phi, key=phi)
@@ -76,8 +76,10 @@ class Linear(Plugin):
             total += 2 * rows * self._scan(w).step * (n + d)
         return total
 
-    def workspace_bytes(self, workload: Workload) -> int:
+    def workspace_bytes(self, workload: Workload) -> int | None:
         """The sums, and what one chunk of queries and of keys holds in float32; nothing of it grows with l."""
+        if workload.phase == "train":
+            return None
         if self._no_kernel(workload) is None:
             dims, columns = (kernels.round_up(n, kernels.LANES) for n in (workload.head_dim, workload.value_dim))
             chunk = kernels.KEYS * (3 * dims + 2 * columns + kernels.KEYS)
@@ -121,6 +123,8 @@ class Linear(Plugin):
             return "as asked" if self.impl == "torch" else "the AVX-512 kernel is for a CPU"
         if workload.phase == "decode":
             return "the AVX-512 kernel goes through all keys"
+        if workload.phase == "train":
+            return "the AVX-512 kernel has no backward pass"
         if self.features != "elu" or self.chunk:
             return "the AVX-512 kernel is for elu features and its own chunk"
         if workload.dtype == "float16":
@@ -137,7 +141,7 @@ class Linear(Plugin):
 
     def _phi(self, workload: Workload) -> Phi:
         if self.features == "elu":
-            return _elu
+            return _elu_kept if workload.phase == "train" else _elu
         projection = _orthogonal(self.count, workload.head_dim, workload.seed).to(workload.device, torch.float32)
         return partial(_favor, projection=projection, scale=workload.scale)
 
@@ -145,6 +149,11 @@ class Linear(Plugin):
 def _elu(x: Tensor) -> tuple[Tensor, None]:
     """elu(x) + 1 (Katharopoulos, equation 7) = exp(min(x, 0)) + max(x, 0): positive, and no digit is lost near -1."""
     return x.clamp(max=0).mul_(LOG2_E).exp2_().add_(x.relu()), None
+
+
+def _elu_kept(x: Tensor) -> tuple[Tensor, None]:
+    """`_elu` with the power left in memory: its derivative is made of it."""
+    return x.clamp(max=0).mul(LOG2_E).exp2() + x.relu(), None
 
 
 def _favor_exponents(x: Tensor, projection: Tensor, scale: float) -> Tensor:
@@ -160,7 +169,7 @@ def _favor_exponents(x: Tensor, projection: Tensor, scale: float) -> Tensor:
 
 def _favor(x: Tensor, projection: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     exponents = _favor_exponents(x, projection, scale)
-    top = exponents.amax(-1, keepdim=True)  # (..., length, 1)
+    top = exponents.detach().amax(-1, keepdim=True)  # (..., length, 1); a factor that cancels has no derivative
     return exponents.sub_(top).exp2_(), top
 
 
@@ -189,22 +198,27 @@ class _Sums:
     The 1 beside the values makes the normaliser the last column of every product.
     """
 
-    def __init__(self, total: Tensor, scale: Tensor) -> None:
+    def __init__(self, total: Tensor, scale: Tensor, kept: bool = False) -> None:
         self.total, self.scale = total, scale
+        self.kept = kept  # as a backward pass needs the sums that queries read; else changed in place
 
     @classmethod
     def empty(cls, like: Tensor, workload: Workload, n: int) -> _Sums:
         w = workload
         total = like.new_zeros(w.batch, w.kv_heads, n, w.value_dim + 1, dtype=torch.float32)
-        return cls(total, like.new_full((w.batch, w.kv_heads, 1, 1), -torch.inf, dtype=torch.float32))  # no key yet
+        scale = like.new_full((w.batch, w.kv_heads, 1, 1), -torch.inf, dtype=torch.float32)  # no key yet
+        return cls(total, scale, kept=w.phase == "train")
 
     def add(self, phi: Tensor, log2: Tensor | None, values: Tensor) -> None:
         """Take in keys: phi (batch, kv_heads, length, n), their factors, and (v, 1) (..., length, value_dim + 1)."""
         if log2 is not None:
             scale = torch.maximum(self.scale, log2.amax(-2, keepdim=True))
-            self.total *= torch.exp2(self.scale - scale)
+            self._change(torch.mul, torch.exp2(self.scale - scale))
             phi, self.scale = phi * torch.exp2(log2 - scale), scale
-        self.total += phi.mT @ values
+        self._change(torch.add, phi.mT @ values)
+
+    def _change(self, operation: Callable[..., Tensor], by: Tensor) -> None:
+        self.total = operation(self.total, by) if self.kept else operation(self.total, by, out=self.total)
 
 
 class _Scan:
@@ -216,12 +230,13 @@ class _Scan:
     def __init__(self, workload: Workload, phi: Phi, n: int, chunk: int) -> None:
         w = self.workload = workload
         self.phi, self.n = phi, n
-        self.scaled = phi is not _elu
+        self.scaled = phi not in (_elu, _elu_kept)
         self.step = min(chunk if w.is_causal else STEP, w.seq)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         w = self.workload
         grouped = query.view(w.batch, w.kv_heads, w.group, w.seq, w.head_dim)
+        parts = []  # training: torch differentiates nothing that is written with out=
         out = query.new_empty(w.batch, w.kv_heads, w.group, w.seq, w.value_dim)
         sums = _Sums.empty(query, w, self.n)
         for part in _parts(w.offset if w.is_causal else w.kv_seq, STEP):  # keys that every query sees
@@ -234,9 +249,12 @@ class _Scan:
             else:
                 o = self.phi(q.float())[0] @ sums.total  # (batch, kv_heads, group * rows, value_dim + 1)
             o = o.view(w.batch, w.kv_heads, w.group, -1, w.value_dim + 1)
-            torch.div(o[..., :-1], o[..., -1:], out=out[:, :, :, rows])
+            if w.phase == "train":
+                parts.append((o[..., :-1] / o[..., -1:]).to(query.dtype))
+            else:
+                torch.div(o[..., :-1], o[..., -1:], out=out[:, :, :, rows])
             del o
-        return out.flatten(1, 2)
+        return (torch.cat(parts, 3) if parts else out).flatten(1, 2)
 
     def after(self, sums: _Sums, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """New tokens behind those that the sums hold, which they join: (batch, heads, seq, value_dim)."""

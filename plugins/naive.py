@@ -17,15 +17,27 @@ class Naive(Plugin):
 
     Memory: two matrices (batch, heads, seq, kv_seq) of the workload's dtype live at once, first Q K^T beside its
     scaled copy, then the scaled scores beside their softmax. The mask is filled into the scores in place; it is
-    (seq, kv_seq) bools, made in `build`. Grouped-query attention adds K and V repeated for every query head.
+    (seq, kv_seq) bools, made in `build`. Grouped-query attention adds K and V repeated for every query head. Training,
+    three matrices do: the softmax, kept from the forward pass, its gradient and that of the scores.
     """
 
     def workspace_bytes(self, workload: Workload) -> int:
-        """Two score matrices and the expanded K and V, less the output, which comes when one matrix is gone."""
+        """Two score matrices and the expanded K and V, less the output, which comes when one matrix is gone.
+
+        Training, three matrices, less the gradients of Q and K, which come when they are gone; and of grouped heads the
+        expanded K and the expanded gradient of V, which becomes that of V.
+        """
         w = workload
         rows = w.batch * w.heads
         matrix = rows * w.seq * w.kv_seq * w.itemsize
         output = rows * w.seq * w.value_dim * w.itemsize
+        if w.phase == "train":
+            query, key, value = (
+                n * w.itemsize for n in (w.seq * w.head_dim, w.kv_seq * w.head_dim, w.kv_seq * w.value_dim)
+            )
+            narrow = w.batch * w.kv_heads
+            grouped = rows * (key + value) - narrow * value if w.group > 1 else 0
+            return max(3 * matrix + grouped - rows * query - narrow * key, matrix)
         expanded = rows * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize if w.group > 1 else 0
         return expanded + max(2 * matrix - output, matrix)
 

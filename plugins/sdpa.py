@@ -6,7 +6,8 @@ bottom-right. The cheapest right way differs by backend (float32, 8 heads, 4096 
 - CPU flash: full attention to the first `kv_seq - seq` keys and causal attention to the others, merged by
   log-sum-exp (`_PastAndPresent`). It computes what is visible and nothing else, and holds one more output (8 MiB).
   A mask would compute everything, causal or not, and hold 64 to 192 MiB; queries padded in front to kv_seq rows
-  would compute kv_seq^2 / 2 pairs. Like `is_causal` itself it skips blocks above the diagonal.
+  would compute kv_seq^2 / 2 pairs. Like `is_causal` itself it skips blocks above the diagonal. In phase train torch's
+  backward operator runs on either part.
 - CUDA flash, efficient: `causal_lower_right`, which both kernels know how to align; no mask is made.
 - math, cudnn: a mask (seq, kv_seq) made in `build`, additive and in the dtype that the kernel adds it in, so that
   no call converts it. `causal_lower_right` would make it anew in every call.
@@ -27,6 +28,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv, visible
 from attnbench.workload import Workload
+
+from .cpu.attention import differentiable
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -54,6 +57,8 @@ class Sdpa(Plugin):
     def workspace_bytes(self, workload: Workload) -> int | None:
         """What the chosen kernel holds beside inputs and output; see `_flash_bytes` and `_math_bytes`."""
         w = workload
+        if w.phase == "train":
+            return None
         kernel = self._kernel(w)
         if kernel == "math":
             return _math_bytes(w)
@@ -95,7 +100,9 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
     if not _is_shifted(w):
         return partial(scaled_dot_product_attention, is_causal=w.is_causal and w.seq > 1, enable_gqa=gqa), how
     if kernel == "flash" and w.device == "cpu":
-        return _PastAndPresent(w.offset), ", past keys and causal part merged by log-sum-exp"
+        both = _PastAndPresent(w.offset)
+        call = differentiable(both.forward, both.backward) if w.phase == "train" else both
+        return call, ", past keys and causal part merged by log-sum-exp"
     if kernel in ("flash", "efficient"):
         aligned = causal_lower_right(w.seq, w.kv_seq)
 
@@ -124,27 +131,47 @@ class _PastAndPresent:
     softmax over past and present keys together is the mean of the two softmaxes, weighted by their sums of
     exponentials: o = sigmoid(lse_past - lse_present) o_past + sigmoid(lse_present - lse_past) o_present
     (the merging of blocks in FlashAttention-2, Dao 2023, section 3.1.1).
+
+    The backward operator makes softmax anew from the log-sum-exp, and needs the output only in rowsum(dO * O): given
+    those of all keys, it finds what either part adds to the gradients.
     """
 
     def __init__(self, past: int) -> None:
         self.past = past
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self._merged(query, key, value)[0]
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        out, past_lse, lse = self._merged(query, key, value)
+        return out, torch.logaddexp(past_lse, lse)
+
+    def backward(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        flash, n = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default, self.past
+        past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)
+        present = flash(out_gradient, query, key[:, :, n:], value[:, :, n:], out, lse, 0.0, True)
+        dk, dv = (torch.cat(parts, 2) for parts in zip(past[1:], present[1:], strict=True))
+        return past[0] + present[0], dk, dv
+
+    def _merged(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output, and the log-sum-exp of each part."""
         # The operator that scaled_dot_product_attention dispatches to; called directly for its log-sum-exp.
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         n = self.past
         past, past_lse = flash(query, key[:, :, :n], value[:, :, :n])  # (batch, heads, seq, dim), (batch, heads, seq)
         out, lse = flash(query, key[:, :, n:], value[:, :, n:], is_causal=True)
         past.mul_(torch.sigmoid(past_lse - lse)[..., None].to(past.dtype))  # a float32 weight would make a float32 copy
-        merged: Tensor = out.mul_(torch.sigmoid(lse - past_lse)[..., None].to(out.dtype)).add_(past)
-        return merged
+        return out.mul_(torch.sigmoid(lse - past_lse)[..., None].to(out.dtype)).add_(past), past_lse, lse
 
 
 def _dummies(w: Workload) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors of the workload's shapes that share one row each: torch's rules look at shapes, dtypes and devices."""
 
     def dummy(heads: int, length: int, dim: int) -> Tensor:
-        return torch.empty(dim, dtype=getattr(torch, w.dtype), device=w.device).expand(w.batch, heads, length, dim)
+        row = torch.empty(dim, dtype=getattr(torch, w.dtype), device=w.device)
+        return row.expand(w.batch, heads, length, dim).requires_grad_(w.phase == "train")
 
     return (
         dummy(w.heads, w.seq, w.head_dim),

@@ -11,13 +11,18 @@ Naive attention writes the l x l scores to memory and reads them back: for softm
   plugins/cpu has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
   token to its cache, there is nothing to reuse: `decode.cpp` reads K and V once, from where they lie.
 
+Training needs the scores once more. Neither way keeps them: FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1)
+keeps the log-sum-exp of each row, from which a tile of the softmax is made anew. `Strips` does so in plain torch,
+`backward.cpp` in C++.
+
 `rows` and `keys` are the tile: a block holds keys x (head_dim + value_dim) x 2 bytes, which should fit a second-level
 cache with the strip's rows; sweep them to see the caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import ClassVar
@@ -34,6 +39,8 @@ from .sdpa import Sdpa
 
 STRIP_ROWS = 512
 ROWS, BLOCK_KEYS = 192, 1024
+BACKWARD_ROWS, BACKWARD_KEYS = 384, 384  # the sums of each key pass by with every strip
+LOG2_E = 1 / math.log(2)
 FEW = 4  # queries of a key/value head up to which packing it does not pay
 
 
@@ -47,8 +54,10 @@ class Tiled(Plugin):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     options: ClassVar[Mapping[str, Option]] = {
         "impl": Option("auto", "what computes it", ("auto", "strip", "avx512")),
-        "rows": Option(0, f"query rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for avx512"),
-        "keys": Option(0, f"avx512: keys of a block, in 64s; 0: {BLOCK_KEYS}"),
+        "rows": Option(0, f"rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for avx512, backward {BACKWARD_ROWS}"),
+        "keys": Option(
+            0, f"avx512, backward: keys of a block, in 64s; 0: {BLOCK_KEYS}, avx512 backward {BACKWARD_KEYS}"
+        ),
     }
     impl: str
     rows: int
@@ -65,6 +74,8 @@ class Tiled(Plugin):
         kind, _ = self._kind(workload)
         if kind == "sdpa":
             return Sdpa().workspace_bytes(workload)
+        if workload.phase == "train":
+            return None
         if kind == "strip":
             scores = self._rows(workload, kind) * (workload.kv_seq + workload.head_dim) * workload.itemsize
             return min(workload.threads, workload.batch * workload.heads) * scores
@@ -76,21 +87,38 @@ class Tiled(Plugin):
     def build(self, workload: Workload) -> Attention:
         kind, reason = self._kind(workload)
         if kind == "avx512":
-            few = _few(workload)
-            source, name = ("decode.cpp", "decode") if few else ("tiled.cpp", "tiled")
-            kernel, problem = compiler.kernel(source, name, required=self.impl == "avx512")
-            if kernel:
-                rows, keys = self._rows(workload, kind), self.keys or BLOCK_KEYS
-                how = "K and V read once" if few else f"strips of {rows} rows, blocks of {keys} keys"
-                call = kernels.caller(kernel, workload, kernels.dense(workload, rows), keys)
-                return Attention(call, f"C++ AVX512-BF16, {how}")
+            built, problem = self._compiled(workload)
+            if built:
+                return built
             kind, reason = "strip", f" ({problem})"
         if kind == "strip":
             rows = self._rows(workload, kind)
-            return Attention(strips(workload, rows), f"plain torch, strips of {rows} rows{reason}")
+            how = f"plain torch, strips of {rows} rows"
+            if workload.phase != "train":
+                return Attention(strips(workload, rows), f"{how}{reason}")
+            both = Strips(workload, rows, self.keys or BLOCK_KEYS)
+            return Attention(kernels.differentiable(both.forward, both.backward), f"{how} forward and backward{reason}")
         sdpa = Sdpa().build(workload)
         assert isinstance(sdpa, Attention)
         return Attention(sdpa.call, f"{sdpa.implementation}{reason}")
+
+    def _compiled(self, workload: Workload) -> tuple[Attention | None, str]:
+        """The C++ kernel, or None and why not."""
+        w, required = workload, self.impl == "avx512"
+        rows, keys = self._rows(w, "avx512"), self.keys or BLOCK_KEYS
+        plan = kernels.dense(w, rows)
+        if _few(w):
+            kernel, problem = compiler.kernel("decode.cpp", "decode", required)
+            call = kernel and kernels.caller(kernel, w, plan, keys)
+            how = "K and V read once"
+        elif w.phase == "train":
+            more, wide = min(self.rows or BACKWARD_ROWS, w.seq), self.keys or BACKWARD_KEYS
+            call, problem = kernels.exact(w, plan, keys, kernels.dense(w, more), wide, required)
+            how = f"strips of {rows} rows, blocks of {keys} keys; backward {more} and {wide}"
+        else:
+            call, problem = kernels.exact(w, plan, keys, plan, keys, required)
+            how = f"strips of {rows} rows, blocks of {keys} keys"
+        return (Attention(call, f"C++ AVX512-BF16, {how}") if call else None), problem
 
     def _kind(self, workload: Workload) -> tuple[str, str]:
         """strip, avx512 or sdpa, and why not the better one."""
@@ -106,7 +134,7 @@ class Tiled(Plugin):
 
 
 def _few(workload: Workload) -> bool:
-    return workload.seq * workload.group <= FEW
+    return workload.phase != "train" and workload.seq * workload.group <= FEW
 
 
 def strips(workload: Workload, rows: int) -> Call:
@@ -132,19 +160,123 @@ def strips(workload: Workload, rows: int) -> Call:
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        heads = list(product(range(w.batch), range(w.heads)))
-        threads = min(torch.get_num_threads(), len(heads))
 
-        def work(thread: int) -> None:
+        def work(heads: list[tuple[int, int]]) -> None:
             buffer = query.new_empty(rows * w.kv_seq)
-            for b, h in heads[thread::threads]:
+            for b, h in heads:
                 attend(query[b, h], key[b, h // w.group], value[b, h // w.group], out[b, h], buffer)
 
-        if threads == 1:
-            work(0)
-        else:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(work, range(threads)))
+        _share(work, w.batch, w.heads)
         return out
 
     return call
+
+
+def _share(work: Callable[[list[tuple[int, int]]], None], batch: int, heads: int) -> None:
+    """All (batch entry, head) to threads that torch's are divided among, each of which works through its own."""
+    tasks, available = list(product(range(batch), range(heads))), torch.get_num_threads()
+    threads = min(available, len(tasks))
+    if threads == 1:
+        work(tasks)
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(available // threads,)) as pool:
+        list(pool.map(work, (tasks[i::threads] for i in range(threads))))
+
+
+class Strips:
+    """`strips` for training: `forward` tells the log-sum-exp of each row, with which `backward` makes P anew.
+
+    FlashAttention-2 (Dao 2023), algorithm 2, over strips of rows and blocks of keys: P = exp(S - lse),
+    delta = rowsum(dO * O), dV += P^T dO, dP = dO V^T, dS = P * (dP - delta), dQ += dS K * scale, dK += dS^T Q * scale.
+    """
+
+    def __init__(self, workload: Workload, rows: int, keys: int) -> None:
+        self.workload, self.rows, self.keys = workload, rows, keys
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.workload
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32)
+
+        def work(heads: list[tuple[int, int]]) -> None:
+            room = _Room(self.rows * w.kv_seq, query.dtype)
+            for b, h in heads:
+                k, v = key[b, h // w.group], value[b, h // w.group]
+                for strip, seen in self.strips():
+                    s = self.scores(query[b, h, strip], k[seen], strip, seen, room).mul_(w.scale)
+                    top = s.amax(-1)
+                    p = torch.softmax(s, -1, out=s)
+                    lse[b, h, strip] = top - p.amax(-1).log()
+                    torch.mm(room.narrow(p), v[seen], out=out[b, h, strip])
+
+        _share(work, w.batch, w.heads)
+        return out, lse
+
+    def backward(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        w = self.workload
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value))
+
+        def work(kv_heads: list[tuple[int, int]]) -> None:
+            room = _Room(self.rows * min(self.keys, w.kv_seq), query.dtype)
+            for b, h in kv_heads:
+                sums = torch.zeros(w.kv_seq, w.head_dim), torch.zeros(w.kv_seq, w.value_dim)  # float32
+                for query_head, (strip, seen) in product(range(h * w.group, (h + 1) * w.group), self.strips()):
+                    q, up = query[b, query_head, strip], out_gradient[b, query_head, strip]
+                    delta = (up.float() * out[b, query_head, strip]).sum(-1, keepdim=True)
+                    shift = lse[b, query_head, strip, None] * -LOG2_E
+                    q_sum = torch.zeros(q.shape)
+                    for start in range(0, seen.stop, self.keys):
+                        part = slice(start, min(start + self.keys, seen.stop))
+                        k = key[b, h, part]
+                        s = self.scores(q, k, strip, part, room)
+                        p = torch.add(shift, s, alpha=w.scale * LOG2_E, out=s).exp2_()  # four times as fast as exp
+                        sums[1][part] += room.narrow(p).T @ up
+                        ds = room.narrow(room.product(1, up, value[b, h, part]).sub_(delta).mul_(p))
+                        q_sum += ds @ k
+                        sums[0][part] += ds.T @ q
+                    dq[b, query_head, strip] = q_sum.mul_(w.scale)
+                dk[b, h], dv[b, h] = sums[0].mul_(w.scale), sums[1]
+
+        _share(work, w.batch, w.kv_heads)
+        return dq, dk, dv
+
+    def strips(self) -> list[tuple[slice, slice]]:
+        """Query rows, and the keys that they see."""
+        w = self.workload
+        strips = (slice(i, min(i + self.rows, w.seq)) for i in range(0, w.seq, self.rows))
+        return [(strip, slice(0, strip.stop + w.offset if w.is_causal else w.kv_seq)) for strip in strips]
+
+    def scores(self, q: Tensor, k: Tensor, rows: slice, keys: slice, room: _Room) -> Tensor:
+        """Q K^T in float32, of some rows with some keys; -inf where a row does not see a key."""
+        w = self.workload
+        s = room.product(0, q, k)
+        if w.is_causal and keys.stop > rows.start + w.offset + 1:
+            last = torch.arange(rows.start, rows.stop)[:, None] + w.offset
+            s.masked_fill_(torch.arange(keys.start, keys.stop) > last, -torch.inf)
+        return s
+
+
+class _Room:
+    """What a thread works in: two matrices of a strip in float32, and for narrower inputs one in their dtype."""
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.wide = torch.empty(2, size)
+        self.low = None if dtype == torch.float32 else torch.empty(size, dtype=dtype)
+
+    def product(self, which: int, a: Tensor, b: Tensor) -> Tensor:
+        """a b^T in float32, in one of the two matrices."""
+        shape = len(a), len(b)
+        wide = self.wide[which, : len(a) * len(b)].view(shape)
+        if self.low is None:
+            return torch.mm(a, b.T, out=wide)
+        # torch rounds it to bfloat16: a score of 3 is off by up to 1/128, and so is its exponential. What rounding lost
+        # is the same product once more, less what it was rounded to.
+        low = self.low[: len(a) * len(b)].view(shape)
+        wide.copy_(torch.mm(a, b.T, out=low))
+        return wide.add_(torch.addmm(low, a, b.T, beta=-1, out=low))
+
+    def narrow(self, x: Tensor) -> Tensor:
+        """x in the inputs' dtype, until the next product."""
+        return x if self.low is None else self.low[: x.numel()].view(x.shape).copy_(x)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attnbench.plugin import Attention, Option, Plugin, visible
 from attnbench.workload import Workload
@@ -49,14 +50,19 @@ class Xformers(Plugin):
         return None
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        """CPU: one tile of scores with its running output; O(l) only through the chunk of queries. CUDA: unknown."""
-        return _Tiles(workload, self.query_chunk, self.key_chunk).bytes() if workload.device == "cpu" else None
+        """CPU: one tile of scores with its running output; O(l) only through the chunk of queries. else unknown."""
+        if workload.device != "cpu" or workload.phase == "train":
+            return None
+        return _Tiles(workload, self.query_chunk, self.key_chunk).bytes()
 
     def build(self, workload: Workload) -> Attention:
         if workload.device == "cpu":
             tiles = _Tiles(workload, self.query_chunk, self.key_chunk)
             size = f"{tiles.rows} x {tiles.keys}"
-            return Attention(tiles, f"plain torch Rabe-Staats, chunks {size} (xformers has no CPU operator)")
+            how = f"plain torch Rabe-Staats, chunks {size}"
+            if workload.phase != "train":
+                return Attention(tiles, f"{how} (xformers has no CPU operator)")
+            return Attention(tiles.checkpointed, f"{how}, checkpointed (xformers has no CPU operator)")
         operator, bias = _cuda_operator(workload)
         attend = _CudaAttention(workload.kv_heads, workload.group, operator, bias)
         return Attention(attend, f"xformers {version('xformers')} {operator.NAME}")
@@ -69,6 +75,9 @@ class _Tiles:
     P = exp(S - m'), a = exp(m - m'), s' = a s + rowsum P, o' = a o + P V; at the end o / s. Powers are of 2, with
     log2(e) inside the scale, because torch's exp2 is the faster one. The heads of a key/value head's group are rows
     of one matrix, so K and V are never expanded, and as many key/value heads go together as the tile has room for.
+
+    Training, a chunk of queries keeps nothing of its tiles and is computed once more when its gradient is: section 3's
+    checkpoints, around all chunks of keys that it sees.
     """
 
     def __init__(self, workload: Workload, query_chunk: int, key_chunk: int) -> None:
@@ -76,7 +85,8 @@ class _Tiles:
         self.rows = min(query_chunk, w.seq)
         self.keys = min(key_chunk, w.kv_seq)
         self.low = w.itemsize < 4
-        self.together = max(1, min(w.kv_heads, w.threads * TILE_SCORES // (w.group * self.rows * self.keys)))
+        width = w.kv_seq if w.phase == "train" else self.keys  # of the tiles that are held at once
+        self.together = max(1, min(w.kv_heads, w.threads * TILE_SCORES // (w.group * self.rows * width)))
 
     def bytes(self) -> int:
         """The tile in float32 (and in the narrow dtype), the output of its rows beside that of the rows before (and
@@ -141,6 +151,38 @@ class _Tiles:
                 torch.baddbmm(o.mul_(keep), s, v[:, part], out=o)
         return o.div_(total)
 
+    def checkpointed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `__call__`, for torch to differentiate: nothing is written in place."""
+        w = self.workload
+        grouped = query.unflatten(1, (w.kv_heads, w.group))
+        out = []  # (together, group, rows, value_dim) each
+        for b in range(w.batch):
+            for h in range(0, w.kv_heads, self.together):
+                heads = slice(h, h + self.together)
+                parts = []
+                for rows, columns in self.chunks():
+                    q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
+                    operands = q, key[b, heads], value[b, heads], rows, columns
+                    o = checkpoint(self.chunk, *operands, use_reentrant=False, preserve_rng_state=False)
+                    parts.append(o.unflatten(1, (w.group, -1)))
+                out.append(torch.cat(parts, 2))
+        return torch.cat(out).view(w.batch, w.heads, w.seq, w.value_dim)
+
+    def chunk(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: list[slice]) -> Tensor:
+        """`attend` in q's dtype. The maxima cancel: they count as constants."""
+        scale = self.workload.scale * LOG2_E
+        top = torch.full((*q.shape[:2], 1), -torch.inf)
+        total = o = torch.zeros(())
+        for part in columns:
+            s = torch.bmm(q, k[:, part].mT)
+            self.hide(s, rows, part)
+            old, top = top, torch.maximum(top, s.detach().amax(-1, keepdim=True))
+            p = torch.exp2(torch.add(top * -scale, s, alpha=scale))
+            keep = torch.exp2((old - top) * scale)
+            total = total * keep + p.sum(-1, keepdim=True)
+            o = o * keep + torch.bmm(p.to(q.dtype), v[:, part])
+        return (o / total).to(q.dtype)
+
     def hide(self, p: Tensor, rows: slice, part: slice) -> None:
         """Scores (n, group * rows, keys) that the causal mask forbids become -inf, where the tile meets the diagonal.
 
@@ -202,4 +244,4 @@ def _cuda_operator(workload: Workload) -> tuple[Any, Any]:
     bias = LowerTriangularFromBottomRightMask() if w.is_causal else None
     q, k, v = _to_xformers(q, k, v, w.kv_heads, w.group)
     inputs = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)
-    return fmha.dispatch._dispatch_fw(inputs, False), bias
+    return fmha.dispatch._dispatch_fw(inputs, needs_gradient=w.phase == "train"), bias

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import torch
 from attnbench_plugins.block_sparse import BlockSparse
+from attnbench_plugins.cpu import attention as kernels
 from attnbench_plugins.cpu import compiler
 from attnbench_plugins.cpu.attention import KEYS, round_up
 from attnbench_plugins.int8 import Int8, quantize
 from attnbench_plugins.linear import Linear
-from attnbench_plugins.tiled import Tiled
+from attnbench_plugins.tiled import Strips, Tiled
 from torch import Tensor
 
-from attnbench.plugin import Plugin
+from attnbench.plugin import Plugin, expand_kv, visible
 from attnbench.reference import exact, expected
 from attnbench.workload import Workload
 
@@ -35,7 +36,7 @@ def pointer(x: Tensor) -> ctypes.c_void_p:
 @pytest.fixture(scope="module")
 def stages() -> ctypes.CDLL:
     library = compiler.load(str(HERE / "stages.cpp"))
-    library.stage_quantize.restype = ctypes.c_float
+    library.stage_quantize.restype = library.stage_row_sum.restype = ctypes.c_float
     return library
 
 
@@ -103,6 +104,48 @@ def test_rows_are_quantized_as_in_torch(stages: ctypes.CDLL, width: int, smoothe
     assert scale == pytest.approx(float(wanted), rel=1e-6)
 
 
+@needs_kernels
+def test_weights_and_differences_are_softmax_and_its_derivative(stages: ctypes.CDLL) -> None:
+    scores, lse, dp, delta = (torch.randn(KEYS) for _ in range(4))
+    scores[5] = -torch.inf  # hidden
+    lse += 3
+    p, weights, differences = scores.clone(), torch.empty(KEYS).bfloat16(), torch.empty(KEYS).bfloat16()
+    stages.stage_weights(pointer(p), ctypes.c_float(0.7), pointer(lse), pointer(weights))
+    wanted = torch.exp2(scores.double() * 0.7 - lse.double())
+    assert rel_l2(p, wanted) < 1e-4
+    assert torch.equal(weights, p.bfloat16())
+    stages.stage_differences(pointer(p), pointer(dp), pointer(delta), pointer(differences))
+    torch.testing.assert_close(differences, (p * (dp - delta)).bfloat16(), rtol=0, atol=1e-37)  # denormals become 0
+
+
+@needs_kernels
+def test_two_keys_are_interleaved(stages: ctypes.CDLL) -> None:
+    x, out = torch.randn(2, KEYS).bfloat16(), torch.empty(KEYS, 2).bfloat16()
+    stages.stage_interleave(pointer(x[0]), pointer(x[1]), pointer(out))
+    assert torch.equal(out, x.T)
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [1, 15, 16, 33, 256])
+def test_delta_is_the_sum_of_a_row(stages: ctypes.CDLL, width: int) -> None:
+    a, b = torch.randn(2, width).bfloat16()
+    found = stages.stage_row_sum(pointer(a), pointer(b), whole(width))
+    assert found == pytest.approx(float(a.double() @ b.double()), rel=1e-5, abs=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 17, 64])
+@pytest.mark.parametrize("width", [1, 15, 16, 33, 64, 256])
+def test_keys_are_turned_and_gradients_turned_back(stages: ctypes.CDLL, rows: int, width: int) -> None:
+    x, out = torch.randn(rows, width).bfloat16(), torch.empty(width, KEYS).bfloat16()
+    stages.stage_pack_turned(pointer(x), whole(rows), whole(width), pointer(out))
+    assert torch.equal(out[:, :rows], x.T)
+    assert not out[:, rows:].any()
+    turned, back = torch.randn(width, KEYS), torch.empty(rows, width).bfloat16()
+    stages.stage_finish_turned(pointer(turned), whole(width), ctypes.c_float(0.5), whole(rows), pointer(back))
+    assert torch.equal(back, (turned.T[:rows] * 0.5).bfloat16())
+
+
 def make(w: Workload, strided: bool = False, bias: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     shapes = [(w.heads, w.seq, w.head_dim), (w.kv_heads, w.kv_seq, w.head_dim), (w.kv_heads, w.kv_seq, w.value_dim)]
@@ -161,6 +204,42 @@ def test_a_kernel_computes_what_it_defines(kernel: str, shape: str, mask: str) -
     implementation, approximation = errors(plugin, w, strided=shape in ("tail", "grouped", "batch"))
     assert implementation < implementation_limit
     assert approximation < exact_limit * (2.5 if shape == "narrow" else 1)
+
+
+@needs_kernels
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_log_sum_exp_is_that_of_the_scores(shape: str, mask: str) -> None:
+    sizes = {"heads": 3, "kv_heads": 3, "head_dim": 64, "value_dim": 64} | SHAPES[shape]
+    w = Workload(**sizes, dtype="bfloat16", mask=mask)
+    query, key, value = make(w, strided=shape in ("tail", "grouped", "batch"))
+    kernel = compiler.load("tiled.cpp").tiled
+    out, lse = kernels.forward(kernel, w, kernels.dense(w, 192), 1024)(query, key, value)
+    assert torch.equal(out, kernels.caller(kernel, w, kernels.dense(w, 192), 1024)(query, key, value))
+    scores = query.double() @ expand_kv(key.double(), w.heads).mT * w.scale
+    scores.masked_fill_(~visible(w, torch.arange(w.seq)[:, None], torch.arange(w.kv_seq)), -torch.inf)
+    assert float((lse - scores.logsumexp(-1)).abs().max()) < 2e-4
+
+
+@needs_kernels
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (5, 1)])
+def test_both_backward_passes_agree_however_threads_share_them(heads: int, kv_heads: int, mask: str) -> None:
+    w = Workload(seq=500, kv_seq=700, heads=heads, kv_heads=kv_heads, dtype="bfloat16", mask=mask, phase="train")
+    tensors, up = make(w), torch.randn(w.batch, w.heads, w.seq, w.value_dim).bfloat16()
+    out, lse = kernels.forward(compiler.load("tiled.cpp").tiled, w, kernels.dense(w, 192), 1024)(*tensors)
+    kernel = kernels.backward(compiler.load("backward.cpp").backward, w, kernels.dense(w, 130), 128)
+    wanted = Strips(w, 130, 256).backward(*tensors, out, lse, up)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found, again = (kernel(*tensors, out, lse, up) for _ in range(2))
+            for one, other, strip in zip(found, again, wanted, strict=True):
+                assert torch.equal(one, other)
+                assert rel_l2(one, strip.double()) < 4e-3
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_kernels
@@ -281,4 +360,4 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 33
+    assert len(done.stdout.splitlines()) == 41

@@ -51,6 +51,7 @@ struct Problem {
     const Strip* strips;
     int64_t strip_count;
     const Range* ranges;
+    float* lse;         // (batch, heads, seq), dense: the log-sum-exp of each row's scores; null where not wanted
 
     int64_t packed_keys() const { return round_up(kv_seq, KEYS); }
     int64_t columns() const { return round_up(value_dim, LANES); }
@@ -163,7 +164,9 @@ void attend(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys
             }
     }
     for (int64_t i = 0; i < rows; ++i)
-        finish(w.out + i * columns, p.value_dim, w.sum[i], p.out.at<bf16>(batch, head, strip.start + i));
+        finish(w.out + i * columns, p.value_dim, 1 / w.sum[i], p.out.at<bf16>(batch, head, strip.start + i));
+    for (int64_t i = 0; p.lse && i < rows; ++i)
+        p.lse[(batch * p.heads + head) * p.seq + strip.start + i] = log_sum_exp(w.top[i], w.sum[i]);
 }
 
 // All of it. As long as every thread has a key/value head of its own, it packs that head and computes its query heads

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from attnbench.plugin import Call
 from attnbench.workload import Workload
@@ -78,40 +80,167 @@ class _Problem(ctypes.Structure):
         ("strips", ctypes.POINTER(_Strip)),
         ("strip_count", ctypes.c_int64),
         ("ranges", ctypes.POINTER(_Range)),
+        ("lse", ctypes.c_void_p),
     )
 
 
-def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Call:
-    """The kernel as a function of query, key and value; keys: of a block, a multiple of 64.
+class _Gradients(ctypes.Structure):
+    _fields_ = tuple((n, _Tensor) for n in ("out", "query", "key", "value"))
+
+
+class _Problems:
+    """Problems of one workload and plan, for tensors whose last dimension is dense.
 
     The threads are torch's, as many as it uses when called.
     """
-    w = workload
-    ranges = [r for _, _, own in plan.strips for r in own]
-    strips, at = [], 0
-    for start, end, own in plan.strips:
-        strips.append((start, end, at, at + len(own)))
-        at += len(own)
-    c_strips, c_ranges = (_Strip * len(strips))(*strips), (_Range * max(1, len(ranges)))(*ranges)
-    tallest = max(end - start for start, end, _ in plan.strips)
+
+    def __init__(self, workload: Workload, plan: Plan, keys: int) -> None:
+        self.workload, self.keys, self.band = workload, keys, plan.band
+        ranges = [r for _, _, own in plan.strips for r in own]
+        strips, at = [], 0
+        for start, end, own in plan.strips:
+            strips.append((start, end, at, at + len(own)))
+            at += len(own)
+        self.strips, self.ranges = (_Strip * len(strips))(*strips), (_Range * max(1, len(ranges)))(*ranges)
+        self.tallest = max(end - start for start, end, _ in plan.strips)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None) -> _Problem:
+        return _Problem(
+            *map(_tensor, (query, key, value, out)),
+            *(getattr(self.workload, name) for name in _SIZES),
+            *self.band,
+            self.keys,
+            self.tallest,
+            torch.get_num_threads(),
+            self.workload.scale,
+            self.strips,
+            len(self.strips),
+            self.ranges,
+            None if lse is None else lse.data_ptr(),
+        )
+
+
+def _tensor(x: Tensor) -> _Tensor:
+    return _Tensor(x.data_ptr(), *x.stride()[:3])
+
+
+def _dense_rows(*tensors: Tensor) -> list[Tensor]:
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+def _run(kernel: Callable[..., int], *structures: ctypes.Structure) -> None:
+    if kernel(*map(ctypes.byref, structures)):
+        raise MemoryError("the kernel's workspace could not be allocated")
+
+
+def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Call:
+    """The kernel as a function of query, key and value; keys: of a block, a multiple of 64."""
+    w, problem = workload, _Problems(workload, plan, keys)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        query, key, value = _dense_rows(query, key, value)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        problem = _Problem(
-            *(_Tensor(x.data_ptr(), *x.stride()[:3]) for x in (query, key, value, out)),
-            *(getattr(w, name) for name in _SIZES),
-            *plan.band,
-            keys,
-            tallest,
-            torch.get_num_threads(),
-            w.scale,
-            c_strips,
-            len(strips),
-            c_ranges,
-        )
-        if kernel(ctypes.byref(problem)):
-            raise MemoryError("the kernel's workspace could not be allocated")
+        _run(kernel, problem(query, key, value, out))
+        return out
+
+    return call
+
+
+Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""query, key, value -> out and the log-sum-exp of each row's scores, (batch, heads, seq) in float32."""
+
+Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""query, key, value, out, log-sum-exp and out's gradient, whose rows are dense -> those of query, key and value."""
+
+
+def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Forward:
+    """As `caller`, with what the backward pass needs."""
+    w, problem = workload, _Problems(workload, plan, keys)
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, value = _dense_rows(query, key, value)
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32)
+        _run(kernel, problem(query, key, value, out, lse))
+        return out, lse
+
+    return call
+
+
+def backward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Backward:
+    problem = _Problems(workload, plan, keys)
+
+    def call(
+        query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = _dense_rows(query, key, value)
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value))
+        _run(kernel, problem(query, key, value, out, lse), _Gradients(*map(_tensor, (out_gradient, dq, dk, dv))))
+        return dq, dk, dv
+
+    return call
+
+
+def differentiable(forward: Forward, backward: Backward) -> Call:
+    """Attention that torch can differentiate, once."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = _Differentiable.apply(forward, backward, query, key, value)
+        return out
+
+    return call
+
+
+def exact(
+    workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan, backward_keys: int, required: bool
+) -> tuple[Call | None, str]:
+    """tiled.cpp, in phase train with backward.cpp behind it; or None and why not.
+
+    Raises:
+        CompileError: it can't be compiled, and is `required`.
+    """
+    kernel, problem = compiler.kernel("tiled.cpp", "tiled", required)
+    if not kernel or workload.phase != "train":
+        return kernel and caller(kernel, workload, forward_plan, keys), problem
+    back, problem = compiler.kernel("backward.cpp", "backward", required)
+    if not back:
+        return None, problem
+    return differentiable(
+        forward(kernel, workload, forward_plan, keys), backward(back, workload, backward_plan, backward_keys)
+    ), ""
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> Tensor:
+        out, lse = forward(*(x.detach() for x in inputs))  # torch records what threads of one's own do, but for this
+        ctx.save_for_backward(*inputs, out, lse)
+        ctx.made_by = backward
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        up, *_ = _dense_rows(out_gradient)
+        return None, None, *ctx.made_by(*(x.detach() for x in ctx.saved_tensors), up)
+
+
+class _Scales(ctypes.Structure):
+    _fields_ = tuple((n, _Tensor) for n in ("query", "key", "value"))
+
+
+Int8 = tuple[Tensor, Tensor]
+"""int8 (batch, heads, length, dim) and float32 scales (batch, heads, length, 1)."""
+
+
+def int8_decoder(kernel: Callable[..., int], workload: Workload) -> Callable[[Int8, Int8, Int8], Tensor]:
+    """decode_int8.cpp as a function of query, key and value; the output is bfloat16."""
+    w, problem = workload, _Problems(workload, dense(workload, workload.seq), KEYS)
+
+    def call(query: Int8, key: Int8, value: Int8) -> Tensor:
+        out = query[0].new_empty(w.batch, w.heads, w.seq, w.value_dim, dtype=torch.bfloat16)
+        scales = _Scales(*(_tensor(scale) for _, scale in (query, key, value)))
+        _run(kernel, problem(query[0], key[0], value[0], out), scales)
         return out
 
     return call

@@ -1,7 +1,5 @@
-// Few queries on many keys, as when a decoder adds a token to its cache: K and V are read once, from where they lie, so
-// the time is that of reading them. Keys are split among threads and the parts merged by their maxima and sums
-// (Dao, Haziza, Massa, Sizov 2023, "Flash-Decoding").
-#include "attention.h"
+// Few queries over keys and values in bf16: see decode.h.
+#include "decode.h"
 
 namespace attnbench {
 
@@ -27,17 +25,6 @@ inline void scores(const bf16* q, const bf16* k, int64_t k_row, int64_t rows, in
         for (int i = 0; i < LANES; ++i) total = _mm512_add_ps(total, _mm512_castsi512_ps(sums[i]));
         _mm512_store_ps(s + key, total);
     }
-}
-
-// P = 2^(scale S - top) in place, and its sum.
-inline float powers(float* s, float scale, float top) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t j = 0; j < KEYS; j += LANES) {
-        const __m512 p = exp2(_mm512_fmadd_ps(_mm512_load_ps(s + j), _mm512_set1_ps(scale), _mm512_set1_ps(-top)));
-        sum = _mm512_add_ps(sum, p);
-        _mm512_store_ps(s + j, p);
-    }
-    return _mm512_reduce_add_ps(sum);
 }
 
 // O += P V for one row of P over `rows` keys. A register of 32 bf16 values is widened by halves, those of even columns and
@@ -75,114 +62,51 @@ inline void accumulate(const float* p, const bf16* v, int64_t v_row, int64_t row
     }
 }
 
-// Asks for rows of a tensor that are needed soon; the hardware's own prefetcher loses the thread from K to V and back.
-inline void fetch(const bf16* x, int64_t row, int64_t rows, int64_t dim) {
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t d = 0; d < dim; d += PAIRS) _mm_prefetch(x + i * row + d, _MM_HINT_T0);
-}
-
-// One row over one part of the keys: its output before division, the maximum and the sum that it is relative to.
-struct Part {
-    float* out;
-    float top = LOWEST, sum = 0;
-};
-
-// All parts of the problem: for each key/value head, `splits` parts of its keys, each with all rows of its group.
-class Parts {
+class Bf16Cache {
   public:
-    Parts(const Problem& p, int64_t splits)
-        : rows_(p.heads / p.kv_heads * p.seq),
-          splits_(splits),
-          out_(p.batch * p.heads * p.seq * splits * p.columns()),
-          parts_(p.batch * p.heads * p.seq * splits) {
-        std::fill(out_ + 0, out_ + parts_.size() * p.columns(), 0.f);
-        for (size_t i = 0; i < parts_.size(); ++i) parts_[i].out = out_ + i * p.columns();
+    explicit Bf16Cache(const Problem& p)
+        : p_(p),
+          width_(round_up(p.head_dim, PAIRS)),
+          rows_(p.heads / p.kv_heads * p.seq),
+          queries_(p.batch * p.kv_heads * rows_ * width_) {
+        const int64_t heads = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
+        std::fill(queries_ + 0, queries_ + heads * rows_ * width_, bf16(0));
+        for (int64_t head = 0; head < heads; ++head)
+            for (int64_t row = 0; row < rows_; ++row)
+                std::memcpy(queries_ + (head * rows_ + row) * width_,
+                            p.query.at<bf16>(head / p.kv_heads, head % p.kv_heads * group + row / p.seq, row % p.seq),
+                            p.head_dim * sizeof(bf16));
     }
 
-    Part& at(int64_t head, int64_t row, int64_t split) { return parts_[(head * rows_ + row) * splits_ + split]; }
-    int64_t rows() const { return rows_; }
-    int64_t splits() const { return splits_; }
+    // V of these keys, and K of the next ones.
+    void fetch(int64_t batch, int64_t head, int64_t key, int64_t rows, int64_t next) const {
+        fetch_rows<bf16>(p_.value, batch, head, key, rows, p_.value_dim);
+        fetch_rows<bf16>(p_.key, batch, head, key + KEYS, next, p_.head_dim);
+    }
+
+    // The products of one query with `rows` keys into s, and what they are still to be multiplied by, log2 e included.
+    float scores(int64_t of, int64_t row, int64_t batch, int64_t head, int64_t key, int64_t rows, float* s) const {
+        attnbench::scores(queries_ + (of * rows_ + row) * width_, p_.key.at<bf16>(batch, head, key), p_.key.row, rows,
+                          p_.head_dim, s);
+        return p_.scale * float(M_LOG2E);
+    }
+
+    void accumulate(int64_t batch, int64_t head, int64_t key, int64_t rows, const float* weights, float* o) const {
+        attnbench::accumulate(weights, p_.value.at<bf16>(batch, head, key), p_.value.row, rows, p_.value_dim, o);
+    }
 
   private:
-    int64_t rows_, splits_;
-    Buffer<float> out_;
-    std::vector<Part> parts_;
+    const Problem& p_;
+    int64_t width_, rows_;
+    Buffer<bf16> queries_;
 };
-
-// Keys [start, end) of one key/value head, for the queries of its group. q: rows of `width` values.
-void attend(const Problem& p, Parts& parts, const bf16* q, int64_t width, int64_t head, int64_t split, int64_t start,
-            int64_t end) {
-    const int64_t batch = head / p.kv_heads, kv_head = head % p.kv_heads;
-    const float scale = p.scale * float(M_LOG2E);
-    alignas(64) float s[KEYS];
-    for (int64_t key = start; key < end; key += KEYS) {
-        const int64_t rows = std::min<int64_t>(KEYS, end - key);
-        const bf16* k = p.key.at<bf16>(batch, kv_head, key);
-        const bf16* v = p.value.at<bf16>(batch, kv_head, key);
-        fetch(v, p.value.row, rows, p.value_dim);
-        fetch(k + KEYS * p.key.row, p.key.row, std::clamp<int64_t>(end - key - KEYS, 0, KEYS), p.head_dim);
-        for (int64_t row = 0; row < parts.rows(); ++row) {
-            const int64_t seen = std::min(rows, row % p.seq + p.high + 1 - key);
-            if (seen <= 0) continue;
-            Part& part = parts.at(head, row, split);
-            scores(q + row * width, k, p.key.row, rows, p.head_dim, s);
-            hide(s, KEYS, 0, seen);
-            raise(maximum(s, KEYS) * scale, part.top, part.sum, part.out, p.columns());
-            part.sum += powers(s, scale, part.top);
-            accumulate(s, v, p.value.row, seen, p.value_dim, part.out);
-        }
-    }
-}
-
-// A row's parts into its output.
-void merge(const Problem& p, Parts& parts, int64_t head, int64_t row) {
-    Part& whole = parts.at(head, row, 0);
-    for (int64_t split = 1; split < parts.splits(); ++split) {
-        const Part& part = parts.at(head, row, split);
-        const float top = std::max(whole.top, part.top);
-        const float keep = std::exp2(whole.top - top), add = std::exp2(part.top - top);
-        for (int64_t c = 0; c < p.value_dim; ++c) whole.out[c] = keep * whole.out[c] + add * part.out[c];
-        whole.sum = keep * whole.sum + add * part.sum;
-        whole.top = top;
-    }
-    const int64_t query_head = head % p.kv_heads * (p.heads / p.kv_heads) + row / p.seq;
-    finish(whole.out, p.value_dim, whole.sum, p.out.at<bf16>(head / p.kv_heads, query_head, row % p.seq));
-}
-
-void decode(const Problem& p) {
-    const int64_t heads = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
-    const int64_t width = round_up(p.head_dim, PAIRS), rows = group * p.seq;
-    // Some parts for each thread, so that none waits long for the last; but not of less than a few blocks.
-    const int64_t wanted = std::max<int64_t>(1, 4 * p.threads / heads);
-    const int64_t keys = round_up(std::max<int64_t>((p.kv_seq + wanted - 1) / wanted, 4 * KEYS), KEYS);
-    const int64_t splits = (p.kv_seq + keys - 1) / keys;
-    Parts parts(p, splits);
-    Buffer<bf16> queries(heads * rows * width);
-    std::fill(queries + 0, queries + heads * rows * width, bf16(0));
-    for (int64_t head = 0; head < heads; ++head)
-        for (int64_t row = 0; row < rows; ++row)
-            std::memcpy(queries + (head * rows + row) * width,
-                        p.query.at<bf16>(head / p.kv_heads, head % p.kv_heads * group + row / p.seq, row % p.seq),
-                        p.head_dim * sizeof(bf16));
-#pragma omp parallel num_threads(p.threads)
-    {
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < heads * splits; ++task) {
-            const int64_t head = task / splits, start = task % splits * keys;
-            attend(p, parts, queries + head * rows * width, width, head, task % splits, start,
-                   std::min(start + keys, p.kv_seq));
-        }
-#pragma omp for
-        for (int64_t task = 0; task < heads * rows; ++task) merge(p, parts, task / rows, task % rows);
-    }
-}
 
 }  // namespace attnbench
 
 // `high` of the problem is the causal mask's: row i sees the keys up to i + high. Strips and ranges are not read.
 extern "C" int decode(const attnbench::Problem* problem) {
     try {
-        attnbench::decode(*problem);
+        attnbench::decode(*problem, attnbench::Bf16Cache(*problem));
     } catch (const std::bad_alloc&) {
         return 1;
     }

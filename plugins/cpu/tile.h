@@ -187,9 +187,12 @@ inline void raise(float peak, float& top, float& sum, float* o, int64_t columns)
     top = peak;
 }
 
-// A row of O / sum in bf16, n values.
-inline void finish(const float* o, int64_t n, float sum, bf16* out) {
-    const __m512 by = _mm512_set1_ps(1.f / sum);
+// The log of sum 2^top, a row's sum of exponentials.
+inline float log_sum_exp(float top, float sum) { return (top + std::log2(sum)) * float(M_LN2); }
+
+// A row of O * factor in bf16, n values.
+inline void finish(const float* o, int64_t n, float factor, bf16* out) {
+    const __m512 by = _mm512_set1_ps(factor);
     for (int64_t i = 0; i < n; i += LANES) {
         const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_load_ps(o + i), by));
         _mm256_mask_storeu_epi16(out + i, first(n - i), narrow);

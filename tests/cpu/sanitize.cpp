@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <random>
 
+#include "backward.cpp"
 #include "decode.cpp"
 #include "int8.cpp"
 #include "linear.cpp"
@@ -33,37 +34,55 @@ struct Shape {
 
 double elu(double x) { return x > 0 ? x + 1 : std::exp(x); }
 
+std::vector<bf16> make(int64_t n, std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    std::vector<bf16> x(n);
+    for (auto& value : x) value = narrow(normal(random));
+    x.shrink_to_fit();
+    return x;
+}
+
+Tensor tensor(std::vector<bf16>& x, int64_t heads, int64_t length, int64_t dim) {
+    return Tensor{x.data(), heads * length * dim, length * dim, dim};
+}
+
+// The keys [low, high) that row i sees.
+std::pair<int64_t, int64_t> seen(const Shape& c, int64_t i) {
+    const int64_t at = i + c.kv_seq - c.seq, window = c.window ? c.window : c.kv_seq + c.seq;
+    const int64_t high = c.causal ? at : at + window - 1;
+    return {std::max<int64_t>(0, at - window + 1), std::min(c.kv_seq, high + 1)};
+}
+
+// The problem of a shape, with its strips and ranges.
+struct Case {
+    Case(const Shape& c, Tensor q, Tensor k, Tensor v, Tensor out) {
+        for (int64_t start = 0; start < c.seq; start += c.strip) {
+            const int64_t end = std::min(start + c.strip, c.seq);
+            const int at = int(ranges.size());
+            ranges.push_back({int32_t(seen(c, start).first), int32_t(seen(c, end - 1).second), 0});
+            strips.push_back({int32_t(start), int32_t(end), at, at + 1});
+        }
+        const int64_t offset = c.kv_seq - c.seq, far = c.window ? c.window : c.kv_seq + c.seq;
+        problem = {q, k, v, out, c.batch, c.heads, c.kv_heads, c.seq, c.kv_seq, c.head_dim, c.value_dim,
+                   offset - far + 1, c.causal ? offset : offset + far - 1, c.keys, c.strip, c.threads,
+                   1 / std::sqrt(float(c.head_dim)), strips.data(), int64_t(strips.size()), ranges.data(), nullptr};
+    }
+
+    std::vector<Strip> strips;
+    std::vector<Range> ranges;
+    Problem problem;
+};
+
 // Relative L2. features: linear attention, whose weight is elu(q) . elu(k) with elu + 1.
 double error(const Shape& c, int (*kernel)(const Problem*), bool features = false) {
     std::mt19937 random(1);
-    std::normal_distribution<float> normal;
-    const auto make = [&](int64_t n) {
-        std::vector<bf16> x(n);
-        for (auto& value : x) value = narrow(normal(random));
-        x.shrink_to_fit();
-        return x;
-    };
-    auto q = make(c.batch * c.heads * c.seq * c.head_dim);
-    auto k = make(c.batch * c.kv_heads * c.kv_seq * c.head_dim), v = make(c.batch * c.kv_heads * c.kv_seq * c.value_dim);
+    auto q = make(c.batch * c.heads * c.seq * c.head_dim, random);
+    auto k = make(c.batch * c.kv_heads * c.kv_seq * c.head_dim, random);
+    auto v = make(c.batch * c.kv_heads * c.kv_seq * c.value_dim, random);
     std::vector<bf16> out(c.batch * c.heads * c.seq * c.value_dim);
-    const auto tensor = [](std::vector<bf16>& x, int64_t heads, int64_t length, int64_t dim) {
-        return Tensor{x.data(), heads * length * dim, length * dim, dim};
-    };
-    const int64_t offset = c.kv_seq - c.seq, high = c.causal ? offset : c.window ? offset + c.window - 1 : c.kv_seq;
-    const int64_t low = c.window ? offset - c.window + 1 : -c.seq;
-    std::vector<Strip> strips;
-    std::vector<Range> ranges;
-    for (int64_t start = 0; start < c.seq; start += c.strip) {
-        const int64_t end = std::min(start + c.strip, c.seq);
-        const int at = int(ranges.size());
-        ranges.push_back({int32_t(std::max<int64_t>(0, start + low)), int32_t(std::min(c.kv_seq, end + high)), 0});
-        strips.push_back({int32_t(start), int32_t(end), at, at + 1});
-    }
-    const float scale = 1 / std::sqrt(float(c.head_dim));
-    Problem p{tensor(q, c.heads, c.seq, c.head_dim), tensor(k, c.kv_heads, c.kv_seq, c.head_dim),
-              tensor(v, c.kv_heads, c.kv_seq, c.value_dim), tensor(out, c.heads, c.seq, c.value_dim),
-              c.batch, c.heads, c.kv_heads, c.seq, c.kv_seq, c.head_dim, c.value_dim, low, high, c.keys, c.strip,
-              c.threads, scale, strips.data(), int64_t(strips.size()), ranges.data()};
+    const Case made(c, tensor(q, c.heads, c.seq, c.head_dim), tensor(k, c.kv_heads, c.kv_seq, c.head_dim),
+                    tensor(v, c.kv_heads, c.kv_seq, c.value_dim), tensor(out, c.heads, c.seq, c.value_dim));
+    const Problem& p = made.problem;
     if (kernel(&p)) return 1;
     double off = 0, all = 0;
     for (int64_t bh = 0; bh < c.batch * c.heads; ++bh) {
@@ -71,12 +90,12 @@ double error(const Shape& c, int (*kernel)(const Problem*), bool features = fals
         for (int64_t i = 0; i < c.seq; ++i) {
             std::vector<double> o(c.value_dim), s(c.kv_seq, -INFINITY);
             double top = -INFINITY, sum = 0;
-            for (int64_t j = std::max<int64_t>(0, i + low); j < std::min(c.kv_seq, i + high + 1); ++j) {
+            for (int64_t j = seen(c, i).first; j < seen(c, i).second; ++j) {
                 s[j] = 0;
                 for (int64_t d = 0; d < c.head_dim; ++d) {
                     const double x = widen(q[(bh * c.seq + i) * c.head_dim + d]);
                     const double y = widen(k[(kv * c.kv_seq + j) * c.head_dim + d]);
-                    s[j] += features ? elu(x) * elu(y) : x * y * scale;
+                    s[j] += features ? elu(x) * elu(y) : x * y * p.scale;
                 }
                 top = std::max(top, s[j]);
             }
@@ -94,6 +113,59 @@ double error(const Shape& c, int (*kernel)(const Problem*), bool features = fals
         }
     }
     return std::sqrt(off / all);
+}
+
+// Of the gradient of query, key or value, whichever is furthest off.
+double gradient_error(const Shape& c) {
+    std::mt19937 random(1);
+    const int64_t rows = c.batch * c.heads * c.seq, keys = c.batch * c.kv_heads * c.kv_seq;
+    auto q = make(rows * c.head_dim, random), k = make(keys * c.head_dim, random), v = make(keys * c.value_dim, random);
+    auto up = make(rows * c.value_dim, random);
+    std::vector<bf16> out(up.size()), dq(q.size()), dk(k.size()), dv(v.size());
+    std::vector<float> lse(rows);
+    const auto query = [&](auto& x, int64_t dim) { return tensor(x, c.heads, c.seq, dim); };
+    const auto key = [&](auto& x, int64_t dim) { return tensor(x, c.kv_heads, c.kv_seq, dim); };
+    Case made(c, query(q, c.head_dim), key(k, c.head_dim), key(v, c.value_dim), query(out, c.value_dim));
+    made.problem.lse = lse.data();
+    const gradient::Gradients gradients{query(up, c.value_dim), query(dq, c.head_dim), key(dk, c.head_dim),
+                                        key(dv, c.value_dim)};
+    if (tiled(&made.problem) || backward(&made.problem, &gradients)) return 1;
+    std::vector<double> exact_q(q.size()), exact_k(k.size()), exact_v(v.size());
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t bh = row / c.seq, kv = bh / c.heads * c.kv_heads + bh % c.heads / (c.heads / c.kv_heads);
+        const auto [from, to] = seen(c, row % c.seq);
+        std::vector<double> p(to - from), dp(to - from);
+        double sum = 0, delta = 0;
+        for (int64_t j = from; j < to; ++j) {
+            double s = 0;
+            const bf16* key_row = &k[(kv * c.kv_seq + j) * c.head_dim];
+            const bf16* value_row = &v[(kv * c.kv_seq + j) * c.value_dim];
+            for (int64_t d = 0; d < c.head_dim; ++d) s += double(widen(q[row * c.head_dim + d])) * widen(key_row[d]);
+            for (int64_t d = 0; d < c.value_dim; ++d)
+                dp[j - from] += double(widen(up[row * c.value_dim + d])) * widen(value_row[d]);
+            sum += p[j - from] = std::exp(s * made.problem.scale);
+        }
+        for (int64_t j = 0; j < to - from; ++j) delta += (p[j] /= sum) * dp[j];
+        for (int64_t j = from; j < to; ++j) {
+            const double ds = p[j - from] * (dp[j - from] - delta) * made.problem.scale;
+            for (int64_t d = 0; d < c.head_dim; ++d) {
+                exact_q[row * c.head_dim + d] += ds * widen(k[(kv * c.kv_seq + j) * c.head_dim + d]);
+                exact_k[(kv * c.kv_seq + j) * c.head_dim + d] += ds * widen(q[row * c.head_dim + d]);
+            }
+            for (int64_t d = 0; d < c.value_dim; ++d)
+                exact_v[(kv * c.kv_seq + j) * c.value_dim + d] += p[j - from] * widen(up[row * c.value_dim + d]);
+        }
+    }
+    // Beside 1e-3: with a single key the gradients of query and key are 0.
+    const auto off = [](const std::vector<bf16>& found, const std::vector<double>& exact) {
+        double wrong = 0, all = 1e-3 * double(exact.size());
+        for (size_t i = 0; i < exact.size(); ++i) {
+            wrong += std::pow(widen(found[i]) - exact[i], 2);
+            all += exact[i] * exact[i];
+        }
+        return std::sqrt(wrong / all);
+    };
+    return std::max({off(dq, exact_q), off(dk, exact_k), off(dv, exact_v)});
 }
 
 }  // namespace
@@ -124,6 +196,12 @@ int main() {
     };
     for (const auto& kernel : kernels)
         for (const auto& shape : shapes) check(kernel.name, kernel.kernel, kernel.limit, shape);
+    for (const auto& shape : shapes) {
+        const double off = gradient_error(shape);
+        std::printf("backward, %ld x %ld, dims %ld, %ld: %.1e\n", shape.seq, shape.kv_seq, shape.head_dim,
+                    shape.value_dim, off);
+        bad |= !(off < 6e-3);
+    }
     for (const auto& shape : few) check("decode", decode, 6e-3, shape);
     for (const auto& shape : shapes)
         if (!shape.window) check("linear", linear_bfloat16, 6e-3, shape, true);
