@@ -75,9 +75,9 @@ def _products(shape: Shape, seq: int, batch: int, block: str, model: Model | Non
 
 
 def _order(product: Product) -> str:
-    if product.parameters:
-        return "l d_m d_ff" if product.layer == "ffn" else "l d_m d_k"
-    return "l^2 d"
+    if not product.parameters:
+        return "l^2 d"
+    return {"ffn": "l d_m d_ff"}.get(product.layer, "l d_m^2" if product.name == "W_O" else "l d_m d_k")
 
 
 def _figures(found: list[Product]) -> tuple[str, str, str]:

@@ -97,7 +97,7 @@ SMALL = [
     (r"(?<=--prompt )\d+", "16"),
     (r"(?<=--tokens )\d+", "2"),
     (r" --budget \S+", ""),
-    (r"^attnbench run ", "attnbench run --budget 10 --precision 50% "),
+    (r"^attnbench run ", "attnbench run --budget 5 --precision 50% "),
     (r"^attnbench generate ", "attnbench generate --repeats 1 "),
     (r"projections\.py", r"projections.py --seq 16 --rounds 6"),
     (r"adam\.py", r"adam.py --layers 2 --heads 2 --seq 64"),
