@@ -411,11 +411,12 @@ def _option(name: str, option: dict[str, Any]) -> str:
 @click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Without a preset.")
 @click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True, help="Without a preset.")
 @click.option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
+@click.option("--phase", type=click.Choice(PHASES), default="forward", show_default=True)
 @click.option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
 @click.pass_context
 def theory(
     ctx: click.Context, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
-    device_memory: str | None,
+    phase: str, device_memory: str | None,
 ) -> None:  # fmt: skip
     """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run."""
     from attnbench import theory_pages
@@ -429,7 +430,7 @@ def theory(
     memory = parse_bytes(device_memory, "device-memory") if device_memory else None
     if memory and not isinstance(shape, Model):
         raise AttnbenchError("--device-memory needs --preset with a whole model, such as gpt2-xl-1.5b")
-    theory_pages.show(name, shape, seq, batch, block, memory)
+    theory_pages.show(name, shape, seq, batch, block, memory, phase)
 
 
 @main.command()

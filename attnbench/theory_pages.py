@@ -14,10 +14,17 @@ from attnbench.presets import Model, Shape
 from attnbench.theory import Product, products
 from attnbench.workload import Workload
 
+_PASS = {
+    "forward": "forward",
+    "decode": "decoding: keys and values of the past are there",
+    "train": "the forward pass; the backward one has two more products for each, one for the gradient of each factor",
+}
 ITEM = 2  # bytes of an element in bfloat16
 
 
-def show(name: str | None, shape: Shape, seq: int, batch: int, block: str | None, memory: int | None) -> None:
+def show(
+    name: str | None, shape: Shape, seq: int, batch: int, block: str | None, memory: int | None, phase: str
+) -> None:
     """Prints the block's products and, for a model, its memory and whether it fits."""
     model = shape if isinstance(shape, Model) else None
     if model:
@@ -31,7 +38,7 @@ def show(name: str | None, shape: Shape, seq: int, batch: int, block: str | None
         click.echo(
             f"{name}: {shape.heads} heads of {dims}, {shape.kv_heads} kv heads ({shape.source}); attention alone"
         )
-    _products(shape, seq, batch, "" if name and not model else block or _block(model), model)
+    _products(shape, seq, batch, "" if name and not model else block or _block(model, phase), model, phase)
     if model:
         _memory("training, mixed precision with Adam", footprint.training(model, batch, seq))
         _memory("inference", footprint.inference(model, batch, seq))
@@ -44,25 +51,30 @@ def show(name: str | None, shape: Shape, seq: int, batch: int, block: str | None
                 click.echo(f"  {remedy}")
 
 
-def _block(model: Model | None) -> str:
+def _block(model: Model | None, phase: str) -> str:
     """Bidirectional models are encoders, encoder-decoders show their decoder, the rest are decoder-only."""
     if model is None or model.types:
-        return "encoder"
+        return "encoder" if phase != "decode" else "decoder-only"
     return "decoder" if model.decoder_layers else "decoder-only"
 
 
-def _products(shape: Shape, seq: int, batch: int, block: str, model: Model | None) -> None:
+def _products(shape: Shape, seq: int, batch: int, block: str, model: Model | None, phase: str) -> None:
     workload = Workload(
-        seq=seq, kv_seq=seq, batch=batch, heads=shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
-        value_dim=shape.value_dim, dtype="bfloat16", scope="block" if block else "attention", block=block,
+        seq=1 if phase == "decode" else seq, kv_seq=seq, phase=phase, batch=batch, heads=shape.heads,
+        kv_heads=shape.kv_heads, head_dim=shape.head_dim, value_dim=shape.value_dim, dtype="bfloat16",
+        scope="block" if block else "attention", block=block,
         norm="pre" if block else "", mask="full" if block == "encoder" else "causal",
     )  # fmt: skip
     found = products(workload, model.d_ff if model else None, bool(model and model.gated))
-    click.echo(f"\none {block or 'attention'}{' block' if block else ''}, batch {batch}, {seq} tokens, bfloat16")
+    what = f"{block or 'attention'}{' block' if block else ''}"
+    tokens = f"one new token on {seq}" if phase == "decode" else f"{seq} tokens"
+    click.echo(f"\none {what}, batch {batch}, {tokens}, bfloat16, {_PASS[phase]}")
     table = Table("sub-layer", "product", "of size", "products", "FLOPs", "bytes", "FLOPs a byte", box=None)
     for product in found:
         table.add_row(product.layer, product.name, _order(product), str(product.count), *_figures([product]))
     table.add_row("all", "", "", str(sum(p.count for p in found)), *_figures(found))
+    if phase == "train":
+        table.add_row("with the backward pass", "", "", str(3 * sum(p.count for p in found)), *_figures(3 * found))
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
     if block == "decoder":
         click.echo(
@@ -82,7 +94,7 @@ def _order(product: Product) -> str:
 
 def _figures(found: list[Product]) -> tuple[str, str, str]:
     flops, moved = sum(p.flops for p in found), ITEM * sum(p.elements for p in found)
-    return f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", f"{flops / moved:.0f}"
+    return f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", f"{flops / moved:.3g}" if moved else ""
 
 
 def _memory(title: str, lines: list[Line]) -> None:

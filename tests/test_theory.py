@@ -229,3 +229,22 @@ def test_a_layer_saves_twelve_vectors_for_each_token(layers: int) -> None:
 def test_theory_loads_no_torch() -> None:
     code = "import sys, attnbench.theory; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        ("forward", "512 tokens, bfloat16, forward"),
+        ("decode", "one new token on 512"),
+        ("train", "with the backward pass"),
+    ],
+)
+def test_the_command_counts_each_phase(phase: str, said: str) -> None:
+    from click.testing import CliRunner
+
+    from attnbench.cli import main
+
+    for block in ("decoder-only", "decoder"):
+        result = CliRunner().invoke(main, ["theory", "--seq", "512", "--phase", phase, "--block", block])
+        assert result.exit_code == 0, result.output
+        assert said in result.output

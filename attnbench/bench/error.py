@@ -21,7 +21,7 @@ _TOLERANCE = {
 }
 _TF32_TOLERANCE = 2e-3
 _GRADIENT_FACTOR = 2
-_NO_GRADIENT = 5e-3
+_NO_GRADIENT = 1e-3
 _WORST_ROW = 10  # a single row may be off by this many times the tolerance
 
 
@@ -67,9 +67,10 @@ def gradient_error(actual: Tensor, expected: Tensor, up: Tensor) -> float:
     One that is next to nothing beside the gradient that came in, `up`, as where a query sees a single key and softmax
     is constant, is taken relative to that.
     """
-    a = actual.double()
-    norm = max(float(expected.norm()), _NO_GRADIENT * float(up.double().norm()), torch.finfo(torch.float64).tiny)
-    return float((a - expected).norm()) / norm
+    norm, reach = float(expected.norm()), float(up.double().norm())
+    if norm <= _NO_GRADIENT * reach:
+        norm = max(reach, torch.finfo(torch.float64).tiny)
+    return float((actual.double() - expected).norm()) / norm
 
 
 def verdict(error: Error, allowed: float) -> str | None:

@@ -147,6 +147,11 @@ class Costs:
         self._calls.setdefault(self._like(cell), []).append((cell.flops, call_s))
         self._fixed[self._like(cell)] = fixed_s
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._calls)
+
     def call(self, cell: Cell) -> float:
         """Seconds of one call. Where none like it was measured, at the rate of the plugin's others, or of anyone's."""
         known = (
@@ -170,7 +175,7 @@ class Costs:
     @staticmethod
     def _like(cell: Cell) -> tuple[Any, ...]:
         w = cell.workload
-        return cell.plugin, w.scope, w.block, w.dtype, w.mask, w.device
+        return cell.plugin, w.scope, w.block, w.dtype, w.mask, w.device, w.phase
 
 
 def skip_too_large(cells: Iterable[Cell], memory: int) -> None:

@@ -140,7 +140,8 @@ class Session:
         for i, together in enumerate(workloads):
             left = max(0.0, deadline - time.monotonic())
             pending = [cell for later in workloads[i:] for cell in later]
-            skip_too_dear(pending, self._costs, self._settings.budget, left)
+            # Nothing that comes later ends by a guess: once something was measured there is better.
+            skip_too_dear(pending if self._costs.known else together, self._costs, self._settings.budget, left)
             rows = self._measure(together, pending, deadline, progress)
             sink.append(rows)
             progress.rows(rows, max(0.0, deadline - time.monotonic()))

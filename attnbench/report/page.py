@@ -33,8 +33,8 @@ _TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution"
 _NUMBERS = (
     "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
     "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
-    "workspace_bytes", "input_bytes", "output_bytes", "cache_bytes", "flops_per_s", "variant_flops", "density",
-    "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance",
+    "workspace_bytes", "input_bytes", "output_bytes", "saved_bytes", "cache_bytes", "flops_per_s", "variant_flops",
+    "density", "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance", *tables.GRADIENTS,
 )  # fmt: skip
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]

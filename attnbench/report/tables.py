@@ -17,6 +17,7 @@ from attnbench.report.style import Style
 from attnbench.report.verdict import listed, warning_kinds
 from attnbench.warnings import explain
 
+GRADIENTS = tuple(f"{name}_gradient_rel_l2" for name in ("query", "key", "value", "gate"))
 ERROR_BOUND = 0.01
 """One column names the fastest variant whose approximation error (relative l2) is at most this."""
 
@@ -87,7 +88,10 @@ def results(panel: Panel, style: Style) -> Table:
         "speedup (95%)": lambda row: units.ratio(row["speedup"], row["speedup_low"], row["speedup_high"]),
         "peak memory": lambda row: units.size(row["peak_bytes"]),
         "workspace": lambda row: units.size(row["workspace_bytes"]),
+        "saved": lambda row: units.size(row["saved_bytes"]),
+        "state": lambda row: units.size(row["cache_bytes"]),
         "implementation error": lambda row: units.error(row["implementation_rel_l2"]),
+        "gradient error": lambda row: units.error(max((row[name] for name in GRADIENTS), key=_known)),
         "approximation error": lambda row: units.error(row["approximation_rel_l2"]),
         "rate": lambda row: units.rate(row["flops_per_s"]),
         "of attainable": lambda row: units.percent(row["roofline_fraction"]),
@@ -101,6 +105,10 @@ def results(panel: Panel, style: Style) -> Table:
     shown = [name for name, texts in body.items() if set(texts) != {units.NOTHING}]
     table = [list(row) for row in zip(*(body[name] for name in shown), strict=True)]
     return Table(shown, table, panel.heading, frozenset(shown) - {"variant", "run"})
+
+
+def _known(value: float) -> float:
+    return value if units.known(value) else -1.0
 
 
 def _latency(row: Row) -> str:
