@@ -94,7 +94,7 @@ def _order(product: Product) -> str:
 
 def _figures(found: list[Product]) -> tuple[str, str, str]:
     flops, moved = sum(p.flops for p in found), ITEM * sum(p.elements for p in found)
-    return f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", f"{flops / moved:.3g}" if moved else ""
+    return f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", f"{flops / moved:.0f}" if moved else ""
 
 
 def _memory(title: str, lines: list[Line]) -> None:
