@@ -12,8 +12,8 @@ from matplotlib import font_manager
 FONT = "DejaVu Sans"  # comes with matplotlib, so that a report looks the same everywhere
 
 # Seaborn's colour-blind-safe colours, the ones that stand out on white and from each other first; its yellow does not.
-_COLOURS = [*(sns.color_palette("colorblind").as_hex()[i] for i in (0, 1, 2, 4, 3, 9, 7, 5, 6)), "#222222", "#6a3d9a", "#7a6a00"]
-_MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h", ">")  # nine and ten: ninety plugins before two look the same
+_COLOURS = [*(sns.color_palette("colorblind").as_hex()[i] for i in (0, 1, 2, 4, 3, 9, 7, 5, 6)), "#222222", "#6a3d9a"]
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h", ">")  # nine and eleven: ninety-nine before two look the same
 _LONGEST = 36  # characters of a name
 
 
