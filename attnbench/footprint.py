@@ -50,6 +50,19 @@ def inference(model: Model, batch: int, seq: int) -> list[Line]:
     ]
 
 
+def workspaces(model: Model, batch: int, seq: int) -> list[Line]:
+    """What one layer's attention holds beside its inputs and output, by kind of variant, forward."""
+    rows = batch * model.heads * seq
+    state = batch * model.kv_heads * model.head_dim * (model.value_dim + 1)
+    return [
+        Line("naive", 2 * NARROW * rows * seq, "2 matrices of batch * heads * l^2, 2 bytes each"),
+        Line("fused: FlashAttention, memory-efficient, tiled", 4 * rows, "4 * batch * heads * l, and tiles"),
+        Line(
+            "linear attention, recurrences", 4 * state, "4 * batch * kv_heads * head_dim * (value_dim + 1), and chunks"
+        ),
+    ]
+
+
 def activations(model: Model, batch: int, seq: int) -> int:
     """Elements that the backward pass needs."""
     return ACTIVATIONS * batch * seq * model.width * model.depth

@@ -87,10 +87,11 @@ def workspace(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(frame: pd.DataFrame) -> pd.DataFrame:
-    """Attention's share of a block: of its operations (`theory.flops_by_part`), and of its time as measured.
+    """Attention's share of a block: of its operations (`theory.flops_by_part`), of its time and of its peak memory.
 
-    Returns PROBLEM, plugin, length, predicted, measured with its interval low and high: fractions, for single blocks
-    whose attention was measured alone (`analysis.attention_share`).
+    Returns PROBLEM, plugin, length, predicted, measured with its interval low and high, and memory: fractions, for
+    single blocks whose attention was measured alone (`analysis.attention_share`). memory is the workspace of attention
+    alone over the block's peak.
     """
     table = []
     for shared, rows in series(with_attention(frame)):
@@ -98,10 +99,11 @@ def shares(frame: pd.DataFrame) -> pd.DataFrame:
             shared
             | {"length": row["length"], "predicted": _attention(row) / operations(row)}
             | {"measured": row["share"], "low": row["share_low"], "high": row["share_high"]}
+            | {"memory": row["attention_workspace_bytes"] / row["peak_bytes"]}
             for row in records(rows[rows["share"].notna()])
             if shared["layers"] == 1
         ]
-    return _tidy(table, "length", "predicted", "measured", "low", "high")
+    return _tidy(table, "length", "predicted", "measured", "low", "high", "memory")
 
 
 def crossings(frame: pd.DataFrame) -> pd.DataFrame:

@@ -42,6 +42,7 @@ def show(
     if model:
         _memory("training, mixed precision with Adam", footprint.training(model, batch, seq))
         _memory("inference", footprint.inference(model, batch, seq))
+        _workspaces(footprint.workspaces(model, batch, seq))
     if model and memory:
         need = footprint.total(footprint.training(model, batch, seq))
         click.echo(f"\ntraining needs {gb(need)} of {gb(memory)}: it {'fits' if need <= memory else 'does not fit'}")
@@ -104,4 +105,12 @@ def _memory(title: str, lines: list[Line]) -> None:
     for line in lines:
         together += line.bytes
         table.add_row(line.what, gb(line.bytes), gb(together), line.formula)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+
+
+def _workspaces(lines: list[Line]) -> None:
+    click.echo("\nworkspace of one layer's attention, forward")
+    table = Table("", "memory", "formula", box=None)
+    for line in lines:
+        table.add_row(line.what, gb(line.bytes), line.formula)
     Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)

@@ -73,3 +73,18 @@ def test_products_are_counted_as_the_lecture_counts_them(block: str, count: int)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_shown(name: str) -> None:
     assert name in run(f"--preset {name}")
+
+
+def test_what_attention_holds_is_what_the_variants_say() -> None:
+    from attnbench_plugins.naive import Naive
+
+    from attnbench.workload import Workload
+
+    model = PRESETS["gpt2-small"]
+    assert isinstance(model, Model)
+    naive, fused, linear = footprint.workspaces(model, 2, 4096)
+    w = Workload(batch=2, heads=12, kv_heads=12, seq=4096, kv_seq=4096, dtype="bfloat16")
+    output = 2 * 12 * 4096 * 64 * 2
+    assert naive.bytes == Naive().workspace_bytes(w) + output  # which comes when one matrix is gone
+    assert fused.bytes == 2 * 12 * 4096 * 4
+    assert linear.bytes == 2 * 12 * 64 * 65 * 4

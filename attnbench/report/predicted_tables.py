@@ -117,7 +117,7 @@ def workspace(parts: Parts, style: Style) -> Told:
 
 
 def shares(parts: Parts, style: Style) -> Told:
-    """A row a variant, a column a length: attention's share of the block's operations and of its time."""
+    """A row a variant, a column a length: attention's share of the block's operations, time and memory."""
     found = [(panel, frame, predicted.shares(frame)) for panel, frame in parts]
     lengths = sorted({float(length) for _, _, table in found for length in table["length"]})
     rows = []
@@ -132,7 +132,8 @@ def shares(parts: Parts, style: Style) -> Told:
         "Attention's share of a block",
         text="Of its operations, as predicted; then of its time, as measured, with its interval. Of operations it is "
         "what stands in place of QK^T and PV; projections count as the block's. A larger share of time than of "
-        "operations means that attention computes at a lower rate than the products around it.",
+        "operations means that attention computes at a lower rate than the products around it. Of memory: attention's "
+        "workspace, measured alone, over the block's peak.",
     )
 
 
@@ -140,7 +141,8 @@ def _share(row: Row) -> str:
     time = units.percent(row["measured"])
     if units.known(row["low"], row["high"]):
         time += f" [{100 * row['low']:.3g}, {100 * row['high']:.3g}]"
-    return f"{units.percent(row['predicted'])}; {time}"
+    memory = f"; {units.percent(row['memory'])} of memory" if units.known(row["memory"]) else ""
+    return f"{units.percent(row['predicted'])}; {time}{memory}"
 
 
 def crossings(parts: Parts, style: Style) -> Told:
