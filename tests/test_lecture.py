@@ -161,4 +161,4 @@ def test_the_commands_do_what_the_page_says(block: Block, tmp_path: Path) -> Non
         assert done.returncode == 0, said
     for text in SAYS[str(block)]:
         assert text in said, said
-    assert not {path.name for path in tmp_path.iterdir()} - {"results", "reports", "cache"}
+    assert not {path.name for path in tmp_path.iterdir()} - {"results", "reports", "cache", "generate"}
