@@ -230,14 +230,19 @@ class Plugin:
 
         The call then gets the cache as views that are not contiguous.
         """
-        made = self.build(workload)
-        built = made if isinstance(made, Attention) else Attention(made, type(self).__name__)
+        made = built(self, workload)
 
         def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
             state = state.append(key, value)
-            return built.call(query, state.keys, state.values), state
+            return made.call(query, state.keys, state.values), state
 
-        return Decoding(Cache.of, step, built.implementation, built.density)
+        return Decoding(Cache.of, step, made.implementation, made.density)
+
+
+def built(plugin: Plugin, workload: Workload) -> Attention:
+    """What the plugin builds, also where it returns a bare function."""
+    made = plugin.build(workload)
+    return made if isinstance(made, Attention) else Attention(made, type(plugin).__name__)
 
 
 def expand_kv(x: Tensor, heads: int) -> Tensor:

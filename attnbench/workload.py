@@ -353,15 +353,7 @@ class Sweep:
         if count > _MAX_VALUES:
             raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
         cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
-        return sorted(
-            cells,
-            key=lambda w: (
-                PHASES.index(w.phase),
-                w.batch * w.heads * w.seq * w.kv_seq,
-                SCOPES.index(w.scope),
-                w.layers,
-            ),
-        )
+        return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)

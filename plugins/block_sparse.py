@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Attention, Cache, Call, Decoding, Definition, Option, Plugin, Softmax
+from attnbench.plugin import Attention, Cache, Call, Decoding, Definition, Option, Plugin, Softmax, built
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
@@ -113,8 +113,7 @@ class BlockSparse(Plugin):
         first, last = int(seen[0]), int(seen[-1])
         part = slice(first, last + 1) if last - first + 1 == len(seen) else seen
         dense = w.replace(phase="forward", mask="full", kv_seq=len(seen))
-        inner = (Tiled() if w.device == "cpu" else Sdpa()).build(dense)
-        assert isinstance(inner, Attention)
+        inner = built(Tiled() if w.device == "cpu" else Sdpa(), dense)
 
         def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
             state = state.append(key, value)

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from attnbench.plugin import Attention, Call, Decoding, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
@@ -19,6 +18,7 @@ from .cpu import attention as kernels
 from .cpu import compiler
 from .int8_cache import KEYS, Int8Cache, reader
 from .int8_cache import operands as cached_operands
+from .quantize import quantize
 
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
@@ -158,20 +158,6 @@ class Int8(Plugin):
 def smooth(key: Tensor) -> Tensor:
     """K (..., kv_seq, head_dim) minus its mean over tokens, in float32. Equation 5."""
     return key - key.mean(dim=-2, keepdim=True, dtype=torch.float32)
-
-
-def quantize(x: Tensor, rows: int, levels: int = 127) -> tuple[Tensor, Tensor]:
-    """int8 (..., length, dim) and float32 scales (..., length, 1), so that x is about int8 * scale; equation 2.
-
-    x: float32 (..., length, dim). Each `rows` rows share their scale, peak / levels; ties round to even.
-    """
-    peak = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))  # (..., length, 1)
-    if rows > 1:
-        length = x.shape[-2]
-        blocks = pad(peak, (0, 0, 0, -length % rows)).view(*x.shape[:-2], -1, rows, 1)  # (..., blocks, rows, 1)
-        peak = blocks.amax(-2, keepdim=True).expand_as(blocks).flatten(-3, -2)[..., :length, :]
-    scale = peak.clamp(min=1e-30) / levels
-    return (x / scale).round_().to(torch.int8), scale
 
 
 @cache

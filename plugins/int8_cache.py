@@ -19,6 +19,7 @@ from attnbench.workload import Workload
 
 from .cpu import attention as kernels
 from .cpu import compiler
+from .quantize import quantize
 
 KEYS = 4096  # keys widened at a time
 
@@ -61,14 +62,8 @@ class Int8Cache(NamedTuple):
             (key.float() - self.mean, self.key, self.key_scale),
             (value.float(), self.value, self.value_scale),
         ):
-            to[:, :, new], scale[:, :, new] = by_token(x)
+            to[:, :, new], scale[:, :, new] = quantize(x, 1)
         return self._replace(length=end)
-
-
-def by_token(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (..., length, dim) and float32 scales (..., length, 1) of float32 x: peak / 127 of each token."""
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
-    return (x / scale).round_().to(torch.int8), scale
 
 
 def past_mean(key: Tensor) -> Tensor:
@@ -79,7 +74,7 @@ def past_mean(key: Tensor) -> Tensor:
 def operands(workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the cache makes of query, key and value, in float64: the definition of what a step computes."""
     smooth = key.float() - past_mean(key[:, :, : workload.past])
-    parts = (by_token(x) for x in (query.float(), smooth, value.float()))
+    parts = (quantize(x, 1) for x in (query.float(), smooth, value.float()))
     q, k, v = (x8.double() * scale.double() for x8, scale in parts)
     return q, k, v
 
@@ -98,7 +93,7 @@ def reader(workload: Workload) -> tuple[Reader, str]:
 
             def read(cache: Int8Cache, query: Tensor) -> Tensor:
                 key, value = (cache.key, cache.key_scale), (cache.value, cache.value_scale)
-                return decode(by_token(query.float()), key, value)
+                return decode(quantize(query.float(), 1), key, value)
 
             return read, "C++ AVX512-VNNI"
     return partial(in_torch, workload), f"plain torch ({reason})"
@@ -107,7 +102,7 @@ def reader(workload: Workload) -> tuple[Reader, str]:
 def in_torch(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
     """A `Reader` in plain torch. Integers are multiplied as float32, which holds their sums exactly."""
     w = workload
-    q8, q_scale = by_token(query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim).float())
+    q8, q_scale = quantize(query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim).float(), 1)
     q, rows = q8.float(), torch.arange(w.seq, device=query.device)
     scores = query.new_empty(*q.shape[:3], cache.length, dtype=torch.float32)
     parts = [slice(i, min(i + KEYS, cache.length)) for i in range(0, cache.length, KEYS)]

@@ -21,7 +21,7 @@ from attnbench import theory
 from attnbench.bench import inputs, latency
 from attnbench.bench.channel import Message
 from attnbench.block import Block, MultiHead, Stack
-from attnbench.plugin import Attention, Call, Decoding, Plugin
+from attnbench.plugin import Call, Decoding, Plugin, built
 from attnbench.workload import Workload
 
 
@@ -116,8 +116,7 @@ class _Run:
         return self.workload.replace(phase="forward", seq=length, kv_seq=keys, mask="causal")
 
     def _built(self, plugin: Plugin, workload: Workload) -> dict[str, Call]:
-        made = {name: plugin.build(part) for name, part in theory.attentions(workload).items()}
-        return {name: m.call if isinstance(m, Attention) else m for name, m in made.items()}
+        return {name: built(plugin, part).call for name, part in theory.attentions(workload).items()}
 
     def _decodings(self, plugin: Plugin, length: int) -> dict[str, Decoding]:
         keys = {"self": length, "cross": self.prompt}

@@ -40,7 +40,7 @@ def judge(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, rows: Te
         taps = [task.tap(tensors, raw)]
     else:
         start = latency.clock()
-        taps, _ = task.taps(tensors)
+        taps = task.taps(tensors)
         facts["calls_s"] = latency.clock() - start
     whole = bool(found)
     shown = [each for tap in taps for each in task.problems(tap)]
@@ -89,11 +89,10 @@ def _end_to_end(
         return expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
 
     implementation = error.compare(actual, expected(task.definitions))
-    found: Errors = {"implementation": implementation, "approximation": None}
-    if all(d == Softmax() for d in task.definitions.values()):
-        found["approximation"] = implementation
-    else:
-        found["approximation"] = error.compare(actual, expected({name: Softmax() for name in task.definitions}))
+    approximation = implementation
+    if any(d != Softmax() for d in task.definitions.values()):
+        approximation = error.compare(actual, expected({name: Softmax() for name in task.definitions}))
+    found: Errors = {"implementation": implementation, "approximation": approximation}
     return found, [error.verdict(implementation, allowed)]
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnbench.plugin import Attention, Decoding, Plugin
+from attnbench.plugin import Attention, Decoding, Plugin, built
 from attnbench.workload import Workload
 
 
 def build(plugin: Plugin, workload: Workload) -> Attention:
     """The plugin's call for each entry, one after the other."""
     entries = workload.entries()
-    made = {entry: _attention(plugin, entry) for entry in dict.fromkeys(entries)}
+    made = {entry: built(plugin, entry) for entry in dict.fromkeys(entries)}
 
     def call(query: Tensor, *tokens: Tensor) -> Tensor:
         outs = []
@@ -49,8 +49,3 @@ def decoding(plugin: Plugin, workload: Workload) -> Decoding:
 
     first = made[entries[0]]
     return Decoding(start, step, f"{first.implementation}, entry by entry", first.density)
-
-
-def _attention(plugin: Plugin, workload: Workload) -> Attention:
-    made = plugin.build(workload)
-    return made if isinstance(made, Attention) else Attention(made, type(plugin).__name__)

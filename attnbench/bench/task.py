@@ -18,7 +18,7 @@ from torch import Tensor
 from attnbench import theory
 from attnbench.bench import inputs, latency, ragged
 from attnbench.block import Stack
-from attnbench.plugin import Attention, Call, Decoding, Definition, Plugin
+from attnbench.plugin import Attention, Call, Decoding, Definition, Plugin, built
 from attnbench.workload import Workload
 
 
@@ -56,14 +56,14 @@ class Task:
         self.gates = {name: plugin.gates(part) for name, part in self.parts.items()}
         self.definitions: dict[str, Definition] = {n: plugin.definition(p) for n, p in self.parts.items()}
         self.setup_s = 0.0
-        built = {name: self._built(plugin, part) for name, part in self.parts.items()}
-        first = next(iter(built.values()))
-        self.implementation = ", ".join(dict.fromkeys(str(made.implementation) for made in built.values()))
+        made = {name: self._built(plugin, part) for name, part in self.parts.items()}
+        first = next(iter(made.values()))
+        self.implementation = ", ".join(dict.fromkeys(str(each.implementation) for each in made.values()))
         self.density = first.density
         self._taps: list[Tap] | None = None
         self.past: list[dict[str, list[Tensor]]] = []
         self.cache_bytes = 0
-        calls = [self._layer(layer, built) for layer in range(w.layers)]
+        calls = [self._layer(layer, made) for layer in range(w.layers)]
         self.stack = Stack(w, calls, self.gates) if w.scope == "block" else None
         plain: Call = self.stack or calls[0]["self"]
         parameters = list(self.stack.parameters()) if self.stack else []
@@ -73,19 +73,19 @@ class Task:
 
     def _built(self, plugin: Plugin, part: Workload) -> Attention | Decoding:
         start = latency.clock()
-        made: Attention | Decoding | Call
+        made: Attention | Decoding
         if part.phase == "decode":
             made = ragged.decoding(plugin, part) if part.lengths else plugin.decoding(part)
         else:
-            made = ragged.build(plugin, part) if part.lengths else plugin.build(part)
+            made = ragged.build(plugin, part) if part.lengths else built(plugin, part)
         self.setup_s += latency.clock() - start
-        return made if isinstance(made, Attention | Decoding) else Attention(made, type(plugin).__name__)
+        return made
 
-    def _layer(self, layer: int, built: Mapping[str, Attention | Decoding]) -> dict[str, Call]:
+    def _layer(self, layer: int, parts: Mapping[str, Attention | Decoding]) -> dict[str, Call]:
         """The attention callables of one layer, each with its own past."""
         calls: dict[str, Call] = {}
         self.past.append({})
-        for name, made in built.items():
+        for name, made in parts.items():
             call = made.call if isinstance(made, Attention) else self._decoder(layer, name, made)
             calls[name] = _Tapped(self, layer, name, call) if self.workload.scope == "block" else call
         return calls
@@ -112,25 +112,21 @@ class Task:
             raise NoGradient
         return leaves, out
 
-    def taps(self, tensors: Sequence[Tensor]) -> tuple[list[Tap], Any]:
-        """Every attention problem of one call, and what the call returned."""
-        w = self.workload
-        if w.scope == "attention":
-            raw = self.call(*tensors)
-            return [self.tap(tensors, raw)], raw
+    def taps(self, tensors: Sequence[Tensor]) -> list[Tap]:
+        """Every attention problem inside a block or a stack, from one more call."""
         with self._tapping() as taps:
-            if w.phase != "train":
-                raw = self.call(*tensors)
+            if self.workload.phase != "train":
+                self.call(*tensors)
             else:
                 *given, up = tensors
-                _, raw = self.forward(given)
+                _, out = self.forward(given)
                 if not all(tap.out.requires_grad for tap in taps):
                     raise NoGradient
                 inner = [x for tap in taps for x in (tap.out, *tap.tensors)]
-                found = iter(torch.autograd.grad(raw, inner, up, allow_unused=True, materialize_grads=True))
+                found = iter(torch.autograd.grad(out, inner, up, allow_unused=True, materialize_grads=True))
                 for tap in taps:
                     tap.gradients = tuple(next(found) for _ in (tap.out, *tap.tensors))
-        return taps, raw
+        return taps
 
     def tap(self, tensors: Sequence[Tensor], raw: Any) -> Tap:
         """The one problem of scope attention, from what a call got and returned."""
