@@ -139,6 +139,9 @@ _SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 @click.option("--precision", default="2%", show_default=True, help="Half-width at which an interval has converged.")
 @click.option("--budget", type=_Seconds(1, 1e7), default=280, show_default=True, help="Seconds for the sweep.")
 @click.option("--timeout", type=_Seconds(0.1, 1e6), default=120, show_default=True, help="Seconds for a cell.")
+@click.option(
+    "--l2", type=click.Choice(["kept", "flushed"]), help="A GPU's L2 cache before each call.  [default: kept]"
+)
 @click.option("--memory", help="What may be in use at a time, such as 16GiB.  [default: 80% of what is free]")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Runs go here."
@@ -199,6 +202,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
                 budget=options["budget"],
                 timeout=options["timeout"],
                 memory=memory or runner.memory_limit(facts, device),
+                l2=_l2(options["l2"], device),
             )
         cells, baseline = runner.plan(server, asked)
         if options["dry_run"]:
@@ -269,6 +273,12 @@ def _device(asked: str, facts: Message) -> str:
     if asked == "cuda" and not facts["gpu"]:
         raise AttnbenchError("--device cuda: this machine or this torch has no CUDA device; use --device cpu")
     return asked if asked != "auto" else "cuda" if facts["gpu"] else "cpu"
+
+
+def _l2(asked: str | None, device: str) -> str:
+    if asked and device != "cuda":
+        raise AttnbenchError("--l2 is for --device cuda: what a CPU's caches hold can't be chosen")
+    return asked or "kept"
 
 
 def _changed(old: Asked, changes: dict[str, Any], memory: int | None) -> Asked:

@@ -34,7 +34,16 @@ _WORKLOAD = (
     "scope", "block", "norm", "layers", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",
     "head_dim", "value_dim", "lengths", "mask", "inputs", "seed", "threads",
 )  # fmt: skip
-_TEXT = ("plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason")
+_TEXT = (
+    "plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason", "timing", "l2",
+    "start_throttled", "end_throttled",
+)  # fmt: skip
+GPU_COLUMNS = tuple(
+    f"{when}_{what}"
+    for what in ("clock_hz", "memory_clock_hz", "temperature_c", "power_w", "power_cap_w", "other_processes")
+    for when in ("start", "end")
+)
+"""Of the GPU, from NVML, while the cell's first and last calls ran."""
 _NUMBERS = (
     "latency_s", "latency_low_s", "latency_high_s", "speedup", "speedup_low", "speedup_high", "rounds", "processes",
     "confidence", "peak_bytes", "workspace_bytes", "predicted_workspace_bytes", "input_bytes", "output_bytes",
@@ -42,6 +51,7 @@ _NUMBERS = (
     "implementation_rel_l2", "implementation_max_abs", "implementation_cosine",
     "approximation_rel_l2", "approximation_max_abs", "approximation_cosine", "tolerance",
     "query_gradient_rel_l2", "key_gradient_rel_l2", "value_gradient_rel_l2", "gate_gradient_rel_l2",
+    "wall_s", "energy_j", "reserved_bytes", "process_bytes", *GPU_COLUMNS,
 )  # fmt: skip
 COLUMNS = (*_TEXT[:6], *_WORKLOAD, *_TEXT[6:], *_NUMBERS[:8], "converged", *_NUMBERS[8:], "warnings", "traceback")
 SAMPLE = ("process", "round", "start", "calls", "seconds")
@@ -183,7 +193,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
     frame["converged"] = frame["converged"].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
-    for column in ("implementation", "reason", "traceback", "baseline", "block", "norm", "lengths"):
+    for column in (*_TEXT[3:], "traceback", "block", "norm", "lengths"):
         frame[column] = frame[column].fillna("")
     return frame
 

@@ -1,12 +1,12 @@
 """What to be wary of in a cell that was measured: each warning is a kind with a name, a meaning and advice.
 
-Decided from the stored samples alone, so that a run on disk can be judged again.
+Decided from what is stored alone, so that a run on disk can be judged again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -58,6 +58,18 @@ KINDS = {
         "a call keeps more than 1 MiB of memory that the one before did not hold",
         "look for what the plugin stores between calls",
     ),
+    "launch-bound": Kind(
+        "the host starts the work more slowly than the GPU does it: latency is the GPU's time alone, wall time both",
+        "in a model that is not compiled or captured in CUDA graphs, the wall time is what a call takes",
+    ),
+    "throttled": Kind(
+        "the GPU held its clocks down while the cell ran, for the reason in start_throttled or end_throttled",
+        "speedups are paired and hold; latencies are those of this GPU with this power cap and cooling",
+    ),
+    "shared-gpu": Kind(
+        "processes that are not this run's were on the GPU at the cell's start or end",
+        "stop them, or distrust the row: they take turns with the kernels that are timed",
+    ),
 }
 
 _UNKNOWN = Kind("this attnbench does not know it", "see the release of attnbench that measured it")
@@ -67,12 +79,24 @@ _SHAPE_ROUNDS = 16  # fewer do not show a shape
 _SEPARATION = 5.0  # Ashman's D; splitting one normal distribution in two gives 2.7
 _SMALLER_MODE = 0.2  # share of rounds; less are outliers, which the median withstands
 _TREND = 0.5  # Spearman's correlation of time with order
+_WALL = 1.25  # times its latency, what a call's wall time may be before the host counts as what it waits for
 _CHANCE = 1e-3  # probability of a false warning of drift or of differing processes, each
 
 
 def explain(kind: str) -> Kind:
     """What a kind means and what to do, for a run that another release may have written too."""
     return KINDS.get(kind, _UNKNOWN)
+
+
+def of_gpu(facts: Mapping[str, Any], latency_s: float) -> list[str]:
+    """The kinds that what a GPU said of a cell deserves; see `records.COLUMNS` for the names."""
+    wall = facts.get("wall_s")
+    applies = {
+        "launch-bound": wall is not None and wall > _WALL * latency_s,
+        "throttled": bool(facts.get("start_throttled") or facts.get("end_throttled")),
+        "shared-gpu": bool(facts.get("start_other_processes") or facts.get("end_other_processes")),
+    }
+    return [kind for kind in KINDS if applies.get(kind)]
 
 
 def of_samples(samples: Sequence[Sequence[float]], precision: float, precise: bool) -> list[str]:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv, visible
 from attnbench.workload import Workload
@@ -36,6 +37,14 @@ BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+# What scaled_dot_product_attention comes down to; math is no operator of its own, but products and a softmax.
+_OPERATORS = {
+    "flash": ("_scaled_dot_product_flash_attention", "_flash_attention_forward"),
+    "efficient": ("_scaled_dot_product_efficient_attention", "_efficient_attention_forward"),
+    "cudnn": ("_scaled_dot_product_cudnn_attention", "_cudnn_attention_forward"),
+    "math": ("_scaled_dot_product_attention_math", "bmm", "mm", "baddbmm"),
 }
 
 
@@ -74,7 +83,7 @@ class Sdpa(Plugin):
         call, how = _call(w, kernel)
         if self.backend != "auto":
             call = _only(BACKENDS[self.backend], call)
-        return Attention(call, f"torch sdpa: {kernel}{how}")
+        return Attention(call, f"torch sdpa: {_dispatched(w, call)}{how}")
 
     def _kernel(self, workload: Workload) -> str:
         return _automatic(workload) if self.backend == "auto" else self.backend
@@ -164,6 +173,37 @@ class _PastAndPresent:
         out, lse = flash(query, key[:, :, n:], value[:, :, n:], is_causal=True)
         past.mul_(torch.sigmoid(past_lse - lse)[..., None].to(past.dtype))  # a float32 weight would make a float32 copy
         return out.mul_(torch.sigmoid(lse - past_lse)[..., None].to(out.dtype)).add_(past), past_lse, lse
+
+
+class _Reached(Exception):
+    """A call has come to the kernel of this name."""
+
+
+class _UpToKernel(TorchDispatchMode):
+    """Ends a call at its first attention operator, or matrix product, before that is computed."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::")
+        for kernel, operators in _OPERATORS.items():
+            if name.startswith(operators):
+                raise _Reached(kernel)
+        return func(*args, **(kwargs or {}))
+
+
+def _dispatched(w: Workload, call: Call) -> str:
+    """The kernel that torch's dispatcher comes to in this very call, on tensors of the workload's shapes."""
+    shapes = ((w.heads, w.seq, w.head_dim), (w.kv_heads, w.kv_seq, w.head_dim), (w.kv_heads, w.kv_seq, w.value_dim))
+    train = w.phase == "train"
+    tensors = [
+        torch.empty(w.batch, *shape, dtype=getattr(torch, w.dtype), device=w.device, requires_grad=train)
+        for shape in shapes
+    ]
+    try:
+        with torch.set_grad_enabled(train), _UpToKernel():
+            call(*tensors)
+    except _Reached as kernel:
+        return str(kernel)
+    return "no kernel that is known"
 
 
 def _dummies(w: Workload) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,6 +76,7 @@ def assert_refused(result: Result, *says: str) -> None:
         ("--precision nan", "no precision"),
         ("--memory 0", "--memory '0' is no amount of memory"),
         ("--memory lots", "write 16GiB, 16GB or 512M"),
+        ("--l2 cold", "'cold' is not one of 'kept', 'flushed'"),
         ("--budget 0", "--budget"),
         ("--budget nan", "--budget"),
         ("--budget inf", "--budget"),
@@ -234,6 +235,15 @@ def test_an_error_leaves_by_stderr_alone(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, b"")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_caches_of_a_cpu_can_not_be_chosen(tmp_path: Path) -> None:
+    done = attnbench(tmp_path, "run", "--plugins", "sdpa", "--seq", "64", "--device", "cpu", "--l2", "flushed")
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        "attnbench: --l2 is for --device cuda: what a CPU's caches hold can't be chosen"
+    ]
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_dry_run_runs_nothing(tmp_path: Path) -> None:

@@ -190,6 +190,11 @@ def markdown_cells(path: Path) -> tuple[list[list[str]], set[str]]:
         (units.length(131072), "128k"),
         (units.lengths([512.0, 4096.0]), "512 to 4k"),
         (units.lengths([512.0]), "512"),
+        (units.energy(0.0032), "3.20 mJ"),
+        (units.frequency(1.755e9), "1755 MHz"),
+        (units.power(412.3), "412 W"),
+        (units.temperature(41.0), "41 °C"),
+        (units.power(math.nan), "-"),
         (units.count(1, "query", "queries"), "1 query"),
         (units.count(2, "query", "queries"), "2 queries"),
     ],
@@ -732,6 +737,34 @@ def test_mixed_machines_are_named_and_kept_apart(tmp_path: Path) -> None:
     assert "not finished: the rows are those measured so far" in text
     table, _ = markdown_cells(tmp_path / "report.md")
     assert ["run two", "int8", "1.88x", "1 of 1"] in table
+
+
+ON_A_GPU = {
+    "timing": "graph", "l2": "kept", "wall_s": 7e-5, "energy_j": 0.0123, "reserved_bytes": 3 * 2.0**20,
+    "start_clock_hz": 1.98e9, "end_clock_hz": 1.755e9, "start_power_w": 300.0, "end_power_w": 690.0,
+    "start_temperature_c": 41.0, "end_temperature_c": 41.0,
+}  # fmt: skip
+
+
+def test_a_gpu_row_says_what_the_gpu_did(tmp_path: Path) -> None:
+    frame = rows(BASELINE, "int8", scope="attention", seq=(512,), device="cuda").assign(**ON_A_GPU)
+    text = read(write_report(frame, [RUN], tmp_path)).text
+    for fact in ("graph", "70.0 µs", "12.3 mJ", "3.00 MiB", "1980 MHz to 1755 MHz", "300 W to 690 W", "41 °C"):
+        assert fact in text
+    assert "41 °C to" not in text
+
+
+def test_a_cpu_row_has_no_columns_of_a_gpu(report: Path) -> None:
+    for column in ("timed by", "wall time", "energy", "clock", "power", "temperature", "reserved"):
+        assert f"| {column} |" not in (report.parent / "report.md").read_text()
+
+
+def test_kept_and_flushed_caches_are_not_compared() -> None:
+    kept, flushed = (rows(BASELINE, scope="attention", device="cuda").assign(l2=l2) for l2 in ("kept", "flushed"))
+    assert [p.title for p in arrange(pd.concat([kept, flushed], ignore_index=True), [RUN])] == ["", "L2 cache flushed"]
+    words = repeat_command(flushed.iloc[0].to_dict()).split()
+    assert words[words.index("--l2") + 1] == "flushed"
+    assert "--l2" not in repeat_command(kept.iloc[0].to_dict())
 
 
 @pytest.mark.parametrize(

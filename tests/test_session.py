@@ -1,15 +1,19 @@
-"""How a session decides from what it has measured; what it measures is tested through `attnbench run`."""
+"""How a session decides and which processes it keeps; what it measures is tested through `attnbench run`."""
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from torch.nn.functional import scaled_dot_product_attention
 
+from attnbench.bench.forkserver import Forkserver
 from attnbench.bench.plan import Cell
-from attnbench.bench.session import Session, Settings, _Measured
+from attnbench.bench.session import Session, Settings, _Measured, measure
+from attnbench.plugin import Attention, Plugin
 from attnbench.roofline import Ceilings
 from attnbench.workload import Workload
 
@@ -56,3 +60,53 @@ def test_what_no_machine_can_do_is_wrong() -> None:
     assert "ceiling for float32 is 0.001" in row["reason"]
     assert row.get("latency_s") is None
     assert len(row["samples"]) == 8
+
+
+class Named(Plugin):
+    """Says which process it runs in; fails or dies at some lengths."""
+
+    def build(self, workload: Workload) -> Attention:
+        if workload.seq == 48:
+            raise RuntimeError("not this length")
+        if workload.seq == 80:
+            os._exit(3)
+        return Attention(scaled_dot_product_attention, str(os.getpid()))
+
+
+def processes(reuse: bool) -> list[tuple[str, str]]:
+    """Status and process of two variants over five lengths, variant by variant."""
+    cells = [
+        Cell(name, name, "", "test_session:Named", Workload(seq=seq, kv_seq=seq, heads=1, kv_heads=1))
+        for seq in (32, 48, 64, 80, 96)
+        for name in ("one", "other")
+    ]
+    settings = Settings("one", precision=0.5, budget=200, timeout=60, memory=8 << 30, reuse=reuse)
+    with Forkserver(1) as server:
+        rows = measure(server, settings, cells)
+    return [
+        (r["status"], r.get("implementation", "")) for name in ("one", "other") for r in rows if r["plugin"] == name
+    ]
+
+
+def test_one_process_serves_a_variant_until_something_goes_wrong_in_it() -> None:
+    found = processes(reuse=True)
+    assert [status for status, _ in found] == ["ok", "error", "ok", "crashed", "ok"] * 2
+    for first, _, second, _, third in (found[:5], found[5:]):
+        assert len({first[1], second[1], third[1]}) == 3, "what failed must not serve the next workload"
+    assert len({process for _, process in found if process}) == 6, "each variant has its own"
+
+
+def test_one_process_serves_all_workloads_where_nothing_goes_wrong() -> None:
+    cells = [
+        Cell("one", "one", "", "test_session:Named", Workload(seq=seq, kv_seq=seq, heads=1, kv_heads=1))
+        for seq in (32, 64, 96)
+    ]
+    kept, fresh = (
+        Settings("one", precision=0.5, budget=200, timeout=60, memory=8 << 30, reuse=reuse) for reuse in (True, False)
+    )
+    with Forkserver(1) as server:
+        assert len({row["implementation"] for row in measure(server, kept, cells)}) == 1
+    for cell in cells:
+        assert cell.status is None
+    with Forkserver(1) as server:
+        assert len({row["implementation"] for row in measure(server, fresh, cells)}) == 3

@@ -76,6 +76,8 @@ class Forkserver:
             "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
+            # Whether there is a GPU is asked of NVML: asking CUDA itself would make it useless in every fork.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         self._launch()

@@ -31,14 +31,34 @@ def describe() -> dict[str, Any]:
         "cgroup_cpu": _read("/sys/fs/cgroup/cpu.max"),
         "cgroup_memory": _read("/sys/fs/cgroup/memory.max"),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu_memory_bytes": torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_gpu(),
         "cuda": torch.version.cuda,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "git": _git(),
         "load_start": load(),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"gpu": None, "gpu_memory_bytes": None, "gpu_free_bytes": None}
+    from attnbench.bench import nvml
+
+    found = torch.cuda.get_device_properties()
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "gpu": found.name,
+        "gpu_memory_bytes": total,
+        "gpu_free_bytes": free,
+        "gpu_multiprocessors": found.multi_processor_count,
+        "gpu_l2_bytes": found.L2_cache_size,
+        "gpu_capability": f"{found.major}.{found.minor}",
+        "gpu_driver": nvml.driver(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 

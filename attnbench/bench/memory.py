@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,35 @@ def resident_bytes() -> int:
     """Resident bytes of this process once freed pages went back to the system."""
     _libc.malloc_trim(0)
     return _status("VmRSS")
+
+
+def kept_bytes(like: Tensor) -> int:
+    """Bytes that this process holds on the tensor's device: resident ones, or those of torch's tensors on a GPU."""
+    return int(torch.cuda.memory_allocated()) if like.is_cuda else resident_bytes()
+
+
+def reserved_bytes(like: Tensor) -> int | None:
+    """The most GPU memory that torch had taken, cached blocks included, since `measure` began; None on a CPU."""
+    return int(torch.cuda.max_memory_reserved()) if like.is_cuda else None
+
+
+def limit_gpu(limit: int) -> None:
+    """Lets this process take so much of the GPU's memory: what asks for more gets torch's OutOfMemoryError."""
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+
+
+def give_back(like: Tensor) -> None:
+    """Gives a GPU's memory that torch keeps for later back, as this process will be idle while others run."""
+    if like.is_cuda:
+        torch.cuda.empty_cache()
+
+
+def release() -> None:
+    """Frees all that nothing refers to any more, here and on a GPU."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def measure(call: Callable[..., Any], tensors: list[Tensor]) -> tuple[Any, int]:

@@ -30,7 +30,8 @@ _PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processe
 _PROCESS_ROUNDS = 2  # the fewest in each of several processes
 _EARLY_ERROR = 0.2  # of what intervals may miss, the share of all early looks together
 _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
-_WORKER_BYTES = 200 << 20  # resident in a worker beside its tensors
+# Of a worker beside its tensors, on the device: resident on a CPU, context and kernels on a GPU.
+_WORKER_BYTES = {"cpu": 200 << 20, "cuda": 600 << 20}
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _UNTIMED_CALLS = 2.5  # first call, call that measures memory, and warming up
 _DESCRIBE_SECONDS = 60.0
@@ -298,4 +299,4 @@ def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[li
 
 
 def _bytes_together(cells: Sequence[Cell]) -> int:
-    return sum(_WORKER_BYTES + c.tensor_bytes for c in cells) + max(c.workspace or 0 for c in cells)
+    return sum(_WORKER_BYTES[c.workload.device] + c.tensor_bytes for c in cells) + max(c.workspace or 0 for c in cells)

@@ -35,6 +35,7 @@ class Asked:
     budget: float
     timeout: float
     memory: int
+    l2: str = "kept"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,7 +49,8 @@ class Asked:
         """
         try:
             sweep: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["sweep"].items()}
-            return cls(sweep=Sweep(**sweep), **{f.name: values[f.name] for f in fields(cls) if f.name != "sweep"})
+            rest = {f.name: values[f.name] for f in fields(cls) if f.name not in ("sweep", "l2")}
+            return cls(sweep=Sweep(**sweep), l2=values.get("l2", "kept"), **rest)  # runs from before GPUs have none
         except (KeyError, TypeError, AttributeError):
             raise AttnbenchError("run.json does not say what the run was asked for; start a new run") from None
 
@@ -64,7 +66,7 @@ def ask_machine(server: Forkserver) -> Message:
 
 def memory_limit(facts: Message, device: str) -> int:
     """Bytes a run may use where nothing else is asked for."""
-    free = int(facts["gpu_memory_bytes"]) if device == "cuda" else machine.available_memory()
+    free = int(facts["gpu_free_bytes"]) if device == "cuda" else machine.available_memory()
     return int(_MEMORY_SHARE * free)
 
 
@@ -126,6 +128,8 @@ def execute(
         memory=asked.memory,
         seed=asked.sweep.seed,
         ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
+        l2=asked.l2,
+        reuse=asked.sweep.device == "cuda",
     )
     session = Session(server, settings)
     before = run.meta.get("seconds", {})

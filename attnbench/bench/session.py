@@ -6,8 +6,10 @@ Drift of a shared machine hits the blocks of one round alike, so speedups are pa
 from __future__ import annotations
 
 import random
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -37,6 +39,8 @@ from attnbench.roofline import Ceilings, impossible
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
 _NOT_COLUMNS = ("call_s", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
+_RELEASE_SECONDS = 10.0  # to free what a workload left
+_ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
 _OVERRUN = 1.5  # a workload whose rounds take this many times what was allotted stops
 
 
@@ -49,6 +53,8 @@ class Settings:
     budget, timeout: seconds for the whole sweep, and for one cell.
     memory: bytes that may be in use at a time.
     ceilings: of this machine, if it was calibrated; what claims to be faster is wrong.
+    l2: on a GPU, whether its L2 cache is "kept" or "flushed" before each call.
+    reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
     """
 
     baseline: str
@@ -58,6 +64,8 @@ class Settings:
     memory: int
     seed: int = 0
     ceilings: Ceilings | None = None
+    l2: str = "kept"
+    reuse: bool = False
 
 
 class Progress(Protocol):
@@ -90,6 +98,7 @@ class _Live:
     facts: Message
     calls: int
     head: int
+    wall_s: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -130,10 +139,17 @@ class Session:
         self._baseline: Cell | None = None
         self._measured: dict[Cell, _Measured] = {}
         self._process = 0
+        self._idle: dict[str, Worker] = {}
         self.seconds = Seconds()
 
     def run(self, cells: Sequence[Cell], sink: Sink, progress: Progress) -> None:
         """Measures all cells and hands the rows of each workload to `sink` as soon as it is done."""
+        try:
+            self._run(cells, sink, progress)
+        finally:
+            self._dismiss()
+
+    def _run(self, cells: Sequence[Cell], sink: Sink, progress: Progress) -> None:
         deadline = time.monotonic() + self._settings.budget
         skip_too_large(cells, self._settings.memory)
         workloads = [list(group) for _, group in groupby(cells, key=lambda c: c.workload)]
@@ -142,6 +158,7 @@ class Session:
             pending = [cell for later in workloads[i:] for cell in later]
             # Nothing that comes later ends by a guess: once something was measured there is better.
             skip_too_dear(pending if self._costs.known else together, self._costs, self._settings.budget, left)
+            self._dismiss(but={cell.plugin for cell in pending})
             rows = self._measure(together, pending, deadline, progress)
             sink.append(rows)
             progress.rows(rows, max(0.0, deadline - time.monotonic()))
@@ -174,10 +191,10 @@ class Session:
                     launches = self._schedule(live, pending, left)
                     checked = {0, self._random.randrange(launches)}
                 self._rounds(live, launch, launch in checked, progress)
-                self._finish(live)
+                self._finish(live, left / len(pending))
             finally:
                 for one in live:
-                    one.worker.end()
+                    self._leave(one)
             self._process += 1
             launch += 1
             self._look(live, launch, by_process=True)
@@ -193,13 +210,15 @@ class Session:
         for cell in group:
             progress.cell(cell, "getting ready")
             began = time.monotonic()
-            worker = self._server.start(self._memory_limit(cell))
+            worker = self._idle.pop(cell.plugin, None) or self._server.start(self._memory_limit(cell))
             message = {
                 "op": "prepare",
                 "workload": cell.workload.as_dict(),
                 "target": cell.target,
                 "options": cell.options,
                 "thorough": cell not in self._measured,
+                "l2": self._settings.l2,
+                "memory_limit": self._settings.memory,
             }
             facts = self._ask(cell, worker, message)
             if "call_s" not in facts:
@@ -214,6 +233,20 @@ class Session:
             self._measured.setdefault(cell, _Measured(facts))
             live.append(_Live(cell, worker, facts, *block_size(facts["call_s"])))
         return live
+
+    def _leave(self, one: _Live) -> None:
+        """Ends a cell's worker, or lets it wait for its variant's next workload where nothing went wrong in it."""
+        if self._settings.reuse and one.cell.status is None:
+            with suppress(Closed, Expired):
+                if not one.worker.request({"op": "release"}, _RELEASE_SECONDS):
+                    self._idle[one.cell.plugin] = one.worker
+                    return
+        one.worker.end()
+
+    def _dismiss(self, but: Set[str] = frozenset()) -> None:
+        """Ends the waiting workers, but for those of these variants."""
+        for plugin in self._idle.keys() - but:
+            self._idle.pop(plugin).end()
 
     def _memory_limit(self, cell: Cell) -> int | None:
         # CUDA maps far more than it uses; there torch's own limit does the work.
@@ -260,6 +293,8 @@ class Session:
         apart = others or ([base] if base else [])
         share = {one.cell: self._shares(one, base, len(others)) for one in apart}
         wanted = {cell: processes(self._measured[cell].planned, *seconds) for cell, seconds in share.items()}
+        if self._settings.reuse:
+            wanted = dict.fromkeys(wanted, 1)
         launches = min((n for n in wanted.values() if n > 1), default=1)
         for cell, (rounds_s, start_s) in share.items():
             measured = self._measured[cell]
@@ -318,6 +353,8 @@ class Session:
             self.seconds.calls += answer["calls_s"]
             sample = [self._process, turn, answer["start"], one.calls, answer["seconds"]]
             self._measured[one.cell].samples.append(sample)
+            if "wall_s" in answer:
+                one.wall_s.append(answer["wall_s"])
 
     def _look(self, live: Sequence[_Live], done: int, by_process: bool) -> None:
         """At a look fixed beforehand, cells that are precise enough leave; the baseline stays with the last of them."""
@@ -354,13 +391,18 @@ class Session:
         ratios = {key: theirs[key] / ours[key] for key in ours if key in theirs}
         return latency, _interval(ratios, confidence) if ratios else None
 
-    def _finish(self, live: Sequence[_Live]) -> None:
+    def _finish(self, live: Sequence[_Live], each_s: float) -> None:
+        """each_s: what is left of the budget for each cell, of which what a call's energy takes is a small part."""
+        energy_s = _ENERGY_SECONDS if _ENERGY_SHARE * each_s > _ENERGY_SECONDS else 0.0
         for one in live:
             if one.cell.status is None:
-                answer = self._ask(one.cell, one.worker, {"op": "leak"})
+                answer = self._ask(one.cell, one.worker, {"op": "finish", "energy_s": energy_s})
                 facts = self._measured[one.cell].facts
                 # A leak shows in every process; what the allocator happens to keep, in some.
-                facts["leak_bytes"] = min(answer.get("leak_bytes", 0.0), facts.get("leak_bytes", float("inf")))
+                leak = min(answer.get("leak_bytes", 0.0), facts.get("leak_bytes", float("inf")))
+                facts |= answer | {"leak_bytes": leak}
+                if one.wall_s:
+                    facts["wall_s"] = statistics.median(one.wall_s)
 
     def _row(self, cell: Cell) -> Row:
         w, measured = cell.workload, self._measured.get(cell)
@@ -371,6 +413,7 @@ class Session:
             "distribution": cell.distribution,
             "baseline": self._settings.baseline,
             **w.as_dict(),
+            "l2": self._settings.l2 if w.device == "cuda" else "",
             "flops": theory.flops(w),
             "variant_flops": cell.flops or None,
             "predicted_workspace_bytes": cell.workspace,
@@ -398,6 +441,7 @@ class Session:
             kinds.append("one-process")
         if measured.facts.get("leak_bytes", 0.0) > _LEAK_BYTES:
             kinds.append("memory-leak")
+        kinds += warnings.of_gpu(measured.facts, latency.median)
         return {
             "latency_s": latency.median,
             "latency_low_s": latency.low,

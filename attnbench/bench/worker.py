@@ -9,13 +9,15 @@ import errno
 import os
 import traceback
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnbench import reference, theory
-from attnbench.bench import inputs, latency, machine, memory
+from attnbench.bench import inputs, latency, machine, memory, nvml
+from attnbench.bench.blocks import BLOCK_SECONDS
 from attnbench.bench.channel import Channel, Closed, Message, printable
 from attnbench.bench.generation import generate
 from attnbench.bench.judge import judge
@@ -58,9 +60,12 @@ def serve(channel: Channel) -> None:
                     case "block":
                         assert subject is not None
                         answer = subject.block(**message)
+                    case "release":  # the process goes on to another workload
+                        subject, answer = None, {}
+                        memory.release()
                     case _:
                         assert subject is not None
-                        answer = subject.leak()
+                        answer = subject.finish(**message)
             except BaseException as problem:  # SystemExit and KeyboardInterrupt too: it is the plugin's doing
                 answer = _failure(problem, subject.stage if subject else "import")
             if os.getpid() != process:  # a fork that a plugin made came back from its call: it has nothing to say
@@ -159,10 +164,23 @@ def _refusal(plugin: Plugin, part: Workload) -> str | None:
 class Subject:
     """One plugin made ready for one workload."""
 
-    def __init__(self, workload: Workload, target: str, options: dict[str, Any], thorough: bool) -> None:
-        self.workload, self.thorough = workload, thorough
-        self.stage, self.calls, self.resident = "import", 0, 0
+    def __init__(
+        self,
+        workload: Workload,
+        target: str,
+        options: dict[str, Any],
+        thorough: bool,
+        l2: str = "kept",
+        memory_limit: int | None = None,
+    ) -> None:
+        self.workload, self.thorough, self.l2 = workload, thorough, l2
+        self.stage, self.calls, self.resident, self.call_s = "import", 0, 0, 0.0
         memory.return_freed_pages()
+        self.gpu = None
+        if workload.device == "cuda":
+            if memory_limit is not None:
+                memory.limit_gpu(memory_limit)
+            self.gpu = nvml.current()
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
@@ -184,10 +202,10 @@ class Subject:
         self.stage = "first call"
         self._show(0)
         memory.poison(self.buffers[0])
-        first, raw = latency.time_block(call, self.buffers, 1)
+        first_s, raw = latency.once(call, self.buffers)
         self._check_form(raw)
         self._check_global_state()
-        facts: Message = {"setup_s": task.setup_s, "first_call_s": first.seconds, "calls_s": first.total_seconds}
+        facts: Message = {"setup_s": task.setup_s, "first_call_s": first_s, "calls_s": first_s}
         began = latency.clock()
         if self.thorough:
             self.stage = "memory and error"
@@ -198,13 +216,18 @@ class Subject:
         del raw
         memory.keep_freed_pages()
         self.stage = "warm-up"
-        steady, spent = latency.warm_up(call, self.buffers)
+        self.timer = latency.timer(call, self.buffers, self.l2)
+        self.call_s, spent = self.timer.warm_up()
         facts["calls_s"] += spent
-        facts["call_s"] = steady
+        facts["call_s"] = self.call_s
+        facts["timing"] = self.timer.how
+        if self.workload.device == "cuda":
+            facts |= self._watched("start", 0.0)
         facts["implementation"] = printable(str(task.implementation))
         facts["density"] = None if task.density is None else float(task.density)
         self._check_global_state()
-        self.resident, self.calls = memory.resident_bytes(), 0
+        memory.give_back(self.buffers[0])
+        self.resident, self.calls = memory.kept_bytes(self.buffers[0]), 0
         return facts
 
     def _show(self, index: int) -> None:
@@ -242,7 +265,7 @@ class Subject:
         saved = self._saved_bytes() if self.workload.phase == "train" else None
         start = latency.clock()
         raw, held = memory.measure(self.task.call, self.buffers)
-        spent = latency.clock() - start
+        spent, reserved = latency.clock() - start, memory.reserved_bytes(self.buffers[0])
         self._check_form(raw)
         if not {_storage(x) for x in outputs(raw)}.isdisjoint(_storage(x) for x in outputs(earlier)):
             raise Failed("wrong", "a call overwrites the output of the call before")
@@ -260,6 +283,8 @@ class Subject:
             "workspace_bytes": workspace,
             # Gradients take the place of what was saved for them, so the peak may lie below the sum of all.
             "peak_bytes": input_bytes + max(output_bytes, held),
+            "reserved_bytes": reserved,
+            "process_bytes": self.gpu.process_bytes() if self.gpu else None,
         }
 
     def _saved_bytes(self) -> int:
@@ -286,9 +311,11 @@ class Subject:
         self._show(shown)
         if check:
             memory.poison(self.buffers[0])
-        timed, raw = latency.time_block(self.task.call, self.buffers, calls, head)
+        timed, raw = self.timer.block(calls, head)
         self.calls += calls + head
         answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
+        if timed.wall_s is not None:
+            answer["wall_s"] = timed.wall_s
         if check:
             self._check_form(raw)
             self._check_inputs(shown)
@@ -298,11 +325,36 @@ class Subject:
             checks = self._judge(raw)
             answer |= checks | {"calls_s": answer["calls_s"] + checks["calls_s"]}
         self._check_global_state()
+        del raw
+        memory.give_back(self.buffers[0])
         return answer
 
-    def leak(self) -> Message:
-        """Resident bytes gained a call since `prepare`."""
-        return {"leak_bytes": (memory.resident_bytes() - self.resident) / max(1, self.calls)}
+    def finish(self, energy_s: float) -> Message:
+        """Bytes gained a call since `prepare`; on a GPU its state, and over `energy_s` seconds what a call uses."""
+        self.stage = "last calls"
+        kept = memory.kept_bytes(self.buffers[0]) - self.resident
+        answer: Message = {"leak_bytes": kept / max(1, self.calls)}
+        return answer | self._watched("end", energy_s)
+
+    def _watched(self, when: str, energy_s: float) -> Message:
+        """The GPU's state while calls run, as columns; with energy_s also joules of a call, over that many seconds.
+
+        Joules are of calls as a program makes them: where the GPU waits for the host, what it uses meanwhile counts.
+        """
+        if self.gpu is None:
+            return {}
+        torch.cuda.synchronize()
+        before, calls = self.gpu.energy_j(), max(1, ceil(max(energy_s, BLOCK_SECONDS) / self.call_s))
+        for _ in range(calls):
+            self.task.call(*self.buffers)
+        state = self.gpu.state()
+        torch.cuda.synchronize()
+        after = self.gpu.energy_j()
+        self.calls += calls
+        facts: Message = {f"{when}_{name}": value for name, value in state.items()}
+        if energy_s and before is not None and after is not None:
+            facts["energy_j"] = (after - before) / calls
+        return facts
 
     def _check_global_state(self) -> None:
         now = _global_state()

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from attnbench import analysis, roofline
+from attnbench.records import GPU_COLUMNS
 from attnbench.report import figures, predicted_tables, tables
 from attnbench.report.panels import Panel, arrange, machine_name
 from attnbench.report.roofline_figure import roofline as draw_roofline
@@ -29,12 +30,13 @@ from attnbench.report.verdict import verdict
 
 _TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution", "scope", "block", "norm", "phase",
           "device", "dtype", "lengths", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
-          "converged")  # fmt: skip
+          "converged", "timing", "l2")  # fmt: skip
 _NUMBERS = (
     "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
     "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
     "workspace_bytes", "input_bytes", "output_bytes", "saved_bytes", "cache_bytes", "flops_per_s", "variant_flops",
     "density", "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance", *tables.GRADIENTS,
+    "wall_s", "energy_j", "reserved_bytes", *GPU_COLUMNS,
 )  # fmt: skip
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]

@@ -107,6 +107,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
         "inputs": "" if row["inputs"] == "normal" else f"{row['inputs']} inputs",
         "seed": f"seed {int(row['seed'])}" if row["seed"] else "",
         "threads": units.count(int(row["threads"]), "thread") if row["device"] == "cpu" else "",
+        "l2": "L2 cache flushed" if row["l2"] == "flushed" else "",
     }
 
 

@@ -43,6 +43,7 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         ("inputs", row["inputs"], row["inputs"] != "normal"),
         ("seed", int(row["seed"]), row["seed"] != 0),
         ("threads", int(row["threads"]), True),
+        ("l2", row.get("l2"), row.get("l2") == "flushed"),
         ("baseline", baseline, has_baseline and baseline != "sdpa"),
     ]
     words = ["attnbench", "run"]

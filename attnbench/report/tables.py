@@ -97,6 +97,13 @@ def results(panel: Panel, style: Style) -> Table:
         "of attainable": lambda row: units.percent(row["roofline_fraction"]),
         "density": lambda row: units.percent(row["density"]),
         "set-up": lambda row: units.seconds(row["setup_s"]),
+        "wall time": lambda row: units.seconds(row["wall_s"]),
+        "timed by": _timing,
+        "energy": lambda row: units.energy(row["energy_j"]),
+        "reserved": lambda row: units.size(row["reserved_bytes"]),
+        "clock": lambda row: _both_ends(row, "clock_hz", units.frequency),
+        "power": lambda row: _both_ends(row, "power_w", units.power),
+        "temperature": lambda row: _both_ends(row, "temperature_c", units.temperature),
         "rounds": _rounds,
     }
     if len({row["run"] for row in rows}) > 1:
@@ -104,7 +111,7 @@ def results(panel: Panel, style: Style) -> Table:
     body = {name: [text(row) for row in rows] for name, text in columns.items()}
     shown = [name for name, texts in body.items() if set(texts) != {units.NOTHING}]
     table = [list(row) for row in zip(*(body[name] for name in shown), strict=True)]
-    return Table(shown, table, panel.heading, frozenset(shown) - {"variant", "run"})
+    return Table(shown, table, panel.heading, frozenset(shown) - {"variant", "timed by", "run"})
 
 
 def _known(value: float) -> float:
@@ -113,6 +120,18 @@ def _known(value: float) -> float:
 
 def _latency(row: Row) -> str:
     return units.seconds(row["latency_s"], row["latency_low_s"], row["latency_high_s"])
+
+
+def _timing(row: Row) -> str:
+    """How, on a GPU; a CPU's clock is the only one it has."""
+    known = isinstance(row["timing"], str) and row["timing"] not in ("", "clock")
+    return str(row["timing"]) if known else units.NOTHING
+
+
+def _both_ends(row: Row, name: str, text: Callable[[float], str]) -> str:
+    """What the GPU said at the cell's start and end."""
+    ends = [text(row[f"{end}_{name}"]) for end in ("start", "end")]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _rounds(row: Row) -> str:

@@ -8,6 +8,7 @@ NOTHING = "-"
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
+_JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
 _FLOPS = ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1.0, "FLOP/s"))
 
 
@@ -75,6 +76,26 @@ def error(value: float | None) -> str:
         return f"{value:.{min(max(1 - math.floor(math.log10(abs(value))), 0), 9)}f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def energy(value: float | None) -> str:
+    """ "3.2 mJ"."""
+    return _scaled(value, None, None, _JOULES)
+
+
+def frequency(value: float | None) -> str:
+    """ "1755 MHz"."""
+    return f"{value / 1e6:.0f} MHz" if value is not None and known(value) else NOTHING
+
+
+def power(value: float | None) -> str:
+    """ "412 W"."""
+    return f"{value:.0f} W" if value is not None and known(value) else NOTHING
+
+
+def temperature(value: float | None) -> str:
+    """ "41 °C"."""
+    return f"{value:.0f} °C" if value is not None and known(value) else NOTHING
 
 
 def percent(value: float | None) -> str:

@@ -237,3 +237,43 @@ def test_only_what_was_asked_for_is_loaded(tmp_path: Path) -> None:
     """`import-hang` and the others are installed, and would be noticed."""
     result = run(tmp_path, "--plugins", "good", "--seq", "64", "--budget", "5")
     assert (result.code, result.statuses()) == (0, {"good": "ok"})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("plugin", "status", "reason"),
+    [
+        ("cuda-assert", "error", "device-side assert"),
+        ("cuda-illegal", "error", "illegal memory access"),
+        ("cuda-hog", "out-of-memory", "out of memory"),
+    ],
+)
+def test_a_cuda_error_is_a_row_and_the_next_cell_is_healthy(
+    tmp_path: Path, plugin: str, status: str, reason: str
+) -> None:
+    result = run(
+        tmp_path, "--plugins", f"good,{plugin}", "--seq", "32,64,128", "--device", "cuda", "--budget", "60",
+        "--memory", "4GiB",
+    )  # fmt: skip
+    assert [result.row(plugin, seq)["status"] for seq in (32, 64, 128)] == ["ok", status, "ok"]
+    assert reason in result.row(plugin, 64)["reason"]
+    assert [result.row("good", seq)["status"] for seq in (32, 64, 128)] == ["ok"] * 3
+    assert result.survivors == []
+
+
+@pytest.mark.gpu
+def test_a_row_from_a_gpu_says_how_it_was_timed_and_what_the_gpu_did(tmp_path: Path) -> None:
+    result = run(
+        tmp_path, "--plugins", "good", "--seq", "64,4096", "--device", "cuda", "--budget", "30", "--l2", "flushed",
+    )  # fmt: skip
+    small, large = result.row("good", 64), result.row("good", 4096)
+    assert (small["timing"], large["timing"]) == ("graph", "events")
+    for row in (small, large):
+        assert row["l2"] == "flushed"
+        assert row["wall_s"] > 0
+        assert row["reserved_bytes"] >= row["workspace_bytes"]
+        assert row["start_clock_hz"] > 1e8
+        assert row["end_power_w"] > 10
+    assert small["wall_s"] > small["latency_s"]
+    assert "launch-bound" in small["warnings"]
+    assert large["energy_j"] > 0
