@@ -55,6 +55,30 @@ def test_others_at_work_are_seen() -> None:
     assert "close other programs" in load.advice
 
 
+IDLE = {
+    "clock_hz": 3.45e8, "memory_clock_hz": 2.6e9, "temperature_c": 31.0, "power_w": 70.4, "power_cap_w": 700.0,
+    "throttled": "", "other_processes": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "advice"),
+    [
+        (IDLE, "Some GPU, 345 MHz, 31 °C, 70 W, cap 700 W, 0 other processes", ""),
+        (IDLE | {"other_processes": 1}, "1 other process", "stop the other processes"),
+        (IDLE | {"other_processes": None, "power_w": None}, "31 °C, cap 700 W, others unknown", ""),
+        (IDLE | {"throttled": "too hot"}, "0 other processes", "held down: too hot"),
+        (None, "NVML tells nothing", "will go unseen"),
+    ],
+)
+def test_a_gpu_is_looked_at(state: dict[str, Any] | None, found: str, advice: str) -> None:
+    check = checks(gpu="Some GPU", gpu_state=state)["GPU"]
+    assert found in check.found
+    assert advice in check.advice
+    assert bool(check.advice) == bool(advice)
+    assert "GPU" not in checks(gpu=None)
+
+
 def test_the_command_tries_and_tells() -> None:
     result = CliRunner().invoke(main, ["doctor", "--threads", "1", "--seconds", "3"])
     assert result.exit_code in (0, 1)

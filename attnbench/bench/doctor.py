@@ -41,7 +41,8 @@ def look(facts: Mapping[str, Any], threads: int, seconds: float = 1.0) -> list[C
 
     facts: `machine.describe`. threads: what variants would use. seconds: how long to watch the others' load.
     """
-    return [*_load(seconds), _frequency(facts), _threads(facts, threads), _memory(), _compiler(), _timer()]
+    found = [*_load(seconds), _frequency(facts), _threads(facts, threads), _memory(), _compiler(), _timer()]
+    return [*found, _gpu(facts)] if facts.get("gpu") else found
 
 
 def _load(seconds: float) -> list[Check]:
@@ -119,6 +120,23 @@ def _timer() -> Check:
     return Check(
         "timer", f"steps of {tick * 1e9:.0f} ns", "" if tick <= _FINEST_TICK else "short calls can't be timed here"
     )
+
+
+def _gpu(facts: Mapping[str, Any]) -> Check:
+    name, state = str(facts["gpu"]), facts.get("gpu_state")
+    if not state:
+        return Check("GPU", f"{name}; NVML tells nothing of it", "clocks, power and others at work will go unseen")
+    others, held_down = state["other_processes"], state["throttled"]
+    told = {
+        "{:.0f} MHz": (state["clock_hz"] or 0) / 1e6,
+        "{:.0f} °C": state["temperature_c"],
+        "{:.0f} W": state["power_w"],
+        "cap {:.0f} W": state["power_cap_w"],
+    }
+    words = [name, *(text.format(value) for text, value in told.items() if value)]
+    words.append("others unknown" if others is None else f"{others} other process{'es' * (others != 1)}")
+    advice = "stop the other processes on it: they take turns with what is timed" if others else ""
+    return Check("GPU", ", ".join(words), f"its clocks are held down: {held_down}" if held_down else advice)
 
 
 def smallest_difference(server: Forkserver, threads: int, seconds: float, precision: float) -> Check:

@@ -58,6 +58,7 @@ def _gpu() -> dict[str, Any]:
         "gpu_l2_bytes": found.L2_cache_size,
         "gpu_capability": f"{found.major}.{found.minor}",
         "gpu_driver": nvml.driver(),
+        "gpu_state": idle.state() if (idle := nvml.current()) else None,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 

@@ -224,12 +224,13 @@ def _short(row: Row) -> str:
 
 def run_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All that is known about one run and its machine, in pairs of name and text."""
+    machine = {name: value for name, value in (run.get("machine") or {}).items() if name != "gpu_state"}
     facts = {
         "command": command_line(run),
         "started": run.get("started"),
         "finished": run.get("finished") or "not finished: the rows are those measured so far",
         "wall time": _wall(run.get("seconds") or {}),
-        **(run.get("machine") or {}),
+        **machine,
         "plugins from": run.get("distributions"),
     }
     spelled = {"cpu": "CPU", "gpu": "GPU", "cuda": "CUDA", "python": "Python", "memory_bytes": "memory"}
