@@ -2,9 +2,15 @@
 
 SageAttention (Zhang 2024, arXiv 2410.02367), algorithm 1, on FlashAttention-2's loop (Dao 2023, algorithm 1).
 Imports triton, so import this module only where it is there. With TRITON_INTERPRET=1 set before, it runs on a CPU.
+
+What a score costs beside the products is what bounds this loop on an H100: a multiprocessor starts 128 operations a
+clock but 16 exp2, and 4096 int8 products. So the scale of Q stays out of the scores, only tiles that need it mask V and
+the scores, and dims are compile-time constants.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -12,31 +18,67 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is the instruction that a GPU has
+BLOCK = 128  # rows to a program that quantizes; int8 rows are padded to a multiple of it, so that no tile reads past
 
 # Adding and subtracting 1.5 * 2^23 leaves a float32 without a fraction: it rounds to the nearest, ties to even.
 ROUNDER = tl.constexpr(12582912.0)
 
 
+class Tiles(NamedTuple):
+    """One program of `attention_kernel`."""
+
+    block_m: int  # query rows
+    block_n: int  # keys to a step
+    warps: int
+    stages: int  # of loads under way
+    registers: int | None = None  # to a thread at most, where that lets one more program onto a multiprocessor
+
+
+# By widest padded dim; the first is the default. Chosen by what they compile to for sm_90: no loop spills, and ptxas
+# serializes no wgmma. Four warps need no barrier between warp groups, and two such programs to a multiprocessor overlap
+# one's softmax with the other's products. At 128 that takes programs of 64 query rows, which read K and V twice as
+# often, so the longest step is the default there.
+CANDIDATES = {
+    64: (
+        Tiles(128, 64, 4, 3),
+        Tiles(128, 64, 8, 3, 128),
+        Tiles(128, 128, 8, 3),
+        Tiles(64, 128, 4, 3),
+        Tiles(64, 64, 4, 3),
+    ),
+    128: (
+        Tiles(128, 128, 8, 3),
+        Tiles(128, 128, 8, 2),
+        Tiles(128, 64, 8, 3),
+        Tiles(64, 128, 4, 2),
+        Tiles(64, 64, 4, 2),
+    ),
+    256: (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 2)),
+}
+FLOAT32 = (Tiles(64, 32, 8, 2), Tiles(64, 32, 4, 2))  # its P V is not on tensor cores ("ieee")
+
+
 @triton.jit  # type: ignore[untyped-decorator]
-def quantize_kernel(  # type: ignore[no-untyped-def]
-    x_ptr,  # (batch, heads, length, dim), any float dtype and strides
-    mean_ptr,  # float32 (batch * heads, dim), subtracted first where HAS_MEAN
-    out_ptr,  # int8 (batch * heads, length, dim)
-    scale_ptr,  # float32 (batch * heads, length)
+def quantize_rows(  # type: ignore[no-untyped-def]
+    x_ptr,
+    mean_ptr,
+    out_ptr,
+    scale_ptr,
     stride_b,
     stride_h,
     stride_l,
     stride_d,
+    head,  # of batch * heads
     heads,
     length,
-    dim,
+    padded,  # rows to a head of out and scale
+    dim: tl.constexpr,
     HAS_MEAN: tl.constexpr,
-    ROWS: tl.constexpr,  # rows that share a scale; divides BLOCK
-    BLOCK: tl.constexpr,  # rows to a program
-    DIM: tl.constexpr,  # power of 2, at least dim
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
 ):
-    """scale = peak / 127, int8 = round((x - mean) / scale); equations 2 and 5."""
-    head = tl.program_id(1).to(tl.int64)  # of batch * heads
+    """BLOCK rows of one head: scale = peak / 127, int8 = round((x - mean) / scale); 0 outside x. Equations 2 and 5."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     col = tl.arange(0, DIM)
     inside = (row[:, None] < length) & (col[None, :] < dim)
@@ -49,54 +91,105 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
     if ROWS > 1:
         blocks = tl.reshape(peak, (BLOCK // ROWS, ROWS))
         peak = tl.reshape(tl.broadcast_to(tl.max(blocks, axis=1)[:, None], (BLOCK // ROWS, ROWS)), (BLOCK,))
-    scale = tl.maximum(peak, 1e-30) / 127.0
-    integers = (x / scale[:, None] + ROUNDER) - ROUNDER
-    tl.store(out_ptr + (head * length + row[:, None]) * dim + col[None, :], integers.to(tl.int8), mask=inside)
-    tl.store(scale_ptr + head * length + row, scale, mask=row < length)
+    scale = tl.div_rn(tl.maximum(peak, 1e-30), 127.0)  # (BLOCK,), to the last bit torch's
+    # On a GPU "/" is off by up to two of the last bits, so what lies halfway may round to the other side than torch's.
+    # To be exact would nearly double this kernel's operations.
+    integers = (x / scale[:, None] + ROUNDER) - ROUNDER  # (BLOCK, DIM)
+    tl.store(out_ptr + (head * padded + row[:, None]) * DIM + col[None, :], integers.to(tl.int8))
+    tl.store(scale_ptr + head * padded + row, scale)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def quantize_kernel(  # type: ignore[no-untyped-def]
+    q_ptr,  # (batch, heads, seq, dim), any float dtype and strides
+    k_ptr,  # (batch, kv_heads, kv_seq, dim), likewise
+    mean_ptr,  # float32 (batch * kv_heads, dim), subtracted from K
+    q8_ptr,  # int8 (batch * heads, q_padded, DIM)
+    k8_ptr,  # int8 (batch * kv_heads, k_padded, DIM)
+    q_scale_ptr,  # float32 (batch * heads, q_padded)
+    k_scale_ptr,  # float32 (batch * kv_heads, k_padded)
+    q_stride_b,
+    q_stride_h,
+    q_stride_l,
+    q_stride_d,
+    k_stride_b,
+    k_stride_h,
+    k_stride_l,
+    k_stride_d,
+    q_heads,  # batch * heads
+    heads,
+    kv_heads,
+    seq,
+    kv_seq,
+    q_padded,
+    k_padded,
+    dim: tl.constexpr,
+    ROWS: tl.constexpr,  # rows that share a scale; divides BLOCK
+    BLOCK: tl.constexpr,  # rows to a program
+    DIM: tl.constexpr,  # power of 2, at least dim
+):
+    """Q and K in one launch: the heads of Q come first along axis 1, then those of K."""
+    head = tl.program_id(1).to(tl.int64)
+    if head < q_heads:
+        if tl.program_id(0) * BLOCK < q_padded:
+            quantize_rows(
+                q_ptr, mean_ptr, q8_ptr, q_scale_ptr, q_stride_b, q_stride_h, q_stride_l, q_stride_d, head, heads,
+                seq, q_padded, dim, False, ROWS, BLOCK, DIM,
+            )  # fmt: skip
+    elif tl.program_id(0) * BLOCK < k_padded:
+        quantize_rows(
+            k_ptr, mean_ptr, k8_ptr, k_scale_ptr, k_stride_b, k_stride_h, k_stride_l, k_stride_d, head - q_heads,
+            kv_heads, kv_seq, k_padded, dim, True, ROWS, BLOCK, DIM,
+        )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_keys(  # type: ignore[no-untyped-def]
     acc,  # float32 (BLOCK_M, VALUE_DIM), output so far, times total
-    total,  # float32 (BLOCK_M,), sum of exp2(score - top) so far
+    total,  # float32 (BLOCK_M,), sum of exp2((score - top) * q_scale) so far
     top,  # float32 (BLOCK_M,), largest score so far
     q,  # int8 (BLOCK_M, DIM)
     q_scale,  # float32 (BLOCK_M,)
     position,  # (BLOCK_M,), the last key that each query sees in a causal mask
-    k_ptr,  # int8 (kv_seq, dim) of this head
-    k_scale_ptr,  # float32 (kv_seq,)
+    k_ptr,  # int8 (k_padded, DIM) of this head
+    k_scale_ptr,  # float32 (k_padded,)
     v_ptr,  # (kv_seq, value_dim)
     v_stride_l,
     v_stride_d,
     start,
     end,
     kv_seq,
-    dim,
-    value_dim,
+    value_dim: tl.constexpr,
     MASKED: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
 ):
-    """Online softmax over keys start .. end - 1, BLOCK_N at a time."""
+    """Online softmax over keys start .. end - 1, BLOCK_N at a time.
+
+    Scores are without q_scale, which is positive, so their order is the same: it joins the subtraction of the maximum
+    in one fused multiply-add. The scale of K is a vector even where rows share it: with one number for a tile, which
+    could join q_scale too, ptxas converts to float32 in the product's own registers and serializes the wgmma (C7515).
+    """
     d = tl.arange(0, DIM)
     dv = tl.arange(0, VALUE_DIM)
     for first in range(start, end, BLOCK_N):
         key = first + tl.arange(0, BLOCK_N)
-        k = tl.load(k_ptr + key[None, :] * dim + d[:, None], mask=(key[None, :] < kv_seq) & (d[:, None] < dim), other=0)
-        k_scale = tl.load(k_scale_ptr + key, mask=key < kv_seq, other=0.0)
-        scores = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32) * (q_scale[:, None] * k_scale[None, :])
+        k = tl.load(k_ptr + key[None, :] * DIM + d[:, None])  # (DIM, BLOCK_N)
+        k_scale = tl.load(k_scale_ptr + key)  # (BLOCK_N,)
+        scores = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32) * k_scale[None, :]  # (BLOCK_M, BLOCK_N)
+        v_inside = dv[None, :] < value_dim
         if MASKED:
+            v_inside = v_inside & (key[:, None] < kv_seq)
             seen = key[None, :] < kv_seq
             if IS_CAUSAL:
                 seen = seen & (key[None, :] <= position[:, None])
             scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
-        p = tl.exp2(scores - new_top[:, None])  # (BLOCK_M, BLOCK_N)
-        shrink = tl.exp2(top - new_top)
+        p = tl.exp2(tl.fma(scores, q_scale[:, None], -(new_top * q_scale)[:, None]))  # (BLOCK_M, BLOCK_N)
+        shrink = tl.exp2((top - new_top) * q_scale)  # 1 where the maximum stays
         total = total * shrink + tl.sum(p, axis=1)
-        v_inside = (key[:, None] < kv_seq) & (dv[None, :] < value_dim)
         v = tl.load(v_ptr + key[:, None] * v_stride_l + dv[None, :] * v_stride_d, mask=v_inside, other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         top = new_top
@@ -105,23 +198,24 @@ def attend_keys(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attention_kernel(  # type: ignore[no-untyped-def]
-    q_ptr,  # int8 (batch * heads, seq, dim)
-    q_scale_ptr,  # float32 (batch * heads, seq)
-    k_ptr,  # int8 (batch * kv_heads, kv_seq, dim)
-    k_scale_ptr,  # float32 (batch * kv_heads, kv_seq)
+    q_ptr,  # int8 (batch * heads, q_padded, DIM)
+    q_scale_ptr,  # float32 (batch * heads, q_padded)
+    k_ptr,  # int8 (batch * kv_heads, k_padded, DIM)
+    k_scale_ptr,  # float32 (batch * kv_heads, k_padded)
     v_ptr,  # (batch, kv_heads, kv_seq, value_dim), any strides
     out_ptr,  # (batch * heads, seq, value_dim)
     v_stride_b,
     v_stride_h,
     v_stride_l,
     v_stride_d,
-    scale,  # of the scores, times LOG2_E
+    scale,  # of the scores, times LOG2_E; positive
     heads,
     kv_heads,
     seq,
     kv_seq,
-    dim,
-    value_dim,
+    q_padded,
+    k_padded,
+    value_dim: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -131,21 +225,22 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     """BLOCK_M rows of one head's output."""
     head = tl.program_id(1).to(tl.int64)  # of batch * heads
     kv_head = head // heads * kv_heads + head % heads // (heads // kv_heads)  # of batch * kv_heads
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = tl.arange(0, DIM)
-    q_inside = (row[:, None] < seq) & (d[None, :] < dim)
-    q = tl.load(q_ptr + (head * seq + row[:, None]) * dim + d[None, :], mask=q_inside, other=0)
-    q_scale = tl.load(q_scale_ptr + head * seq + row, mask=row < seq, other=0.0) * scale
+    # The last rows first: under a causal mask they take longest, and short programs fill the end of a launch. Rows run
+    # fastest, heads slowest, so that programs at work together read the K and V of few heads, which stay in L2.
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    q = tl.load(q_ptr + (head * q_padded + row[:, None]) * DIM + tl.arange(0, DIM)[None, :])
+    q_scale = tl.load(q_scale_ptr + head * q_padded + row) * scale
     position = row + (kv_seq - seq)
-    k_ptr += kv_head * kv_seq * dim
-    k_scale_ptr += kv_head * kv_seq
+    k_ptr += kv_head * k_padded * DIM
+    k_scale_ptr += kv_head * k_padded
     v_ptr += kv_head // kv_heads * v_stride_b + kv_head % kv_heads * v_stride_h
 
     # Keys before `whole` are seen by every row and need no mask; from there to `end` some are hidden.
     end = kv_seq
     whole = kv_seq // BLOCK_N * BLOCK_N
     if IS_CAUSAL:
-        first_position = tl.program_id(0) * BLOCK_M + (kv_seq - seq)
+        first_position = first_row + (kv_seq - seq)
         end = tl.minimum(kv_seq, first_position + BLOCK_M)
         whole = tl.minimum(kv_seq, first_position + 1) // BLOCK_N * BLOCK_N
     acc = tl.zeros((BLOCK_M, VALUE_DIM), tl.float32)
@@ -153,11 +248,11 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     acc, total, top = attend_keys(
         acc, total, top, q, q_scale, position, k_ptr, k_scale_ptr, v_ptr, v_stride_l, v_stride_d,
-        0, whole, kv_seq, dim, value_dim, False, IS_CAUSAL, BLOCK_N, DIM, VALUE_DIM,
+        0, whole, kv_seq, value_dim, False, IS_CAUSAL, BLOCK_N, DIM, VALUE_DIM,
     )  # fmt: skip
     acc, total, top = attend_keys(
         acc, total, top, q, q_scale, position, k_ptr, k_scale_ptr, v_ptr, v_stride_l, v_stride_d,
-        whole, end, kv_seq, dim, value_dim, True, IS_CAUSAL, BLOCK_N, DIM, VALUE_DIM,
+        whole, end, kv_seq, value_dim, True, IS_CAUSAL, BLOCK_N, DIM, VALUE_DIM,
     )  # fmt: skip
     dv = tl.arange(0, VALUE_DIM)
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
@@ -165,38 +260,51 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + (head * seq + row[:, None]) * value_dim + dv[None, :], out, mask=out_inside)
 
 
-def quantize(x: Tensor, rows: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
-    """int8 (batch, heads, length, dim) and float32 scales (batch, heads, length) of x - mean.
+Quantized = tuple[Tensor, Tensor]
+"""int8 (batch, heads, padded length, padded dim) and float32 scales (batch, heads, padded length)."""
 
-    x: (batch, heads, length, dim); mean: float32 (batch, heads, 1, dim), or None for no mean.
-    """
-    batch, heads, length, dim = x.shape
-    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    block = 128
-    quantize_kernel[(triton.cdiv(length, block), batch * heads)](
-        x, x if mean is None else mean, out, scale, *x.stride(), heads, length, dim,
-        HAS_MEAN=mean is not None, ROWS=rows, BLOCK=block, DIM=triton.next_power_of_2(dim),
+
+def quantize(query: Tensor, key: Tensor, rows: int) -> tuple[Quantized, Quantized]:
+    """Query (batch, heads, seq, dim), and key (batch, kv_heads, kv_seq, dim) less its mean over tokens, in 8 bits."""
+    mean = key.mean(dim=2, keepdim=True, dtype=torch.float32)  # (batch, kv_heads, 1, dim)
+    (q8, q_scale), (k8, k_scale) = room(query), room(key)
+    batch, heads, seq, dim = query.shape
+    _, kv_heads, kv_seq, _ = key.shape
+    blocks = max(q8.shape[2], k8.shape[2]) // BLOCK
+    quantize_kernel[(blocks, batch * (heads + kv_heads))](
+        query, key, mean, q8, k8, q_scale, k_scale, *query.stride(), *key.stride(), batch * heads, heads, kv_heads,
+        seq, kv_seq, q8.shape[2], k8.shape[2], dim=dim, ROWS=rows, BLOCK=BLOCK, DIM=q8.shape[3], num_warps=8,
     )  # fmt: skip
-    return out, scale
+    return (q8, q_scale), (k8, k_scale)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool, rows: int) -> Tensor:
+def room(x: Tensor) -> Quantized:
+    """For what `quantize_kernel` makes of x (batch, heads, length, dim)."""
+    dim, _ = padded_dims(x.shape[3], 1)
+    shape = (*x.shape[:2], triton.cdiv(x.shape[2], BLOCK) * BLOCK)
+    integers = torch.empty(*shape, dim, dtype=torch.int8, device=x.device)  # (batch, heads, padded length, padded dim)
+    return integers, torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool, rows: int, tiles: Tiles | None = None
+) -> Tensor:
     """int8 attention of query (batch, heads, seq, head_dim) over key and value, as `Int8` defines it.
 
-    scale: of the scores; rows: how many share a quantization scale, a power of 2 up to 128.
+    scale: of the scores, positive; rows: how many share a quantization scale, a power of 2 up to 128; tiles: one of
+    `candidates`, the first unless given.
     """
     batch, heads, seq, dim = query.shape
     _, kv_heads, kv_seq, value_dim = value.shape
-    q8, q_scale = quantize(query, rows, None)
-    k8, k_scale = quantize(key, rows, key.mean(dim=2, keepdim=True, dtype=torch.float32))
+    (q8, q_scale), (k8, k_scale) = quantize(query, key, rows)
     out = query.new_empty(batch, heads, seq, value_dim)
     padded, value_padded = padded_dims(dim, value_dim)
-    block_m, block_n, warps, stages = tiles(padded, value_padded, value.dtype == torch.float32)
-    attention_kernel[(triton.cdiv(seq, block_m), batch * heads)](
-        q8, q_scale, k8, k_scale, value, out, *value.stride(), scale * LOG2_E, heads, kv_heads, seq, kv_seq, dim,
-        value_dim, IS_CAUSAL=is_causal, BLOCK_M=block_m, BLOCK_N=block_n, DIM=padded, VALUE_DIM=value_padded,
-        num_warps=warps, num_stages=stages,
+    tiles = tiles or candidates(padded, value_padded, value.dtype == torch.float32)[0]
+    attention_kernel[(triton.cdiv(seq, tiles.block_m), batch * heads)](
+        q8, q_scale, k8, k_scale, value, out, *value.stride(), scale * LOG2_E, heads, kv_heads, seq, kv_seq,
+        q8.shape[2], k8.shape[2], value_dim=value_dim, IS_CAUSAL=is_causal, BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n, DIM=padded, VALUE_DIM=value_padded, num_warps=tiles.warps, num_stages=tiles.stages,
+        maxnreg=tiles.registers,
     )  # fmt: skip
     return out
 
@@ -206,8 +314,12 @@ def padded_dims(dim: int, value_dim: int) -> tuple[int, int]:
     return max(32, triton.next_power_of_2(dim)), max(16, triton.next_power_of_2(value_dim))
 
 
-def tiles(dim: int, value_dim: int, is_float32: bool) -> tuple[int, int, int, int]:
-    """Query rows, keys, warps and pipeline stages to a program: what registers and shared memory hold."""
+def candidates(dim: int, value_dim: int, is_float32: bool) -> tuple[Tiles, ...]:
+    """Tiles worth trying for these padded dims, the default first."""
     widest = max(dim, value_dim)
-    warps = 8 if widest > 64 else 4
-    return (64, 32, warps, 2) if is_float32 or widest > 128 else (128, 64, warps, 3)
+    return FLOAT32 if is_float32 else CANDIDATES[max(64, widest)]
+
+
+def tiles(dim: int, value_dim: int, is_float32: bool) -> Tiles:
+    """The default of `candidates`."""
+    return candidates(dim, value_dim, is_float32)[0]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
+from types import ModuleType
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -25,6 +27,7 @@ from .cpu import compiler
 
 LOG2_E = 1 / math.log(2)
 STEP = 1024  # tokens at a time where nothing but memory asks for chunks
+MAX_DIM = 256  # what the GPU kernels' tiles hold
 
 _State: TypeAlias = tuple[Tensor, Tensor]  # of `_Sums`
 
@@ -36,8 +39,10 @@ to keep it within float32's range; None where no factor was."""
 class Linear(Plugin):
     """Linear attention in float32, whatever the dtype of the inputs.
 
-    `impl=avx512` is a C++ kernel for elu features on a CPU, `impl=torch` plain torch; `impl=auto` is the kernel where
-    it can run. Training takes plain torch, which keeps each chunk's scores and features for the backward pass.
+    `impl=avx512` is a C++ kernel for elu features on a CPU, `impl=triton` kernels for them on CUDA, `impl=torch` plain
+    torch; `impl=auto` is a kernel where one can run. On a CPU training takes plain torch, which keeps each chunk's
+    scores and features for the backward pass; the GPU kernels have their own. They sum in float32, too, but multiply
+    bfloat16 in bfloat16.
     """
 
     family: ClassVar[str] = "kernel"
@@ -45,7 +50,7 @@ class Linear(Plugin):
         "features": Option("elu", "phi: elu(x) + 1, or FAVOR+ positive random features", ("elu", "favor")),
         "count": Option(256, "favor: number of random features"),
         "chunk": Option(0, "torch, causal: tokens at a time, chunk^2 scores each; 0: 64 on a CPU, 512 on CUDA"),
-        "impl": Option("auto", "what computes it", ("auto", "torch", "avx512")),
+        "impl": Option("auto", "what computes it", ("auto", "torch", "avx512", "triton")),
     }
     features: str
     count: int
@@ -55,6 +60,8 @@ class Linear(Plugin):
     def supports(self, workload: Workload) -> str | None:
         if self.count < 1 or self.chunk < 0:
             return "count must be at least 1, chunk at least 0"
+        if self.impl == "triton":
+            return self._no_triton(workload)
         return self._no_kernel(workload) if self.impl == "avx512" else None
 
     def definition(self, workload: Workload) -> FeatureMap:
@@ -67,6 +74,8 @@ class Linear(Plugin):
     def flops(self, workload: Workload) -> int:
         """Multiplications and additions: features, the sums, reading them, and the causal chunks' own scores."""
         w = workload
+        if self._no_triton(w) is None:
+            return _gpu_kernels().flops(w)
         n, d = self._size(w), w.value_dim + 1  # the normaliser is one more value
         rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * (w.kv_seq - w.past)
         total = 2 * n * d * (rows + keys)
@@ -77,9 +86,14 @@ class Linear(Plugin):
         return total
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        """The sums, and what one chunk of queries and of keys holds in float32; nothing of it grows with l."""
+        """The sums, and what one chunk of queries and of keys holds in float32; nothing of it grows with l.
+
+        The GPU kernels' sums do, up to as many as keep the GPU busy, and the normalisers of the rows.
+        """
         if workload.phase == "train":
             return None
+        if self._no_triton(workload) is None:
+            return _gpu_kernels().workspace_bytes(workload)
         if self._no_kernel(workload) is None:
             dims, columns = (kernels.round_up(n, kernels.LANES) for n in (workload.head_dim, workload.value_dim))
             chunk = kernels.KEYS * (3 * dims + 2 * columns + kernels.KEYS)
@@ -87,8 +101,11 @@ class Linear(Plugin):
         return 4 * self._scan(workload).floats()
 
     def build(self, workload: Workload) -> Attention:
-        w, reason = workload, self._no_kernel(workload)
-        what = self._what()
+        w, what = workload, self._what()
+        reason = self._no_triton(w) if w.device == "cuda" else self._no_kernel(w)
+        if not reason and w.device == "cuda":
+            gpu = _gpu_kernels()
+            return Attention(partial(gpu.attention, is_causal=w.is_causal), f"triton, {what}, {gpu.described(w)}")
         if not reason:
             kernel, reason = compiler.kernel("linear.cpp", f"linear_{w.dtype}", required=self.impl == "avx512")
             if kernel:
@@ -131,6 +148,20 @@ class Linear(Plugin):
             return "the AVX-512 kernel is for float32 and bfloat16"
         return compiler.unsupported()
 
+    def _no_triton(self, workload: Workload) -> str | None:
+        """None, or why the GPU kernels are not what runs."""
+        if self.impl == "torch" or workload.device != "cuda":
+            return "as asked" if self.impl == "torch" else "the Triton kernels are for CUDA"
+        if workload.phase == "decode":
+            return "the Triton kernels go through all keys"
+        if self.features != "elu" or self.chunk:
+            return "the Triton kernels are for elu features and their own chunk"
+        if max(workload.head_dim, workload.value_dim) > MAX_DIM:
+            return f"the Triton kernels hold head and value dims up to {MAX_DIM}"
+        if self.impl == "auto" and workload.dtype == "float32":
+            return "in float32 the Triton kernels do without tensor cores"
+        return None if find_spec("triton") else "the Triton kernels need triton"
+
     def _size(self, workload: Workload) -> int:
         return workload.head_dim if self.features == "elu" else self.count
 
@@ -144,6 +175,13 @@ class Linear(Plugin):
             return _elu_kept if workload.phase == "train" else _elu
         projection = _orthogonal(self.count, workload.head_dim, workload.seed).to(workload.device, torch.float32)
         return partial(_favor, projection=projection, scale=workload.scale)
+
+
+def _gpu_kernels() -> ModuleType:
+    """Loaded where they are asked for: triton need not be there."""
+    from . import linear_triton
+
+    return linear_triton
 
 
 def _elu(x: Tensor) -> tuple[Tensor, None]:

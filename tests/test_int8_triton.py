@@ -7,14 +7,12 @@ It multiplies bfloat16 wrongly (it holds it as 16-bit integers); float16 takes t
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
+import triton_compiler
 from attnbench_plugins.int8 import Int8, quantize, smooth
 from test_int8 import errors, make, rel_l2
 
@@ -48,27 +46,33 @@ def interpret(shape: str, mask: str, dtype: str, rows: int) -> dict[str, Any]:
     w = workload(shape, mask, dtype)
     query, key, value = make(w.replace(device="cpu"), bias=2.0)
     query, key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value))
-    out = int8_triton.attention(query, key, value, w.scale, w.is_causal, rows)
+    every_tiles = [tiles for some in (*int8_triton.CANDIDATES.values(), int8_triton.FLOAT32) for tiles in some]
+    other = every_tiles[CASES.index((shape, mask, dtype, rows)) % len(every_tiles)]
     every = torch.arange(w.seq)
-    mean = key.mean(dim=2, keepdim=True, dtype=torch.float32)
+    wanted = expected(Int8(rows=rows).definition(w), w, query, key, value, every)
+    outs = [int8_triton.attention(query, key, value, w.scale, w.is_causal, rows, tiles) for tiles in (None, other)]
+    ours = int8_triton.quantize(query, key, rows)
     return {
-        "implementation": rel_l2(out, expected(Int8(rows=rows).definition(w), w, query, key, value, every)),
-        "approximation": rel_l2(out, exact(w, query, key, value, every)),
-        "query": same(int8_triton.quantize(query, rows, None), quantize(query.float(), rows)),
-        "key": same(int8_triton.quantize(key, rows, mean), quantize(smooth(key), rows)),
+        "implementation": max(rel_l2(out, wanted) for out in outs),
+        "approximation": rel_l2(outs[0], exact(w, query, key, value, every)),
+        "query": same(ours[0], quantize(query.float(), rows)),
+        "key": same(ours[1], quantize(smooth(key), rows)),
+        "held": sum(x.nbytes for pair in ours for x in pair) + 4 * w.batch * w.kv_heads * w.head_dim,  # and K's mean
+        "predicted": Int8(rows=rows).workspace_bytes(w),
     }
 
 
 def same(ours: tuple[torch.Tensor, torch.Tensor], plain: tuple[torch.Tensor, torch.Tensor]) -> bool:
-    """Whether integers and scales are equal, bit by bit."""
-    return torch.equal(ours[0], plain[0]) and torch.equal(ours[1], plain[1][..., 0])
+    """Whether integers and scales are equal, bit by bit, and the padding around ours is 0."""
+    length, dim = plain[0].shape[-2:]
+    integers, scales = ours[0][:, :, :length, :dim], ours[1][:, :, :length]
+    padding_is_zero = bool(ours[0].count_nonzero() == integers.count_nonzero())
+    return padding_is_zero and torch.equal(integers, plain[0]) and torch.equal(scales, plain[1][..., 0])
 
 
 @pytest.fixture(scope="session")
 def interpreted() -> dict[tuple[str, str, str, int], dict[str, Any]]:
-    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, check=True)
-    return dict(zip(CASES, json.loads(run.stdout), strict=True))
+    return dict(zip(CASES, triton_compiler.interpreted(__file__), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -78,29 +82,11 @@ def test_the_kernels_compute_what_the_plugin_defines(
     found = interpreted[case]
     assert found["query"]
     assert found["key"]
+    assert found["held"] == found["predicted"]
     assert found["implementation"] < TOLERANCE[case[2]]
     assert found["approximation"] < 3e-2
     if SHAPES[case[0]]["kv_seq"] > 1:
         assert found["approximation"] > 1e-3  # it did quantize
-
-
-def compiled(
-    kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int
-) -> str:
-    """PTX of a kernel as a launch would compile it; needs triton's compiler, and no GPU. Other arguments are int32."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    types = types | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "i32") for name in kernel.arg_names},
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    target = GPUTarget("cuda", capability, 32)
-    binary = compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
-    assert binary.metadata.shared <= {80: 163, 90: 227}[capability] * 1024  # what a block of threads may hold
-    return str(binary.asm["ptx"])
 
 
 @pytest.mark.parametrize(
@@ -116,30 +102,40 @@ def compiled(
 def test_compiled_for_a_gpu_it_multiplies_int8(capability: int, dtype: str, dim: int) -> None:
     from attnbench_plugins import int8_triton
 
-    block_m, block_n, warps, stages = int8_triton.tiles(dim, dim, dtype == "fp32")
+    for tiles in int8_triton.candidates(dim, dim, dtype == "fp32"):
+        products = compiled_products(capability, dtype, dim, tiles)
+        assert any("s32.s8.s8" in name for name in products)
+        assert all("s32.s8.s8" in name or "f32" in name for name in products)
+
+
+def compiled_products(capability: int, dtype: str, dim: int, tiles: Any) -> set[str]:
+    """The tensor-core instructions of the attention kernel's PTX."""
+    from attnbench_plugins import int8_triton
+
     types = {"q_ptr": "*i8", "k_ptr": "*i8", "v_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "scale": "fp32"}
     types |= {"q_scale_ptr": "*fp32", "k_scale_ptr": "*fp32"}
     constants = {
         "IS_CAUSAL": True,
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
         "DIM": dim,
         "VALUE_DIM": dim,
+        "value_dim": dim,
         "v_stride_d": 1,
     }
-    ptx = compiled(int8_triton.attention_kernel, capability, types, constants, warps, stages)
-    products = {word for word in ptx.split() if word.startswith(("mma.sync", "wgmma.mma_async"))}
-    assert any("s32.s8.s8" in name for name in products)
-    assert all("s32.s8.s8" in name or "f32" in name for name in products)
+    kernel = int8_triton.attention_kernel
+    ptx = triton_compiler.compiled(kernel, capability, types, constants, tiles.warps, tiles.stages)
+    return {word for word in ptx.split() if word.startswith(("mma.sync", "wgmma.mma_async"))}
 
 
 @pytest.mark.parametrize("rows", [1, 32, 128])
 def test_the_quantizing_kernel_compiles_for_a_gpu(rows: int) -> None:
     from attnbench_plugins import int8_triton
 
-    types = {"x_ptr": "*bf16", "mean_ptr": "*fp32", "out_ptr": "*i8", "scale_ptr": "*fp32"}
-    constants = {"HAS_MEAN": True, "ROWS": rows, "BLOCK": 128, "DIM": 64, "stride_d": 1}
-    assert ".entry" in compiled(int8_triton.quantize_kernel, 90, types, constants, 4, 3)
+    types = {"q_ptr": "*bf16", "k_ptr": "*bf16", "mean_ptr": "*fp32", "q8_ptr": "*i8", "k8_ptr": "*i8"}
+    types |= {"q_scale_ptr": "*fp32", "k_scale_ptr": "*fp32"}
+    constants = {"ROWS": rows, "BLOCK": int8_triton.BLOCK, "DIM": 64, "dim": 64, "q_stride_d": 1, "k_stride_d": 1}
+    assert ".entry" in triton_compiler.compiled(int8_triton.quantize_kernel, 90, types, constants, 8, 3)
 
 
 @pytest.mark.gpu
@@ -163,6 +159,21 @@ def test_on_a_gpu(dim: int, dtype: str, mask: str, rows: int) -> None:
         implementation, approximation = errors(Int8(rows=rows), w, make(w))
         assert implementation < (1e-3 if dtype == "float32" else TOLERANCE[dtype])
         assert 1e-3 < approximation < 3e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_all_tiles_agree_on_a_gpu(dim: int, mask: str) -> None:
+    from attnbench_plugins import int8_triton
+
+    shape = {"seq": 500, "kv_seq": 1000, "heads": 4, "kv_heads": 2, "head_dim": dim, "value_dim": dim}
+    w = Workload(**shape, dtype="bfloat16", mask=mask, device="cuda")
+    inputs = make(w)
+    every = (None, *int8_triton.candidates(dim, dim, is_float32=False))
+    default, *others = (int8_triton.attention(*inputs, w.scale, w.is_causal, 1, tiles) for tiles in every)
+    for out in others:
+        assert rel_l2(out, default.double()) < TOLERANCE["bfloat16"]
 
 
 if __name__ == "__main__":
