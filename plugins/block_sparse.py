@@ -179,26 +179,19 @@ def flex_unsupported(workload: Workload, block: int) -> str | None:
     return None
 
 
-def flex(workload: Workload, mask: Pattern) -> Call:
-    """flex_attention with the pattern's block mask, compiled by calling it once on zeros of the workload's shape."""
-    some, every = mask.blocks()
-    part_count, part_index = _listed(some & ~every)
-    full_count, full_index = _listed(every)
-    near = mask.near  # alone, as far blocks are whole: one compilation for every pattern, window and offset
-    block_mask = BlockMask.from_kv_blocks(
-        part_count,
-        part_index,
-        full_count,
-        full_index,
-        BLOCK_SIZE=mask.block,
-        mask_mod=lambda _batch, _head, row, key: near(row, key),
-        seq_lengths=(mask.seq, mask.kv_seq),
-    ).to(workload.device)
-    enable_gqa = workload.group > 1
+def flex(workload: Workload, mask: Pattern, kernel_options: Mapping[str, int | bool] | None = None) -> Call:
+    """flex_attention with the pattern's block mask, compiled by calling it once on zeros of the workload's shape.
+
+    kernel_options: torch's `FlexKernelOptions` for CUDA, such as its tiles; its own choice where nothing is given.
+    """
+    static, enable_gqa = workload.device == "cuda", workload.group > 1
+    blocks = block_mask(mask, static).to(workload.device)
+    # Its kernel for few queries, which it takes for static shapes alone, can't have 65 to 127 of grouped heads.
+    options = {"FORCE_USE_FLEX_ATTENTION": True, **(kernel_options or {})} if static else None
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attend = _compiled(torch.get_num_threads())
-        return attend(query, key, value, block_mask=block_mask, enable_gqa=enable_gqa)
+        attend = _compiled(1 if static else torch.get_num_threads(), static)
+        return attend(query, key, value, block_mask=blocks, enable_gqa=enable_gqa, kernel_options=options)
 
     dtype, trained = getattr(torch, workload.dtype), workload.phase == "train"
     zeros = [torch.zeros(s, dtype=dtype, device=workload.device, requires_grad=trained) for s in _shapes(workload)]
@@ -209,6 +202,27 @@ def flex(workload: Workload, mask: Pattern) -> Call:
     return call
 
 
+def block_mask(mask: Pattern, static: bool) -> BlockMask:
+    """The pattern's blocks; those of which every pair is seen are listed apart, and no mask is computed in them.
+
+    static: the band is constants of the kernel; else tensors that it reads, so that one compilation serves all bands.
+    """
+    some, every = mask.blocks()
+    near = _band(*mask.band.tolist()) if static else mask.near  # alone, as far blocks are whole
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~every),
+        *_listed(every),
+        BLOCK_SIZE=mask.block,
+        mask_mod=lambda _batch, _head, row, key: near(row, key),
+        seq_lengths=(mask.seq, mask.kv_seq),
+    )
+
+
+def _band(low: int, high: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """`Pattern.near` with the band's edges as constants."""
+    return lambda row, key: (key - row >= low) & (key - row <= high)
+
+
 def _shapes(w: Workload) -> tuple[tuple[int, ...], ...]:
     """Of query, key and value."""
     kv = (w.batch, w.kv_heads, w.kv_seq)
@@ -216,15 +230,22 @@ def _shapes(w: Workload) -> tuple[tuple[int, ...], ...]:
 
 
 @cache
-def _compiled(threads: int) -> Callable[..., Tensor]:
-    """flex_attention, compiled when called: once for all lengths and masks, anew for other heads, dims or strides.
+def _compiled(threads: int, static: bool) -> Callable[..., Tensor]:
+    """flex_attention, compiled when called.
+
+    On a CPU once for all lengths and masks, anew for other heads, dims or strides. On CUDA (`static`) for each shape:
+    only lengths that the compiler knows let the kernel drop the bounds checks of every load and every score. torch's
+    tiles for a Hopper GPU, at most 128 x 128, divide our blocks. Two of its kernel options would be wrong for a window:
+    ROWS_GUARANTEED_SAFE makes NaN unless a row sees something in the first tile that is computed for it, and late rows
+    of a block see nothing of the window's first block; BLOCKS_ARE_CONTIGUOUS reads blocks between the window's two
+    edges, which are listed one after the other. PRESCALE_QK rounds the scaled query once more.
 
     threads: the C++ code holds a buffer for each; torch < 2.13 would reuse code compiled for another count.
     """
     # fullgraph: an error rather than torch's eager code, which computes all pairs. The usual limit of 8 is too few.
     torch._dynamo.config.recompile_limit = 1024
-    options: dict[str, str | int | bool | Callable[..., object]] = {"cpp.threads": threads}
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True, options=options)
+    options: dict[str, str | int | bool | Callable[..., object]] = {} if static else {"cpp.threads": threads}
+    return torch.compile(flex_attention, dynamic=not static, fullgraph=True, options=options)
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:

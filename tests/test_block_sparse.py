@@ -12,7 +12,12 @@ from attnbench_plugins.block_sparse import BlockSparse
 from attnbench_plugins.patterns import PATTERNS, Pattern
 from torch import Tensor
 
+from attnbench.bench.forkserver import Forkserver
+from attnbench.bench.plan import ask, cells_of
+from attnbench.bench.session import Settings, measure
+from attnbench.records import Row
 from attnbench.reference import expected
+from attnbench.registry import find, select
 from attnbench.workload import Workload
 
 SHAPES = [(1, 1), (17, 17), (100, 257), (257, 257), (300, 1700), (1000, 1000)]
@@ -169,6 +174,55 @@ def test_flex_takes_bfloat16_and_a_cache_of_keys() -> None:
     assert error(BlockSparse(pattern="strided", impl="flex"), w, make(w)) < TOLERANCE["bfloat16"]
 
 
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_flex_gets_the_blocks_and_the_mask_of_the_pattern(name: str, mask: str, static: bool) -> None:
+    for seq, kv_seq in SHAPES:
+        wanted = patterns.pattern(name, seq, kv_seq, mask == "causal", 40, 16)
+        some, every = wanted.blocks()
+        blocks = block_sparse.block_mask(wanted, static)
+        counts, whole = blocks.kv_num_blocks[0, 0], blocks.full_kv_num_blocks[0, 0]
+        assert torch.equal(counts + whole, some.sum(1))
+        assert torch.equal(whole, every.sum(1))
+        rows, keys = torch.arange(seq)[:, None], torch.arange(kv_seq)
+        seen = torch.zeros(seq, kv_seq, dtype=torch.bool)
+        for row in range(len(some)):
+            inside = rows // 16 == row
+            for key in blocks.kv_indices[0, 0, row, : counts[row]].tolist():
+                seen |= inside & (keys // 16 == key) & blocks.mask_mod(0, 0, rows, keys)
+            for key in blocks.full_kv_indices[0, 0, row, : whole[row]].tolist():
+                seen |= inside & (keys // 16 == key)
+        assert torch.equal(seen, dense(wanted))
+
+
+def test_a_window_hides_the_first_block_from_some_rows() -> None:
+    """Why flex_attention must not be told ROWS_GUARANTEED_SAFE: each row must see something in its first tile for it."""
+    for is_causal in (False, True):
+        mask = patterns.pattern("window", 4096, 4096, is_causal, 1024, 128)
+        blocks = block_sparse.block_mask(mask, static=True)
+        rows = torch.arange(4096)[:, None]
+        first = blocks.kv_indices[0, 0, :, 0][rows // 128] * 128 + torch.arange(128)  # (rows, 128)
+        partial = (blocks.kv_num_blocks[0, 0] > 0)[rows[:, 0] // 128]
+        assert not bool(mask.allowed(rows, first).any(1)[partial].all())
+
+
+@needs_compiler
+@pytest.mark.parametrize("mask", MASKS)
+def test_flex_compiled_for_one_shape_is_softmax_over_the_mask(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: static shapes and constants for the band."""
+    compiled, blocks = block_sparse._compiled, block_sparse.block_mask
+    monkeypatch.setattr(block_sparse, "_compiled", lambda threads, _static: compiled(threads, True))
+    monkeypatch.setattr(block_sparse, "block_mask", lambda pattern, _static: blocks(pattern, True))
+    for name, length in product(PATTERNS, (257, 512)):
+        w = Workload(seq=length, kv_seq=length, mask=mask, heads=4, kv_heads=2)
+        plugin, inputs = BlockSparse(pattern=name, window=200, impl="flex"), make(w)
+        call = block_sparse.flex(w, plugin._pattern(w))
+        with torch.no_grad():
+            wanted = expected(plugin.definition(w), w, *inputs, torch.arange(length))
+            assert rel_l2(call(*inputs), wanted) < TOLERANCE["float32"]
+
+
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("shape", [(1, 1), (17, 17), (1, 300), (100, 257), (257, 257)])
@@ -275,6 +329,30 @@ def test_what_cannot_be_computed_is_refused(options: dict[str, int], shape: tupl
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_on_a_gpu(name: str, mask: str, impl: str) -> None:
-    for shape, dtype in product([(100, 257), (1000, 1000)], ("bfloat16", "float16")):
-        w = Workload(seq=shape[0], kv_seq=shape[1], mask=mask, device="cuda", dtype=dtype, heads=8, kv_heads=2)
+    # A compilation each: fewer rows than a tile, lengths that are no multiple of a block, and lengths that are.
+    for seq, kv_seq, dtype in ((100, 257, "bfloat16"), (1000, 1000, "float16"), (512, 1024, "bfloat16")):
+        w = Workload(seq=seq, kv_seq=kv_seq, mask=mask, device="cuda", dtype=dtype, heads=8, kv_heads=2)
         assert error(BlockSparse(pattern=name, impl=impl), w, make(w)) < TOLERANCE[dtype]
+
+
+def judged(spec: str, workloads: list[Workload]) -> list[Row]:
+    """The rows of a plugin as `attnbench run` makes them: errors against the definition, gradients included."""
+    request = select(spec, find())[0]
+    with Forkserver(workloads[0].threads) as server:
+        cells = list(cells_of(request, ask(server, request, workloads), workloads))
+        seconds = 6 if workloads[0].device == "cpu" else 120  # compiling takes some
+        settings = Settings(baseline="", precision=0.9, budget=seconds, timeout=120, memory=8 << 30)
+        return measure(server, settings, cells)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_attnbench_finds_it_right_forward_and_backward(name: str, device: str) -> None:
+    impl, dtype = ("flex", "bfloat16") if device == "cuda" else ("gather", "float32")
+    workloads = [  # of one phase together, as a session wants them
+        Workload(seq=seq, kv_seq=seq, mask=mask, heads=4, kv_heads=kv, phase=phase, device=device, dtype=dtype)
+        for phase in ("forward", "train")
+        for seq, mask, kv in ((257, "full", 4), (257, "causal", 2), (512, "full", 2), (512, "causal", 4))
+    ]
+    rows = judged(f"block-sparse:pattern={name}:window=200:impl={impl}", workloads)
+    assert [(row["status"], row["reason"]) for row in rows] == [("ok", "")] * len(workloads)
