@@ -6,20 +6,19 @@ Runs `attnbench run` three times (batch 1, heads 8, 2 threads; what is quantized
 kernels with a head dim of 64, linear attention at 16384, and the dense kernels with a head dim of 128 and in training.
 Then it prints each bar beside what was measured. With --run FOLDER, once for each, it only prints, from earlier runs.
 
-`pip install ./benchmarks/peers` puts other libraries' attention beside them. After `attnbench calibrate` the share of
-the machine's bfloat16 products is printed too.
+`pip install './benchmarks/peers[cpu]'` puts other libraries' attention beside them. After `attnbench calibrate` the
+share of the machine's bfloat16 products is printed too.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pandas as pd
+import shared
+from shared import Bar
 
 import attnbench
 from attnbench import registry
@@ -44,23 +43,6 @@ SWEEPS = {  # name: share of the budget, arguments of `attnbench run`
     "-wide": (0.14, {"plugins": DENSE, "seq": "2048,8192", "mask": "full", "head-dim": "128"}),
     "-train": (0.14, {"plugins": "tiled", "seq": "2048,8192", "mask": "full,causal", "phase": "train"}),
 }
-
-
-@dataclass(frozen=True)
-class Bar:
-    what: str
-    wanted: float
-    measured: float
-    low: float | None = None  # of its 95% interval
-    high: float | None = None
-    most: bool = False  # the bar is an upper one
-
-    def __str__(self) -> str:
-        met = self.measured <= self.wanted if self.most else self.measured >= self.wanted
-        sign, number = ("<=", "{:.2g}") if self.most else (">=", "{:.2f}")
-        interval = f" [{self.low:.2f}, {self.high:.2f}]" if self.low and self.high else ""
-        figures = f"{sign} {number.format(self.wanted):>7} {number.format(self.measured):>8}{interval:15}"
-        return f"{self.what:58} {figures} {'met' if met else 'MISSED'}"
 
 
 class Table:
@@ -163,23 +145,11 @@ def beside(table: Table, runs: Sequence[Path]) -> list[str]:
 def measure(name: str, budget: float, arguments: Mapping[str, str]) -> Path:
     """Runs one sweep and returns its folder."""
     peers = [peer for peer in PEERS if peer in registry.find()]
-    given = {"plugins": ",".join([*PLUGINS, *peers]), **arguments, "budget": f"{budget:.0f}", "name": name}
-    command = [
-        sys.executable,
-        "-m",
-        "attnbench",
-        "run",
-        "--dtype",
-        "bfloat16",
-        "--scope",
-        "attention",
-        "--threads",
-        "2",
-    ]
-    command += [part for key, value in given.items() for part in (f"--{key}", value)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    click.echo(done.stdout)
-    return Path(next(line for line in done.stdout.splitlines() if line.startswith("run: "))[len("run: ") :])
+    given = {"plugins": ",".join([*PLUGINS, *peers]), **arguments, "name": name}
+    run = shared.run({"dtype": "bfloat16", "scope": "attention", "threads": "2", **given}, budget)
+    if run is None:
+        raise click.ClickException(f"{name} made no run")
+    return run
 
 
 @click.command()
@@ -193,7 +163,7 @@ def main(budget: int, name: str, runs: Sequence[Path]) -> None:
     found = bars(table)
     for line in (*found, *beside(table, runs)):
         click.echo(str(line))
-    missed = sum(str(bar).endswith("MISSED") for bar in found)
+    missed = sum(bar.verdict == "MISSED" for bar in found)
     click.echo(f"{len(found) - missed} of {len(found)} bars met")
 
 

@@ -14,18 +14,11 @@ import time
 from pathlib import Path
 
 import click
+import shared
 import torch
-from attnbench_plugins.sdpa import Sdpa
-from attnbench_plugins.tiled import Tiled
 
-from attnbench.bench import inputs, machine
-from attnbench.plugin import Attention, Call, Plugin
+from attnbench.bench import machine
 from attnbench.workload import Workload
-
-
-def call(plugin: Plugin, workload: Workload) -> Call:
-    built = plugin.build(workload)
-    return built.call if isinstance(built, Attention) else built
 
 
 @click.command()
@@ -39,11 +32,10 @@ def main(lengths: tuple[int, ...], rounds: int, threads: int, out: Path | None) 
     record: dict[str, object] = {"machine": machine.describe(), "threads": threads}
     for length in lengths:
         w = Workload(seq=1, kv_seq=length, dtype="bfloat16", threads=threads)
-        tensors = inputs.empty(w)
-        inputs.fill(tensors, w, 0)
+        tensors = shared.tensors_of(w)
         cache = sum(x.nbytes for x in tensors[1:])
         buffer = torch.ones(cache // 4)
-        tiled, sdpa = call(Tiled(), w), call(Sdpa(), w)
+        tiled, sdpa = shared.call_of("tiled", w), shared.call_of("sdpa", w)
         work = {
             "read": buffer.sum,
             "tiled": lambda f=tiled, x=tensors: f(*x),

@@ -15,26 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import shared
 import torch
-from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from attnbench.bench import inputs, latency, machine
+from attnbench.bench import latency, machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.interval import median_interval
-from attnbench.plugin import Attention, Call
-from attnbench.registry import find, load
 from attnbench.workload import Workload, parse_sizes, usable_cores
 
 
-def build(plugin: str, workload: Workload) -> Call:
-    built = load(find()[plugin].target)().build(workload)
-    return built.call if isinstance(built, Attention) else built
-
-
-def ours(call: Call, tensors: list[Tensor], calls: int, head: int) -> float:
+def ours(timer: latency.Timer, calls: int, head: int) -> float:
     """Seconds a call, as a worker times a block."""
-    block, _ = latency.time_block(call, tensors, calls, head)
+    block, _ = timer.block(calls, head)
     return block.seconds / calls
 
 
@@ -45,17 +38,17 @@ def theirs(timer: Timer, calls: int) -> float:
 
 def compare(plugins: list[str], workload: Workload, rounds: int, draw: random.Random) -> list[dict[str, Any]]:
     """A row for each plugin: both medians and the paired ratio, torch.utils.benchmark's over attnbench's."""
-    tensors = inputs.empty(workload)  # query, key, value: (batch, heads, seq, head_dim)
-    inputs.fill(tensors, workload, 0)
+    tensors = shared.tensors_of(workload)
     clocks: dict[tuple[str, str], Callable[[], float]] = {}
     calls = {}
     for plugin in plugins:
-        call = build(plugin, workload)
-        seconds, _ = latency.warm_up(call, tensors)
+        call = shared.call_of(plugin, workload)
+        own = latency.timer(call, tensors)
+        seconds, _ = own.warm_up()
         calls[plugin], head = block_size(seconds)
         names = {"call": call} | dict(zip("qkv", tensors, strict=True))
         timer = Timer("call(q, k, v)", globals=names, num_threads=workload.threads)
-        clocks[plugin, "attnbench"] = partial(ours, call, tensors, calls[plugin], head)
+        clocks[plugin, "attnbench"] = partial(ours, own, calls[plugin], head)
         clocks[plugin, "torch"] = partial(theirs, timer, calls[plugin])
     seconds_of: dict[tuple[str, str], list[float]] = {key: [] for key in clocks}
     for _ in range(rounds):
