@@ -30,13 +30,13 @@ from attnbench.report.verdict import verdict
 
 _TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution", "scope", "block", "norm", "phase",
           "device", "dtype", "lengths", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
-          "converged", "timing", "l2")  # fmt: skip
+          "converged", "timing", "l2", "start_throttled", "end_throttled")  # fmt: skip
 _NUMBERS = (
     "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
     "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
     "workspace_bytes", "input_bytes", "output_bytes", "saved_bytes", "cache_bytes", "flops_per_s", "variant_flops",
     "density", "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance", *tables.GRADIENTS,
-    "wall_s", "energy_j", "reserved_bytes", *GPU_COLUMNS,
+    "wall_s", "energy_j", "reserved_bytes", "process_bytes", *GPU_COLUMNS,
 )  # fmt: skip
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
@@ -217,6 +217,7 @@ def _content(
         "averages": tables.average_speedups(finished, style) if finished else None,
         "side_by_side": side_by_side(frame, runs, style),
         "predicted": predicted_tables.tables(frame, panels, runs, style),
+        "on_the_gpu": [told for panel in panels if (told := tables.on_the_gpu(panel, style)).rows],
         "results": [(tables.results(panel, style), tables.commands(panel, style)) for panel in panels],
         "missing": tables.missing(panels, style),
         "tracebacks": tables.tracebacks(panels, style),

@@ -97,21 +97,42 @@ def results(panel: Panel, style: Style) -> Table:
         "of attainable": lambda row: units.percent(row["roofline_fraction"]),
         "density": lambda row: units.percent(row["density"]),
         "set-up": lambda row: units.seconds(row["setup_s"]),
-        "wall time": lambda row: units.seconds(row["wall_s"]),
-        "timed by": _timing,
-        "energy": lambda row: units.energy(row["energy_j"]),
-        "reserved": lambda row: units.size(row["reserved_bytes"]),
-        "clock": lambda row: _both_ends(row, "clock_hz", units.frequency),
-        "power": lambda row: _both_ends(row, "power_w", units.power),
-        "temperature": lambda row: _both_ends(row, "temperature_c", units.temperature),
         "rounds": _rounds,
     }
+    return _by_row(rows, columns, panel.heading)
+
+
+def on_the_gpu(panel: Panel, style: Style) -> Table:
+    """One row a cell that a GPU finished: how it was timed, and what the GPU said of itself at its start and end."""
+    rows = [row for row in records(analysis.finished(panel.frame)) if row["device"] == "cuda"]
+    columns: dict[str, Callable[[Row], str]] = {
+        panel.axis: lambda row: units.length(row["length"]),
+        "variant": lambda row: style.names[row["plugin"]],
+        "timed by": lambda row: _told(row["timing"]),
+        "latency": lambda row: units.seconds(row["latency_s"]),
+        "wall time": lambda row: units.seconds(row["wall_s"]),
+        "energy a call": lambda row: units.energy(row["energy_j"]),
+        "reserved": lambda row: units.size(row["reserved_bytes"]),
+        "process": lambda row: units.size(row["process_bytes"]),
+        "clock": lambda row: _both_ends(row, "clock_hz", units.frequency),
+        "memory clock": lambda row: _both_ends(row, "memory_clock_hz", units.frequency),
+        "power": lambda row: _both_ends(row, "power_w", units.power),
+        "cap": lambda row: _both_ends(row, "power_cap_w", units.power),
+        "temperature": lambda row: _both_ends(row, "temperature_c", units.temperature),
+        "held down by": lambda row: _both_ends(row, "throttled", _told),
+        "other processes": lambda row: _both_ends(row, "other_processes", _number),
+    }
+    return _by_row(rows, columns, panel.heading)
+
+
+def _by_row(rows: Sequence[Row], columns: dict[str, Callable[[Row], str]], title: str) -> Table:
+    """Columns of text, without those in which no row has anything to say; the run's name where there are several."""
     if len({row["run"] for row in rows}) > 1:
         columns["run"] = lambda row: str(row["run"])
     body = {name: [text(row) for row in rows] for name, text in columns.items()}
     shown = [name for name, texts in body.items() if set(texts) != {units.NOTHING}]
     table = [list(row) for row in zip(*(body[name] for name in shown), strict=True)]
-    return Table(shown, table, panel.heading, frozenset(shown) - {"variant", "timed by", "run"})
+    return Table(shown, table, title, frozenset(shown) - {"variant", "timed by", "held down by", "run"})
 
 
 def _known(value: float) -> float:
@@ -122,13 +143,15 @@ def _latency(row: Row) -> str:
     return units.seconds(row["latency_s"], row["latency_low_s"], row["latency_high_s"])
 
 
-def _timing(row: Row) -> str:
-    """How, on a GPU; a CPU's clock is the only one it has."""
-    known = isinstance(row["timing"], str) and row["timing"] not in ("", "clock")
-    return str(row["timing"]) if known else units.NOTHING
+def _told(text: Any) -> str:
+    return text if isinstance(text, str) and text else units.NOTHING
 
 
-def _both_ends(row: Row, name: str, text: Callable[[float], str]) -> str:
+def _number(value: float) -> str:
+    return str(int(value)) if units.known(value) else units.NOTHING
+
+
+def _both_ends(row: Row, name: str, text: Callable[[Any], str]) -> str:
     """What the GPU said at the cell's start and end."""
     ends = [text(row[f"{end}_{name}"]) for end in ("start", "end")]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
