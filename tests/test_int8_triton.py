@@ -15,11 +15,10 @@ import torch
 import triton_compiler
 from attnbench_plugins.int8 import Int8, quantize, smooth
 from test_int8 import errors, make, rel_l2
+from triton_compiler import kernels
 
 from attnbench.reference import exact, expected
 from attnbench.workload import Workload
-
-pytest.importorskip("triton")
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 6e-3}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -103,29 +102,9 @@ def test_compiled_for_a_gpu_it_multiplies_int8(capability: int, dtype: str, dim:
     from attnbench_plugins import int8_triton
 
     for tiles in int8_triton.candidates(dim, dim, dtype == "fp32"):
-        products = compiled_products(capability, dtype, dim, tiles)
+        products = triton_compiler.products(kernels.int8_kernel(dtype, dim, tiles, capability), capability)
         assert any("s32.s8.s8" in name for name in products)
         assert all("s32.s8.s8" in name or "f32" in name for name in products)
-
-
-def compiled_products(capability: int, dtype: str, dim: int, tiles: Any) -> set[str]:
-    """The tensor-core instructions of the attention kernel's PTX."""
-    from attnbench_plugins import int8_triton
-
-    types = {"q_ptr": "*i8", "k_ptr": "*i8", "v_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "scale": "fp32"}
-    types |= {"q_scale_ptr": "*fp32", "k_scale_ptr": "*fp32"}
-    constants = {
-        "IS_CAUSAL": True,
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "DIM": dim,
-        "VALUE_DIM": dim,
-        "value_dim": dim,
-        "v_stride_d": 1,
-    }
-    kernel = int8_triton.attention_kernel
-    ptx = triton_compiler.compiled(kernel, capability, types, constants, tiles.warps, tiles.stages)
-    return {word for word in ptx.split() if word.startswith(("mma.sync", "wgmma.mma_async"))}
 
 
 @pytest.mark.parametrize("rows", [1, 32, 128])
@@ -135,7 +114,7 @@ def test_the_quantizing_kernel_compiles_for_a_gpu(rows: int) -> None:
     types = {"q_ptr": "*bf16", "k_ptr": "*bf16", "mean_ptr": "*fp32", "q8_ptr": "*i8", "k8_ptr": "*i8"}
     types |= {"q_scale_ptr": "*fp32", "k_scale_ptr": "*fp32"}
     constants = {"ROWS": rows, "BLOCK": int8_triton.BLOCK, "DIM": 64, "dim": 64, "q_stride_d": 1, "k_stride_d": 1}
-    assert ".entry" in triton_compiler.compiled(int8_triton.quantize_kernel, 90, types, constants, 8, 3)
+    assert ".entry" in kernels.compiled(int8_triton.quantize_kernel, 90, types, constants, 8, 3).asm["ptx"]
 
 
 @pytest.mark.gpu

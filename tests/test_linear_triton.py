@@ -18,11 +18,10 @@ from attnbench_plugins import linear
 from attnbench_plugins.linear import Linear
 from test_train import errors
 from torch import Tensor
+from triton_compiler import kernels
 
 from attnbench.plugin import Attention
 from attnbench.workload import Workload
-
-pytest.importorskip("triton")
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1": {"seq": 1, "kv_seq": 1, "heads": 1, "kv_heads": 1},
@@ -124,17 +123,10 @@ def test_the_plugin_foretells_what_they_hold(interpreted: dict[str, Any], shape:
 
 
 PRODUCTS = {"bf16": "f32.bf16.bf16", "fp16": "f32.tf32.tf32"}
-KERNELS = [
-    ("sum_kernel", {"WEIGHTED": True}),
-    ("read_kernel", {"REVERSE": False}),
-    ("read_kernel", {"REVERSE": True}),
-    ("slope_kernel", {"REVERSE": False}),
-    ("slope_kernel", {"REVERSE": True}),
-]
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), KERNELS, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
+    ("name", "how"), kernels.LINEAR, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
 )
 @pytest.mark.parametrize(
     ("capability", "dtype", "dim"),
@@ -149,31 +141,7 @@ KERNELS = [
 def test_compiled_for_a_gpu_they_fit_and_multiply_on_tensor_cores(
     capability: int, dtype: str, dim: int, name: str, how: dict[str, bool]
 ) -> None:
-    import triton.language as tl
-    from attnbench_plugins import linear_triton
-
-    kernel = getattr(linear_triton, name)
-    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    tiles = linear_triton.tiles(dim, dim, torch_dtype)
-    columns = min(dim, tiles.columns)
-    constants = {"CAUSAL": True, "HAS_STATE": True, "SHARE": 1, "GROUP": 1, "TILE_D": columns, "TILE_V": columns}
-    constants |= {"dim": dim, "value_dim": dim, "DIM": dim, "VALUE_DIM": dim, "CHUNK": tiles.chunk}
-    constants |= {"PRODUCT": tl.bfloat16 if dtype == "bf16" else tl.float32}
-    constants |= {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
-    constants |= how | {arg: 1 for arg in kernel.arg_names if arg.endswith("stride_d")}
-    types = {arg: f"*{dtype}" for arg in kernel.arg_names if arg.endswith("_ptr")}
-    types |= dict.fromkeys(("state_ptr", "inverse_ptr", "c_ptr"), "*fp32")
-    aligned = [arg for arg in kernel.arg_names if arg.endswith("_ptr") or ("stride" in arg and arg not in constants)]
-    ptx = triton_compiler.compiled(
-        kernel,
-        capability,
-        {arg: kind for arg, kind in types.items() if arg in kernel.arg_names},
-        {arg: value for arg, value in constants.items() if arg in kernel.arg_names},
-        tiles.warps,
-        tiles.stages,
-        aligned,
-    )
-    products = {word for word in ptx.split() if word.startswith(("mma.sync", "wgmma.mma_async"))}
+    products = triton_compiler.products(kernels.linear_kernel(name, how, dtype, dim, capability), capability)
     if dtype == "fp32":  # no digit may be lost
         assert not products
     else:
@@ -184,10 +152,10 @@ def test_compiled_for_a_gpu_they_fit_and_multiply_on_tensor_cores(
 def test_the_scan_compiles_for_a_gpu() -> None:
     from attnbench_plugins import linear_triton
 
-    ptx = triton_compiler.compiled(
-        linear_triton.scan_kernel, 90, {"state_ptr": "*fp32"}, {"SIZE": 64 * 65, "BLOCK": 256}, 4, 3
+    constants = {"SIZE": 64 * 65, "BLOCK": 256}
+    assert (
+        ".entry" in kernels.compiled(linear_triton.scan_kernel, 90, {"state_ptr": "*fp32"}, constants, 4, 3).asm["ptx"]
     )
-    assert ".entry" in ptx
 
 
 def on_cuda(**changes: Any) -> Workload:

@@ -6,8 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import compiled as kernels
 
 
 def interpreted(script: str) -> Any:
@@ -17,31 +23,7 @@ def interpreted(script: str) -> Any:
     return json.loads(run.stdout)
 
 
-def compiled(
-    kernel: Any,
-    capability: int,
-    types: dict[str, str],
-    constants: dict[str, Any],
-    warps: int,
-    stages: int,
-    aligned: Collection[str] = (),
-) -> str:
-    """PTX of a kernel as a launch would compile it; needs triton's compiler, and no GPU. Other arguments are int32.
-
-    aligned: arguments that are multiples of 16, as strides and addresses mostly are; what is loaded through shared
-        memory, and so how much of that is used, depends on it.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    types = types | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "i32") for name in kernel.arg_names},
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    target = GPUTarget("cuda", capability, 32)
-    binary = compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
-    assert binary.metadata.shared <= {80: 163, 90: 227}[capability] * 1024  # what a block of threads may hold
-    return str(binary.asm["ptx"])
+def products(binary: Any, capability: int) -> set[str]:
+    """The tensor-core instructions of a compiled kernel, which must find the shared memory that it needs."""
+    assert kernels.fits(binary, capability)
+    return {word for word in binary.asm["ptx"].split() if word.startswith(("mma.sync", "wgmma.mma_async"))}
