@@ -279,7 +279,7 @@ def test_a_ceiling_is_no_lower_than_a_product_timed_by_hand() -> None:
     assert found.bytes_per_s > 0
     assert Ceilings.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     a = torch.randn(64, 64)
-    timed, _ = latency.time_block(torch.mm, [a, a], 1)
+    timed, _ = latency.timer(torch.mm, [a, a]).block(1)
     assert 2 * 64**3 / timed.seconds <= found.operations_per_s["float32"]
 
 

@@ -182,11 +182,12 @@ def _fastest(call: Callable[..., Tensor], tensors: list[Tensor], seconds: float)
     """Seconds of a call in the fastest block of those that fit into `seconds`; at least one, after a first call."""
     from attnbench.bench import latency  # loads torch
 
-    latency.time_block(call, tensors, 1)
-    block, _ = latency.time_block(call, tensors, 1)
+    timer = latency.timer(call, tensors)
+    timer.block(1)
+    block, _ = timer.block(1)
     best, spent = block.seconds, block.seconds
     while spent < seconds:
-        block, _ = latency.time_block(call, tensors, ceil(_BLOCK_SECONDS / max(best, 1e-7)))
+        block, _ = timer.block(ceil(_BLOCK_SECONDS / max(best, 1e-7)))
         best, spent = min(best, block.seconds / block.calls), spent + block.total_seconds
     return best
 

@@ -89,8 +89,3 @@ def once(call: Callable[..., Any], tensors: list[Tensor]) -> tuple[float, Any]:
     if cuda:
         torch.cuda.synchronize()
     return clock() - start, out
-
-
-def time_block(call: Callable[..., Any], tensors: list[Tensor], calls: int, head: int = 0) -> tuple[Block, Any]:
-    """One block of a call; see `Timer.block`."""
-    return timer(call, tensors).block(calls, head)

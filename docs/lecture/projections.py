@@ -22,7 +22,7 @@ from torch import Tensor
 from attnbench.bench import machine
 from attnbench.bench.blocks import block_size
 from attnbench.bench.interval import Interval, interval
-from attnbench.bench.latency import time_block, warm_up
+from attnbench.bench.latency import timer
 from attnbench.workload import parse_sizes, usable_cores
 
 MODELS = ((512, 8), (1024, 16))  # d_m, k
@@ -46,11 +46,12 @@ def measure(length: int, width: int, heads: int, rounds: int) -> dict[str, Any]:
     calls = ways(x, torch.randn(width, 3 * width) * width**-0.5, heads)
     for name in ("per head", "three"):
         torch.testing.assert_close(torch.cat(calls[name](), 1), calls["one"](), rtol=1e-4, atol=1e-4)
-    blocks = {name: block_size(warm_up(lambda _, f=f: f(), [x])[0]) for name, f in calls.items()}
+    timers = {name: timer(lambda _, f=f: f(), [x]) for name, f in calls.items()}
+    blocks = {name: block_size(each.warm_up()[0]) for name, each in timers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
-            block, _ = time_block(lambda _, f=calls[name]: f(), [x], *blocks[name])
+            block, _ = timers[name].block(*blocks[name])
             seconds[name].append(block.seconds / block.calls)
     row: dict[str, Any] = {"seq": length, "d_m": width, "heads": heads, "seconds": seconds}
     for over, under in RATIOS:
