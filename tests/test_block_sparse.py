@@ -327,7 +327,7 @@ def test_what_cannot_be_computed_is_refused(options: dict[str, int], shape: tupl
 @pytest.mark.gpu
 @pytest.mark.parametrize("impl", ["flex", "gather"])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "window")) for n in PATTERNS])
 def test_on_a_gpu(name: str, mask: str, impl: str) -> None:
     # A compilation each: fewer rows than a tile, lengths that are no multiple of a block, and lengths that are.
     for seq, kv_seq, dtype in ((100, 257, "bfloat16"), (1000, 1000, "float16"), (512, 1024, "bfloat16")):
@@ -345,7 +345,7 @@ def judged(spec: str, workloads: list[Workload]) -> list[Row]:
         return measure(server, settings, cells)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.slow])])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_attnbench_finds_it_right_forward_and_backward(name: str, device: str) -> None:
     impl, dtype = ("flex", "bfloat16") if device == "cuda" else ("gather", "float32")

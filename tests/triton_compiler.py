@@ -16,6 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import compiled as kernels
 
 
+def slow(*values: Any) -> list[Any]:
+    """Parameters that a quick look at a GPU leaves out: compiling takes seconds for each."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def interpreted(script: str) -> Any:
     """What the script prints as JSON with Triton interpreted: that is chosen before triton is imported, for good."""
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -252,7 +252,7 @@ def test_a_cuda_error_is_a_row_and_the_next_cell_is_healthy(
     tmp_path: Path, plugin: str, status: str, reason: str
 ) -> None:
     result = run(
-        tmp_path, "--plugins", f"good,{plugin}", "--seq", "32,64,128", "--device", "cuda", "--budget", "60",
+        tmp_path, "--plugins", f"good,{plugin}", "--seq", "32,64,128", "--device", "cuda", "--budget", "20",
         "--memory", "4GiB",
     )  # fmt: skip
     assert [result.row(plugin, seq)["status"] for seq in (32, 64, 128)] == ["ok", status, "ok"]
@@ -264,7 +264,7 @@ def test_a_cuda_error_is_a_row_and_the_next_cell_is_healthy(
 @pytest.mark.gpu
 def test_a_row_from_a_gpu_says_how_it_was_timed_and_what_the_gpu_did(tmp_path: Path) -> None:
     result = run(
-        tmp_path, "--plugins", "good", "--seq", "64,4096", "--device", "cuda", "--budget", "30", "--l2", "flushed",
+        tmp_path, "--plugins", "good", "--seq", "64,4096", "--device", "cuda", "--budget", "40", "--l2", "flushed",
     )  # fmt: skip
     small, large = result.row("good", 64), result.row("good", 4096)
     assert (small["timing"], large["timing"]) == ("graph", "events")
