@@ -32,7 +32,7 @@ SEGMENT = 64  # tokens that a segment is a multiple of
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x * LOG2_E), and exp2 is the instruction that a GPU has
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def once(x):  # type: ignore[no-untyped-def]
     """x itself, which the compiler then moves to each layout that it is wanted in: else it computes it for each."""
     return tl.max(tl.reshape(x, (x.shape[0], 1, x.shape[1])), axis=1).to(x.dtype)
@@ -579,7 +579,8 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *backward(ctx.problem, *ctx.saved_tensors, up)
+        query, key, value, out, inverse, states = ctx.saved_tensors
+        return None, *backward(ctx.problem, query, key, value, out, inverse, states, up)
 
 
 def attention(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
-from attnbench.plugin import Attention, Decoding, Option, Plugin
+from attnbench.plugin import Attention, Decoding, Option, Plugin, Recurrence
 from attnbench.workload import Workload
 
 FEW = 16  # new tokens up to which a decoding step takes fla's kernel without chunks
@@ -45,6 +45,9 @@ class Recurrent(Plugin):
 
         All for any number of tokens; gates in float32.
         """
+        raise NotImplementedError
+
+    def definition(self, workload: Workload) -> Recurrence:
         raise NotImplementedError
 
     def advance(self, state: Tensor, query: Tensor | None, *terms: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -101,7 +101,8 @@ class _Problems:
         for start, end, own in plan.strips:
             strips.append((start, end, at, at + len(own)))
             at += len(own)
-        self.strips, self.ranges = (_Strip * len(strips))(*strips), (_Range * max(1, len(ranges)))(*ranges)
+        self.strips = (_Strip * len(strips))(*(_Strip(*strip) for strip in strips))
+        self.ranges = (_Range * max(1, len(ranges)))(*(_Range(*each) for each in ranges))
         self.tallest = max(end - start for start, end, _ in plan.strips)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None) -> _Problem:
