@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from attnbench.bench.channel import Message
     from attnbench.bench.plan import Cell
@@ -344,8 +345,14 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
     click.echo(f"run: {record.path}")
 
 
-def _show_plan(cells: list[Cell], asked: Asked) -> None:
+def _print(table: Table) -> None:
+    """On a terminal as wide as that is; into a file or a pipe wide enough for every row."""
     from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def _show_plan(cells: list[Cell], asked: Asked) -> None:
     from rich.table import Table
 
     from attnbench.bench.plan import Costs, allot, skip_too_dear, skip_too_large
@@ -365,7 +372,7 @@ def _show_plan(cells: list[Cell], asked: Asked) -> None:
             str(rounds.get(cell, "")),
             f"{cell.status}: {cell.reason}" if cell.status else "run",
         )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _print(table)
     click.echo(
         f"{len(cells)} cells, budget {asked.budget:.0f} s, memory {asked.memory / 2**30:.1f} GiB. Seconds are a guess "
         "from counted operations until a run has measured; nothing was run."
@@ -381,7 +388,6 @@ def plugins(names: tuple[str, ...], device: str) -> None:
     Listing reads package metadata only. What a plugin says of itself is asked in a process of its own, for
     attnbench's own plugins and for those that NAMES asks for: loading a plugin runs its code.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from attnbench.bench.forkserver import Forkserver
@@ -406,7 +412,7 @@ def plugins(names: tuple[str, ...], device: str) -> None:
             options = "\n".join(_option(key, value) for key, value in answer["options"].items())
             fit = says.get("unsupported", "yes")
             table.add_row(plugin.name, answer["family"], options, " ".join(answer["devices"]), fit, plugin.origin)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    _print(table)
 
 
 def _option(name: str, option: dict[str, Any]) -> str:
@@ -490,7 +496,6 @@ def doctor(threads: int | None, seconds: float, precision: str) -> None:
     The last line is tried: sdpa is measured against itself, and what differs by less than the interval of their
     ratio can't be told apart here. Exit code 1 where something is amiss.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from attnbench.bench import doctor, runner
@@ -503,7 +508,7 @@ def doctor(threads: int | None, seconds: float, precision: str) -> None:
         checks.append(doctor.smallest_difference(server, threads, seconds, wanted))
     for check in checks:
         table.add_row(check.name, check.found, check.advice)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    _print(table)
     amiss = sum(bool(check.advice) for check in checks)
     click.echo("fit to measure on" if not amiss else f"{amiss} of {len(checks)} to mend")
     sys.exit(CELL_FAILED if amiss else 0)
@@ -538,7 +543,7 @@ def calibrate(device: str, threads: int | None) -> None:
     table.add_row("reading memory", f"{units.size(found.bytes_per_s)}/s", found.at["memory"])
     if found.cache_bytes:
         table.add_row("last-level cache", units.size(found.cache_bytes), "as the machine says")
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    _print(table)
     if found.disturbed > ceilings.QUIET:
         click.echo(
             f"not kept: others used {found.disturbed * threads:.1f} of the {units.count(threads, 'core')} meanwhile, "
