@@ -7,7 +7,7 @@ runs on it as it is; what is compared is what it says with what the device was t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +84,8 @@ def made(monkeypatch: pytest.MonkeyPatch, device: Device, l2: str = "kept") -> C
         "cuda.Event": lambda **_: Event(device),
         "cuda.CUDAGraph": lambda: Graph(device),
         "cuda.graph": device.graph,
+        "cuda.stream": lambda _: nullcontext(),
+        "cuda.current_stream": lambda: None,
         "cuda.synchronize": device.synchronize,
         "empty": lambda *_, **__: buffer,
     }.items():
@@ -178,9 +180,10 @@ def test_on_a_gpu_what_waits_for_the_host_is_replayed(l2: str) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_what_asks_for_a_value_can_not_be_replayed() -> None:
     x = torch.ones(4, device="cuda")
-    timer = CudaTimer(lambda x: x * x.sum().item(), [x])
+    timer, stream = CudaTimer(lambda x: x * x.sum().item(), [x]), torch.cuda.current_stream()
     timer.warm_up()
     assert timer.how.startswith("events, launch-bound: ")
+    assert torch.cuda.current_stream() == stream
     block, _ = timer.block(10)
     assert block.seconds > 0
 

@@ -126,7 +126,8 @@ class CudaTimer(Timer):
     def _capture(self, calls: int) -> tuple[torch.cuda.CUDAGraph, Any]:
         """A graph of so many calls on the same tensors, and the output that the last of them writes at each replay."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # The outer one comes back to this stream: where a capture fails, torch's own end of it does not.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             for _ in range(calls - 1):
                 self.call(*self.tensors)
             out = self.call(*self.tensors)
