@@ -545,7 +545,8 @@ def _entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
         if plugin in set(panel.frame["plugin"]):
             part = rows[(rows["plugin"] == plugin) & _positive(rows, column)]
             fit = analysis.fit_exponent(list(part["length"]), list(part[column]))
-            growth = f"   $l^{{\\,{fit.value:.2f}}}$  [{fit.low:.2f}, {fit.high:.2f}]" if fit else ""
+            # z: what rounds to zero has no sign
+            growth = f"   $l^{{\\,{fit.value:z.2f}}}$  [{fit.low:z.2f}, {fit.high:z.2f}]" if fit else ""
             entries.append(_handle(style, plugin, style.figure_name(plugin) + growth))
     return [*entries, *(mark for mark in _explained(panel) if mark is not _LOOSE or column == "latency_s")]
 
