@@ -38,12 +38,12 @@ _TEXT = (
     "plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason", "timing", "l2",
     "start_throttled", "end_throttled",
 )  # fmt: skip
-GPU_COLUMNS = tuple(
-    f"{when}_{what}"
-    for what in ("clock_hz", "memory_clock_hz", "temperature_c", "power_w", "power_cap_w", "other_processes")
-    for when in ("start", "end")
-)
-"""Of the GPU, from NVML, while the cell's first and last calls ran."""
+GPU_STATE = (
+    "clock_hz", "memory_clock_hz", "temperature_c", "power_w", "power_cap_w", "throttled", "other_processes"
+)  # fmt: skip
+"""Of the GPU, from NVML: SI units but for degrees Celsius; `throttled` in words, "" for nothing."""
+GPU_COLUMNS = tuple(f"{when}_{what}" for what in GPU_STATE if what != "throttled" for when in ("start", "end"))
+"""Numbers of that while the cell's first and last calls ran."""
 _NUMBERS = (
     "latency_s", "latency_low_s", "latency_high_s", "speedup", "speedup_low", "speedup_high", "rounds", "processes",
     "confidence", "peak_bytes", "workspace_bytes", "predicted_workspace_bytes", "input_bytes", "output_bytes",

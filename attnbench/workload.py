@@ -143,6 +143,12 @@ class Workload:
         return [self.replace(batch=1, lengths="", kv_seq=n, seq=n if self._is_square else self.seq) for n in each]
 
     @property
+    def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Of query, key and value."""
+        kv = (self.batch, self.kv_heads, self.kv_seq)
+        return (self.batch, self.heads, self.seq, self.head_dim), (*kv, self.head_dim), (*kv, self.value_dim)
+
+    @property
     def offset(self) -> int:
         """Causal: query i sees key j where j <= i + offset."""
         return self.kv_seq - self.seq

@@ -94,14 +94,13 @@ def parts(device: str, results: Path) -> list[Part]:
 
 def sweep(name: str, plugins: str, arguments: dict[str, str], device: str, results: Path) -> list[str]:
     """The command that begins a sweep or goes on with it, its budget left out; nothing where it is finished."""
-    begin = [sys.executable, "-m", "attnbench", "run"]
     before = shared.earlier(name, results, shared.facts())
     if before is not None:
-        return [] if shared.is_finished(before) else [*begin, "--resume", str(before)]
+        return [] if shared.is_finished(before) else shared.run_command({}, before)
     if device == "cpu":
         arguments = {key: SMALL.get(key, value) for key, value in arguments.items()}
     given = {"plugins": plugins, "device": device, "scope": "attention", "out": str(results), "name": name}
-    return begin + [part for key, value in (given | arguments).items() for part in (f"--{key}", value)]
+    return shared.run_command(given | arguments)
 
 
 def do(part: Part, limit: float, log: Path | None) -> None:

@@ -113,14 +113,12 @@ def bars(rows: Rows, lengths: Mapping[str, str]) -> Iterator[Bar]:
         ours, what = rows(SPARSE, mask, longest), f"{SPARSE}, {mask}, {longest}"
         yield rows.faster(f"{what}: x {mask} flash", wanted, ours, rows(FLASH, mask, longest))
         theirs = rows("flex-dense", mask, longest)
-        promised = 1.0 if isinstance(ours, str) else _dense_share(theirs, mask, longest) / ours["density"]
+        promised = 1.0 if isinstance(ours, str) else _dense_share(mask, longest) / ours["density"]
         yield rows.faster(f"{what}: share of {promised:.1f} x flex-dense", 0.9, ours, theirs, promised)
 
 
-def _dense_share(dense: Row | str, mask: str, seq: int) -> float:
+def _dense_share(mask: str, seq: int) -> float:
     """Of seq^2 pairs, those in the blocks that dense flex_attention computes."""
-    if not isinstance(dense, str) and dense.get("density"):
-        return float(dense["density"])
     blocks = -(-seq // TILE)
     return (blocks + 1) / (2 * blocks) if mask == "causal" else 1.0
 

@@ -108,16 +108,16 @@ def is_finished(run: Path) -> bool:
     return bool(read_meta(run).get("finished"))
 
 
-def run_command(arguments: Mapping[str, str], seconds: float, resume: Path | None = None) -> list[str]:
+def run_command(arguments: Mapping[str, str], resume: Path | None = None) -> list[str]:
     """The command that begins a run, or goes on with one that was cut off. arguments: without their dashes."""
     given = {"resume": str(resume)} if resume else arguments
-    command = [sys.executable, "-m", "attnbench", "run", "--budget", f"{seconds:.0f}"]
-    return command + [part for key, value in given.items() for part in (f"--{key}", value)]
+    return [sys.executable, "-m", "attnbench", "run", *(x for key, value in given.items() for x in (f"--{key}", value))]
 
 
 def run(arguments: Mapping[str, str], seconds: float, resume: Path | None = None) -> Path | None:
     """Runs it, prints what it says, and returns the run's folder; None where there is none, for whatever reason."""
-    process = subprocess.Popen(run_command(arguments, seconds, resume), stdout=subprocess.PIPE, text=True)
+    command = [*run_command(arguments, resume), "--budget", f"{seconds:.0f}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         output, _ = process.communicate()
     except KeyboardInterrupt:

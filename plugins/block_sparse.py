@@ -180,12 +180,19 @@ def flex_unsupported(workload: Workload, block: int) -> str | None:
 
 
 def flex(workload: Workload, mask: Pattern, kernel_options: Mapping[str, int | bool] | None = None) -> Call:
-    """flex_attention with the pattern's block mask, compiled by calling it once on zeros of the workload's shape.
+    """flex_attention over the pattern's blocks; see `flex_over`."""
+    return flex_over(workload, block_mask(mask, workload.device == "cuda").to(workload.device), kernel_options)
 
+
+def flex_over(
+    workload: Workload, blocks: BlockMask | None, kernel_options: Mapping[str, int | bool] | None = None
+) -> Call:
+    """flex_attention with this block mask, compiled by calling it once on zeros of the workload's shape.
+
+    blocks: None for all pairs.
     kernel_options: torch's `FlexKernelOptions` for CUDA, such as its tiles; its own choice where nothing is given.
     """
     static, enable_gqa = workload.device == "cuda", workload.group > 1
-    blocks = block_mask(mask, static).to(workload.device)
     # Its kernel for few queries, which it takes for static shapes alone, can't have 65 to 127 of grouped heads.
     options = {"FORCE_USE_FLEX_ATTENTION": True, **(kernel_options or {})} if static else None
 
@@ -194,7 +201,7 @@ def flex(workload: Workload, mask: Pattern, kernel_options: Mapping[str, int | b
         return attend(query, key, value, block_mask=blocks, enable_gqa=enable_gqa, kernel_options=options)
 
     dtype, trained = getattr(torch, workload.dtype), workload.phase == "train"
-    zeros = [torch.zeros(s, dtype=dtype, device=workload.device, requires_grad=trained) for s in _shapes(workload)]
+    zeros = [torch.zeros(s, dtype=dtype, device=workload.device, requires_grad=trained) for s in workload.shapes]
     with torch.set_grad_enabled(trained):
         out = call(*zeros)
     if trained:
@@ -221,12 +228,6 @@ def block_mask(mask: Pattern, static: bool) -> BlockMask:
 def _band(low: int, high: int) -> Callable[[Tensor, Tensor], Tensor]:
     """`Pattern.near` with the band's edges as constants."""
     return lambda row, key: (key - row >= low) & (key - row <= high)
-
-
-def _shapes(w: Workload) -> tuple[tuple[int, ...], ...]:
-    """Of query, key and value."""
-    kv = (w.batch, w.kv_heads, w.kv_seq)
-    return (w.batch, w.heads, w.seq, w.head_dim), (*kv, w.head_dim), (*kv, w.value_dim)
 
 
 @cache

@@ -93,9 +93,9 @@ class Int8(Plugin):
             return 4 * (3 * w.batch * w.heads * w.seq * w.kv_seq + wide)
         kind, _ = self._kind(w)
         if kind == "triton":
-            rows = w.heads * kernels.round_up(w.seq, 128) + w.kv_heads * kernels.round_up(w.kv_seq, 128)
-            dim = max(32, 1 << (w.head_dim - 1).bit_length())  # the next power of 2
-            return w.batch * (rows * (dim + 4) + w.kv_heads * w.head_dim * 4)  # int8 and scales, and K's mean
+            from . import int8_triton
+
+            return int8_triton.workspace_bytes(w)
         if kind != "torch":
             value = kernels.round_up(w.value_dim, kernels.LANES)
             packed = kernels.round_up(w.head_dim, 4) + 4 + (2 * value if kind == "qk" else value)

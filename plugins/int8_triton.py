@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from attnbench.workload import Workload
+
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is the instruction that a GPU has
 BLOCK = 128  # rows to a program that quantizes; int8 rows are padded to a multiple of it, so that no tile reads past
 
@@ -276,6 +278,14 @@ def quantize(query: Tensor, key: Tensor, rows: int) -> tuple[Quantized, Quantize
         seq, kv_seq, q8.shape[2], k8.shape[2], dim=dim, ROWS=rows, BLOCK=BLOCK, DIM=q8.shape[3], num_warps=8,
     )  # fmt: skip
     return (q8, q_scale), (k8, k_scale)
+
+
+def workspace_bytes(workload: Workload) -> int:
+    """Q and K in 8 bits with their scales, and K's mean."""
+    w = workload
+    dim, _ = padded_dims(w.head_dim, 1)
+    rows = sum(heads * triton.cdiv(n, BLOCK) * BLOCK for heads, n in ((w.heads, w.seq), (w.kv_heads, w.kv_seq)))
+    return int(w.batch * (rows * (dim + 4) + w.kv_heads * w.head_dim * 4))
 
 
 def room(x: Tensor) -> Quantized:

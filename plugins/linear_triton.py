@@ -435,8 +435,7 @@ class _Problem:
     @classmethod
     def of(cls, workload: Workload) -> _Problem:
         w = workload
-        shapes = (w.batch, w.heads, w.seq, w.head_dim), (w.batch, w.kv_heads, w.kv_seq, w.value_dim)
-        query, value = (torch.empty(shape, dtype=getattr(torch, w.dtype), device="meta") for shape in shapes)
+        query, _, value = (torch.empty(shape, dtype=getattr(torch, w.dtype), device="meta") for shape in w.shapes)
         return cls(query, value, w.is_causal, PROGRAMS)
 
     def states(self, like: Tensor, sums: int) -> Tensor:

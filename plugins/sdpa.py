@@ -192,12 +192,8 @@ class _UpToKernel(TorchDispatchMode):
 
 def _dispatched(w: Workload, call: Call) -> str:
     """The kernel that torch's dispatcher comes to in this very call, on tensors of the workload's shapes."""
-    shapes = ((w.heads, w.seq, w.head_dim), (w.kv_heads, w.kv_seq, w.head_dim), (w.kv_heads, w.kv_seq, w.value_dim))
-    train = w.phase == "train"
-    tensors = [
-        torch.empty(w.batch, *shape, dtype=getattr(torch, w.dtype), device=w.device, requires_grad=train)
-        for shape in shapes
-    ]
+    train, dtype = w.phase == "train", getattr(torch, w.dtype)
+    tensors = [torch.empty(shape, dtype=dtype, device=w.device, requires_grad=train) for shape in w.shapes]
     try:
         with torch.set_grad_enabled(train), _UpToKernel():
             call(*tensors)
@@ -206,18 +202,11 @@ def _dispatched(w: Workload, call: Call) -> str:
     return "no kernel that is known"
 
 
-def _dummies(w: Workload) -> tuple[Tensor, Tensor, Tensor]:
+def _dummies(w: Workload) -> list[Tensor]:
     """Tensors of the workload's shapes that share one row each: torch's rules look at shapes, dtypes and devices."""
-
-    def dummy(heads: int, length: int, dim: int) -> Tensor:
-        row = torch.empty(dim, dtype=getattr(torch, w.dtype), device=w.device)
-        return row.expand(w.batch, heads, length, dim).requires_grad_(w.phase == "train")
-
-    return (
-        dummy(w.heads, w.seq, w.head_dim),
-        dummy(w.kv_heads, w.kv_seq, w.head_dim),
-        dummy(w.kv_heads, w.kv_seq, w.value_dim),
-    )
+    dtype = getattr(torch, w.dtype)
+    rows = (torch.empty(shape[-1], dtype=dtype, device=w.device).expand(shape) for shape in w.shapes)
+    return [row.requires_grad_(w.phase == "train") for row in rows]
 
 
 def _choice(w: Workload, masked: bool = False) -> str:

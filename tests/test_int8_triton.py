@@ -15,7 +15,7 @@ import torch
 import triton_compiler
 from attnbench_plugins.int8 import Int8, quantize, smooth
 from test_int8 import errors, make, rel_l2
-from triton_compiler import kernels, slow
+from triton_compiler import DIMS, DTYPES, kernels, slow
 
 from attnbench.reference import exact, expected
 from attnbench.workload import Workload
@@ -120,21 +120,10 @@ def test_the_quantizing_kernel_compiles_for_a_gpu(rows: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, *slow(32, 128)])
 @pytest.mark.parametrize("mask", ["full", "causal"])
-@pytest.mark.parametrize("dtype", ["bfloat16", *slow("float16", "float32")])
-@pytest.mark.parametrize("dim", [64, 128, *slow(33, 256)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", DIMS)
 def test_on_a_gpu(dim: int, dtype: str, mask: str, rows: int) -> None:
-    for seq, kv_seq in ((1, 300), (257, 1000), (1024, 1024)):
-        w = Workload(
-            seq=seq,
-            kv_seq=kv_seq,
-            heads=4,
-            kv_heads=2,
-            head_dim=dim,
-            value_dim=dim,
-            dtype=dtype,
-            mask=mask,
-            device="cuda",
-        )
+    for w in triton_compiler.problems(dim, dtype, mask, device="cuda"):
         implementation, approximation = errors(Int8(rows=rows), w, make(w))
         assert implementation < (1e-3 if dtype == "float32" else TOLERANCE[dtype])
         assert 1e-3 < approximation < 3e-2

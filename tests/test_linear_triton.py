@@ -18,7 +18,7 @@ from attnbench_plugins import linear
 from attnbench_plugins.linear import Linear
 from test_train import errors
 from torch import Tensor
-from triton_compiler import kernels, slow
+from triton_compiler import DIMS, DTYPES, kernels
 
 from attnbench.plugin import Attention
 from attnbench.workload import Workload
@@ -214,22 +214,11 @@ def test_they_do_less_than_plain_torch_with_its_larger_chunks() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask", ["full", "causal"])
-@pytest.mark.parametrize("dtype", ["bfloat16", *slow("float16", "float32")])
-@pytest.mark.parametrize("dim", [64, 128, *slow(33, 256)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", DIMS)
 def test_on_a_gpu(dim: int, dtype: str, mask: str) -> None:
     limit = {"float32": 1e-5, "bfloat16": 1.5e-2, "float16": 2e-3}[dtype]
-    for seq, kv_seq in ((1, 300), (257, 1000), (1024, 1024)):
-        w = Workload(
-            seq=seq,
-            kv_seq=kv_seq,
-            heads=4,
-            kv_heads=2,
-            head_dim=dim,
-            value_dim=dim,
-            dtype=dtype,
-            mask=mask,
-            phase="train",
-        )
+    for w in triton_compiler.problems(dim, dtype, mask, phase="train"):
         made = Linear(impl="triton").build(w.replace(device="cuda"))
 
         def call(*tensors: Tensor, made: Attention = made) -> Tensor:

@@ -73,23 +73,21 @@ class Named(Plugin):
         return Attention(scaled_dot_product_attention, str(os.getpid()))
 
 
-def processes(reuse: bool) -> list[tuple[str, str]]:
-    """Status and process of two variants over five lengths, variant by variant."""
+def processes(reuse: bool, names: tuple[str, ...], lengths: tuple[int, ...]) -> list[tuple[str, str]]:
+    """Status and process of each variant at each length, variant by variant."""
     cells = [
         Cell(name, name, "", "test_session:Named", Workload(seq=seq, kv_seq=seq, heads=1, kv_heads=1))
-        for seq in (32, 48, 64, 80, 96)
-        for name in ("one", "other")
+        for seq in lengths
+        for name in names
     ]
     settings = Settings("one", precision=0.5, budget=200, timeout=60, memory=8 << 30, reuse=reuse)
     with Forkserver(1) as server:
         rows = measure(server, settings, cells)
-    return [
-        (r["status"], r.get("implementation", "")) for name in ("one", "other") for r in rows if r["plugin"] == name
-    ]
+    return [(r["status"], r.get("implementation", "")) for name in names for r in rows if r["plugin"] == name]
 
 
 def test_one_process_serves_a_variant_until_something_goes_wrong_in_it() -> None:
-    found = processes(reuse=True)
+    found = processes(reuse=True, names=("one", "other"), lengths=(32, 48, 64, 80, 96))
     assert [status for status, _ in found] == ["ok", "error", "ok", "crashed", "ok"] * 2
     for first, _, second, _, third in (found[:5], found[5:]):
         assert len({first[1], second[1], third[1]}) == 3, "what failed must not serve the next workload"
@@ -97,16 +95,7 @@ def test_one_process_serves_a_variant_until_something_goes_wrong_in_it() -> None
 
 
 def test_one_process_serves_all_workloads_where_nothing_goes_wrong() -> None:
-    cells = [
-        Cell("one", "one", "", "test_session:Named", Workload(seq=seq, kv_seq=seq, heads=1, kv_heads=1))
-        for seq in (32, 64, 96)
-    ]
-    kept, fresh = (
-        Settings("one", precision=0.5, budget=200, timeout=60, memory=8 << 30, reuse=reuse) for reuse in (True, False)
-    )
-    with Forkserver(1) as server:
-        assert len({row["implementation"] for row in measure(server, kept, cells)}) == 1
-    for cell in cells:
-        assert cell.status is None
-    with Forkserver(1) as server:
-        assert len({row["implementation"] for row in measure(server, fresh, cells)}) == 3
+    kept, fresh = (processes(reuse, names=("one",), lengths=(32, 64, 96)) for reuse in (True, False))
+    assert {status for status, _ in (*kept, *fresh)} == {"ok"}
+    assert len({process for _, process in kept}) == 1
+    assert len({process for _, process in fresh}) == 3

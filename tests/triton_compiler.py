@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from attnbench.workload import Workload
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -19,6 +22,17 @@ import compiled as kernels
 def slow(*values: Any) -> list[Any]:
     """Parameters that a quick look at a GPU leaves out: compiling takes seconds for each."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+DIMS = [64, 128, *slow(33, 256)]
+DTYPES = ["bfloat16", *slow("float16", "float32")]
+
+
+def problems(dim: int, dtype: str, mask: str, **more: Any) -> Iterator[Workload]:
+    """Grouped heads; one query, lengths that are no multiple of a tile, and lengths that are."""
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": dim, "value_dim": dim, "dtype": dtype, "mask": mask}
+    for seq, kv_seq in ((1, 300), (257, 1000), (1024, 1024)):
+        yield Workload(**shape | more, seq=seq, kv_seq=kv_seq)
 
 
 def interpreted(script: str) -> Any:

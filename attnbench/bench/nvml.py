@@ -14,10 +14,10 @@ import psutil
 import pynvml
 import torch
 
-STATE = (
-    "clock_hz", "memory_clock_hz", "temperature_c", "power_w", "power_cap_w", "throttled", "other_processes"
-)  # fmt: skip
-"""What `Gpu.state` tells: SI units but for degrees Celsius; `throttled` in words, "" for nothing."""
+from attnbench.records import GPU_STATE
+
+STATE = GPU_STATE
+"""What `Gpu.state` tells."""
 
 # What lowers the clocks against the program's interest. An idle GPU and clocks that somebody has set are no throttling.
 _REASONS = {

@@ -84,18 +84,22 @@ def energy(value: float | None) -> str:
 
 
 def frequency(value: float | None) -> str:
-    """ "1755 MHz"."""
-    return f"{value / 1e6:.0f} MHz" if value is not None and known(value) else NOTHING
+    """ "1755 MHz", of hertz."""
+    return _whole(None if value is None else value / 1e6, "MHz")
 
 
 def power(value: float | None) -> str:
     """ "412 W"."""
-    return f"{value:.0f} W" if value is not None and known(value) else NOTHING
+    return _whole(value, "W")
 
 
 def temperature(value: float | None) -> str:
     """ "41 °C"."""
-    return f"{value:.0f} °C" if value is not None and known(value) else NOTHING
+    return _whole(value, "°C")
+
+
+def _whole(value: float | None, unit: str) -> str:
+    return f"{value:.0f} {unit}" if value is not None and known(value) else NOTHING
 
 
 def percent(value: float | None) -> str:
