@@ -36,7 +36,8 @@ class BlockSparse(Plugin):
     `impl=avx512` is the C++ kernel of `tiled` over those blocks alone, in bfloat16 on a CPU.
     `impl=flex` compiles torch.nn.attention.flex_attention (Dong 2024, "Flex Attention") for the pattern.
     `impl=gather` runs in plain torch: block by block of queries over the keys that its blocks hold.
-    `impl=auto` is the first of these that can run; the implementation says which, and why. All can be trained, but for
+    `impl=auto` is the first of these that can run, but for flex on a CPU: there gathering takes about as long and needs
+    no compilation, of seconds in each process. The implementation says which, and why. All can be trained, but for
     flex_attention on a CPU: torch's has no backward there.
 
     The density is the share of seq * kv_seq pairs in the blocks that are computed, hidden pairs in them included:
@@ -75,33 +76,32 @@ class BlockSparse(Plugin):
         w = workload
         if w.phase == "train":
             return None
-        if self._by_kernel(w):
+        if not self._no_kernel(w):
             return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.bf16_bytes(w))
-        if self.impl == "gather" or flex_unsupported(w, self.block):
-            return gather_bytes(w, self._pattern(w))
-        return flex_bytes(w, self.block)
+        if self._may_compile(w) and not flex_unsupported(w, self.block):
+            return flex_bytes(w, self.block)
+        return gather_bytes(w, self._pattern(w))
 
     def build(self, workload: Workload) -> Attention:
         mask = self._pattern(workload)
         density = mask.pairs() / (workload.seq * workload.kv_seq)
-        reasons = []
-        if self._by_kernel(workload):
+        missing = self._no_kernel(workload)
+        if not missing:
             both = plan(mask)
-            call, problem = kernels.exact(workload, both, BLOCK_KEYS, both, BLOCK_KEYS, required=self.impl == "avx512")
+            call, missing = kernels.exact(workload, both, BLOCK_KEYS, both, BLOCK_KEYS, required=self.impl == "avx512")
             if call:
                 return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", density)
-            reasons.append(problem)
-        missing = "as asked" if self.impl == "gather" else flex_unsupported(workload, self.block)
-        if not missing:
+        if self._may_compile(workload):
+            missing = flex_unsupported(workload, self.block)
             try:
-                return Attention(flex(workload, mask), f"flex_attention, compiled{_because(reasons)}", density)
+                if not missing:
+                    return Attention(flex(workload, mask), "flex_attention, compiled", density)
             except Exception as error:  # whatever a toolchain can throw
                 if self.impl == "flex":
                     raise
                 missing = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
-        reasons.append(missing)
         made, how = (gather_again, ", checkpointed") if workload.phase == "train" else (gather, "")
-        return Attention(made(workload, mask), f"plain torch, block gather{how}{_because(reasons)}", density)
+        return Attention(made(workload, mask), f"plain torch, block gather{how} ({missing})", density)
 
     def decoding(self, workload: Workload) -> Decoding:
         """One new token reads the keys that it sees, and no others, by a dense kernel."""
@@ -122,16 +122,16 @@ class BlockSparse(Plugin):
         how = "a slice of" if isinstance(part, slice) else "blocks gathered from"
         return Decoding(Cache.of, step, f"{how} the cache, {inner.implementation}", len(seen) / w.kv_seq)
 
-    def _by_kernel(self, workload: Workload) -> bool:
-        return self.impl == "avx512" or (self.impl == "auto" and kernels.unsupported(workload) is None)
+    def _no_kernel(self, workload: Workload) -> str | None:
+        """None, or why the C++ kernel is not what runs."""
+        return "as asked" if self.impl in ("flex", "gather") else kernels.unsupported(workload)
+
+    def _may_compile(self, workload: Workload) -> bool:
+        return self.impl == "flex" or (self.impl == "auto" and workload.device == "cuda")
 
     def _pattern(self, workload: Workload) -> Pattern:
         mask = pattern(self.pattern, workload.seq, workload.kv_seq, workload.is_causal, self.window, self.block)
         return mask.to(workload.device)
-
-
-def _because(reasons: list[str]) -> str:
-    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def plan(mask: Pattern) -> Plan:
@@ -241,11 +241,13 @@ def _compiled(threads: int, static: bool) -> Callable[..., Tensor]:
     of a block see nothing of the window's first block; BLOCKS_ARE_CONTIGUOUS reads blocks between the window's two
     edges, which are listed one after the other. PRESCALE_QK rounds the scaled query once more.
 
-    threads: the C++ code holds a buffer for each; torch < 2.13 would reuse code compiled for another count.
+    threads: the C++ code holds a buffer for each; torch < 2.13 would reuse code compiled for another count. Torch 2.13
+    still reuses code for AVX-512 where the same machine is told to do with AVX2, and answers wrong: hence the bits.
     """
     # fullgraph: an error rather than torch's eager code, which computes all pairs. The usual limit of 8 is too few.
     torch._dynamo.config.recompile_limit = 1024
-    options: dict[str, str | int | bool | Callable[..., object]] = {} if static else {"cpp.threads": threads}
+    bits = 512 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 256
+    options: dict[str, str | int | bool | Callable[..., object]] = {"cpp.threads": threads, "cpp.simdlen": bits}
     return torch.compile(flex_attention, dynamic=not static, fullgraph=True, options=options)
 
 
@@ -325,10 +327,8 @@ def gather_again(workload: Workload, mask: Pattern) -> Call:
 
 
 def _gathered_dtype(workload: Workload) -> torch.dtype:
-    if workload.device == "cpu" and workload.dtype == "float16":
-        return torch.float32  # float16 products run element by element on a CPU, thousands of times slower
     dtype: torch.dtype = getattr(torch, workload.dtype)
-    return dtype
+    return kernels.product_dtype(workload.dtype) if workload.device == "cpu" else dtype
 
 
 Step = tuple[slice, slice | Tensor, Tensor | None]

@@ -18,7 +18,7 @@ from .cpu import attention as kernels
 from .cpu import compiler
 from .int8_cache import KEYS, Int8Cache, reader
 from .int8_cache import operands as cached_operands
-from .quantize import quantize
+from .quantize import LEVELS, quantize
 
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time on a CPU
@@ -37,7 +37,8 @@ class Int8(Plugin):
 
     On a CPU, `impl=qk` is a C++ kernel that does this for bfloat16 and rows=1, and `impl=qkpv` one that quantizes P and
     V too: V by column with the scale peak / 127, P to unsigned bytes by the maximum of each block of keys.
-    `impl=torch` is plain torch around torch._int_mm; `impl=auto` is qk where that can run, else torch.
+    `impl=torch` is plain torch around torch._int_mm, or where that is slow around the same integers in float32, which
+    holds their sums exactly; `impl=auto` is qk where that can run, else torch.
 
     Against softmax attention on normal inputs the relative L2 error is 9e-3 with rows=1 and 1.3e-2 with rows=128.
     """
@@ -66,7 +67,7 @@ class Int8(Plugin):
                 return f"the CUDA kernel holds head and value dims up to {MAX_DIM}"
         elif self.impl in ("qk", "qkpv"):
             return self._no_kernel(workload)
-        elif workload.head_dim == 1 and self._kind(workload)[0] == "torch":
+        elif workload.head_dim == 1 and self._kind(workload)[0] == "torch" and multiplies_int8():
             return "torch._int_mm is wrong for a head dim of 1"
         return None
 
@@ -74,11 +75,10 @@ class Int8(Plugin):
         if workload.phase == "decode":
             return Softmax(operands=partial(cached_operands, workload))
         kind, _ = self._kind(workload)
-        levels = key_levels(workload.device) if kind == "torch" else 127
 
         def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             q8, q_scale = quantize(query.float(), self.rows)
-            k8, k_scale = quantize(smooth(key), self.rows, levels)
+            k8, k_scale = quantize(smooth(key), self.rows)
             if kind == "qkpv":
                 v8, v_scale = quantize(value.float().mT, 1)
                 value = (v8.double() * v_scale.double()).mT
@@ -102,14 +102,15 @@ class Int8(Plugin):
             return kernels.workspace_bytes(
                 w, min(STRIP_ROWS, w.seq), BLOCK_KEYS[kind], packed, 2 if kind == "qk" else 1
             )
-        half = w.itemsize < 4
-        scores = strip_rows(w) * w.kv_seq * (6 if w.dtype == "bfloat16" else 4)
+        narrow = kernels.product_dtype(w.dtype) == torch.bfloat16
+        scores = strip_rows(w) * w.kv_seq * (6 if narrow else 4)
         # int8 of Q and K, of these heads and the ones before, and the float32 that quantizing holds: smoothed K and
         # K / scale, or Q and Q / scale.
         q, k = (n * heads_together(w) * w.head_dim for n in (w.group * w.seq, w.kv_seq))
-        quantizing = 2 * (q + k) + 4 * max(2 * k, (2 if half else 1) * q)
-        copies = 0 if w.dtype != "float16" else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
-        return scores + quantizing + copies
+        quantizing = 2 * (q + k) + 4 * max(2 * k, (2 if w.itemsize < 4 else 1) * q)
+        widened = 0 if multiplies_int8() else 4 * (w.kv_seq + strip_rows(w)) * w.head_dim
+        copies = 0 if narrow or w.itemsize == 4 else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
+        return scores + quantizing + widened + copies
 
     def decoding(self, workload: Workload) -> Decoding:
         """The cache is in 8 bits too; a step quantizes its own tokens alone."""
@@ -138,9 +139,9 @@ class Int8(Plugin):
                 products = "int8 Q K^T, bf16 P V" if kind == "qk" else "int8 Q K^T and P V"
                 return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS[kind]), f"C++ AVX512-VNNI, {products}")
             reason = f" ({problem})"
-        narrow = "" if key_levels("cpu") == 127 else ", K in 7 bits (no VNNI)"
-        how = f"torch._int_mm, strips of {strip_rows(w)} rows{narrow}{reason}"
-        return Attention(strips(w, self.rows), how)
+        integers = multiplies_int8()
+        product = "torch._int_mm" if integers else "int8 multiplied as float32"
+        return Attention(strips(w, self.rows, integers), f"{product}, strips of {strip_rows(w)} rows{reason}")
 
     def _kind(self, workload: Workload) -> tuple[str, str]:
         """triton, torch, qk or qkpv, and why not the better one."""
@@ -163,19 +164,20 @@ def smooth(key: Tensor) -> Tensor:
 
 
 @cache
-def key_levels(device: str) -> int:
-    """What K's integers reach: 127; on a CPU without VNNI 63, as int8 products are added in pairs there, in 16 bits."""
-    if device == "cuda":
-        return 127
-    peak = torch.full((64, 64), 127, dtype=torch.int8)
-    return 127 if bool((torch._int_mm(peak, peak) == 64 * 127 * 127).all()) else 63
+def multiplies_int8() -> bool:
+    """Whether torch._int_mm is fast here, and exact: told to do without VNNI, it adds products in pairs, in 16 bits."""
+    peak = torch.full((64, 64), LEVELS, dtype=torch.int8)
+    return compiler.multiplies_int8() and bool((torch._int_mm(peak, peak) == 64 * LEVELS**2).all())
 
 
-def strips(workload: Workload, rows: int) -> Call:
-    """Plain torch: head by head, a strip of query rows at a time over all keys that they see."""
-    w, levels = workload, key_levels("cpu")
-    # float16 products run element by element on a CPU, thousands of times slower than in float32.
-    dtype = torch.bfloat16 if w.dtype == "bfloat16" else torch.float32
+def strips(workload: Workload, rows: int, integers: bool) -> Call:
+    """Plain torch: head by head, a strip of query rows at a time over all keys that they see.
+
+    integers: multiply Q and K by torch._int_mm; else as float32, which holds the sums of their products exactly up to a
+        head dim of 1040, and to rounding beyond.
+    """
+    w = workload
+    dtype = kernels.product_dtype(w.dtype)
     strip, together = strip_rows(w), heads_together(w)
     future = torch.ones(strip, strip, dtype=torch.bool).triu(1)  # True where the key lies after the query
 
@@ -189,14 +191,17 @@ def strips(workload: Workload, rows: int) -> Call:
         buffer: Tensor,
         narrow: Tensor,
     ) -> None:
-        """One head: q8 (seq, head_dim), k8 (kv_seq, head_dim), scales (.., 1), value (kv_seq, value_dim)."""
+        """One head: q8 (seq, head_dim), k8 (kv_seq, head_dim; without `integers` in float32), scales (.., 1), value."""
         for start in range(0, w.seq, strip):
             end = min(start + strip, w.seq)
             seen = end + w.offset if w.is_causal else w.kv_seq
             shape = (end - start, seen)
-            integers = buffer[: shape[0] * seen].view(shape)
-            torch._int_mm(q8[start:end], k8[:seen].T, out=integers)
-            scores = integers.view(torch.float32).copy_(integers)  # in place
+            products = buffer[: shape[0] * seen].view(shape)
+            if integers:
+                torch._int_mm(q8[start:end], k8[:seen].T, out=products)
+                scores = products.view(torch.float32).copy_(products)  # in place
+            else:
+                scores = torch.mm(q8[start:end].float(), k8[:seen].T, out=products)
             scores.mul_(k_scale[:seen].T).mul_(q_scale[start:end])
             if w.is_causal:
                 scores[:, start + w.offset :].masked_fill_(future[: shape[0], : shape[0]], float("-inf"))
@@ -207,17 +212,19 @@ def strips(workload: Workload, rows: int) -> Call:
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim, dtype=dtype)
-        buffer = torch.empty(strip * w.kv_seq, dtype=torch.int32)
+        buffer = torch.empty(strip * w.kv_seq, dtype=torch.int32 if integers else torch.float32)
         narrow = torch.empty(strip * w.kv_seq if dtype != torch.float32 else 0, dtype=dtype)
         for b, first in product(range(w.batch), range(0, w.kv_heads, together)):
             heads = range(first * w.group, min(first + together, w.kv_heads) * w.group)
-            k8, k_scale = quantize(smooth(key[b, first : first + together]), rows, levels)  # (together, kv_seq, ..)
+            k8, k_scale = quantize(smooth(key[b, first : first + together]), rows)  # (together, kv_seq, ..)
             q8, q_scale = quantize(query[b, heads.start : heads.stop].float(), rows)  # (together * group, seq, ..)
             q_scale *= w.scale
             v = value[b, first : first + together].to(dtype)
             for i, h in enumerate(heads):
                 j = i // w.group
-                attend(q8[i], q_scale[i], k8[j], k_scale[j], v[j], out[b, h], buffer, narrow)
+                if i % w.group == 0:
+                    k = k8[j] if integers else k8[j].float()
+                attend(q8[i], q_scale[i], k, k_scale[j], v[j], out[b, h], buffer, narrow)
         return out.to(query.dtype)
 
     return call

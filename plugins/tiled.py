@@ -47,8 +47,8 @@ FEW = 4  # queries of a key/value head up to which packing it does not pay
 class Tiled(Plugin):
     """softmax(Q K^T * scale) V a tile at a time, on a CPU.
 
-    `impl=auto` is avx512 for bfloat16 where this machine can, else strip. In other dtypes it hands over to torch's
-    scaled_dot_product_attention: float32 has no faster product than the one used there.
+    `impl=auto` is avx512 for bfloat16 where this machine can, else strip if its CPU has bfloat16 products. Without
+    them, and in other dtypes, it hands over to torch's scaled_dot_product_attention: no faster product is to be had.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
@@ -121,13 +121,15 @@ class Tiled(Plugin):
         return (Attention(call, f"C++ AVX512-BF16, {how}") if call else None), problem
 
     def _kind(self, workload: Workload) -> tuple[str, str]:
-        """strip, avx512 or sdpa, and why not the better one."""
+        """avx512, strip or sdpa, and why not the better one."""
         if self.impl != "auto":
             return self.impl, ""
         if workload.dtype != "bfloat16":
             return "sdpa", f" (tiles gain nothing in {workload.dtype})"
         missing = kernels.unsupported(workload)
-        return ("strip", f" ({missing})") if missing else ("avx512", "")
+        if not missing:
+            return "avx512", ""
+        return "strip" if compiler.multiplies_bfloat16() else "sdpa", f" ({missing})"
 
     def _rows(self, workload: Workload, kind: str) -> int:
         return min(self.rows or (STRIP_ROWS if kind == "strip" else ROWS), workload.seq)

@@ -48,7 +48,7 @@ EXACT: dict[str, tuple[Plugin, float]] = {
     "strip small": (Tiled(impl="strip", rows=7, keys=64), 3.5e-3),
     "avx512": (Tiled(impl="avx512"), 3.5e-3),
     "avx512 small": (Tiled(impl="avx512", rows=7, keys=64), 3.5e-3),
-    "tiled": (Tiled(), 3.5e-3),
+    "tiled": (Tiled(), 3.5e-3 if compiler.multiplies_bfloat16() else 7e-3),
 }
 
 
@@ -102,9 +102,16 @@ def check(plugin: Plugin, w: Workload, limit: float, strided: bool = False) -> N
 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in EXACT
+        for dtype in ("float32", "bfloat16")
+        if "avx512" not in name or dtype == "bfloat16"
+    ],
+)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", EXACT)
 def test_gradients_are_those_of_softmax_attention(name: str, shape: str, dtype: str, mask: str) -> None:
     plugin, limit = EXACT[name]
     # A head dim of 1 has few products to average over.
@@ -179,7 +186,8 @@ def test_implementations_say_what_the_backward_pass_is() -> None:
     assert "checkpointed" in built(Xformers(), w).implementation
     assert "(the AVX-512 kernel has no backward pass)" in built(Linear(), w).implementation
     assert (
-        "(flex_attention has no backward on a CPU)" in built(BlockSparse(), w.replace(dtype="float32")).implementation
+        built(BlockSparse(), w.replace(dtype="float32")).implementation
+        == "plain torch, block gather, checkpointed (the AVX-512 kernel is for bfloat16)"
     )
     if compiler.unsupported() is None:
         assert "backward" in built(Tiled(), w).implementation

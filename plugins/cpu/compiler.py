@@ -15,10 +15,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from attnbench.errors import AttnbenchError
+
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mtune=native")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
 TIMEOUT = 300  # seconds
+HIDE = "ATTNBENCH_MAX_CPU_ISA"  # set to avx2 it hides AVX-512 from us, as ATEN_CPU_CAPABILITY does from torch
 
 
 class CompileError(Exception):
@@ -26,16 +29,39 @@ class CompileError(Exception):
 
 
 @cache
-def unsupported() -> str | None:
-    """None, or why the kernels can't run on this machine."""
+def features() -> frozenset[str]:
+    """What this CPU can execute, by Linux's names for it; nothing where Linux does not say.
+
+    Raises:
+        AttnbenchError: ATTNBENCH_MAX_CPU_ISA is set to something else than avx2.
+    """
+    most = os.environ.get(HIDE, "").lower()
+    if most not in ("", "avx2"):
+        raise AttnbenchError(f"{HIDE}={most!r}: the one instruction set to stop at is avx2")
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return "the kernels need Linux"
+        return frozenset()
     flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
-    if missing := [name for name in NEEDED if name not in flags]:
-        return f"this CPU lacks {', '.join(missing)}"
+    return frozenset(f for f in flags if not (most and f.startswith(("avx512", "avx_", "amx"))))
+
+
+def unsupported() -> str | None:
+    """None, or why the kernels can't run on this machine."""
+    if missing := [name for name in NEEDED if name not in features()]:
+        hidden = f" ({HIDE} hides it)" if os.environ.get(HIDE) else ""
+        return f"this CPU lacks {', '.join(missing)}{hidden}"
     return None if shutil.which(_command()[0]) else f"no C++ compiler ({_command()[0]})"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 products: without, torch's take fifty times as long as those in float32."""
+    return not features().isdisjoint(("avx512_bf16", "amx_bf16"))
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU has int8 products: without, torch's take a hundred times as long as those in float32."""
+    return not features().isdisjoint(("avx512_vnni", "avx_vnni"))
 
 
 def kernel(source: str, name: str, required: bool) -> tuple[Callable[..., int] | None, str]:
