@@ -359,7 +359,7 @@ def _show_plan(cells: list[Cell], asked: Asked) -> None:
 
     costs = Costs()
     skip_too_large(cells, asked.memory)
-    skip_too_dear(cells, costs, asked.budget, asked.budget)
+    skip_too_dear(cells, cells, costs, asked.budget, asked.budget)
     rounds = allot(cells, costs, asked.budget)
     table = Table("workload", "plugin", "memory", "s a call", "rounds", "what will happen", box=None)
     for cell in cells:
@@ -369,7 +369,7 @@ def _show_plan(cells: list[Cell], asked: Asked) -> None:
             cell.plugin,
             "unknown" if need is None else f"{need / 2**20:.0f} MiB",
             f"{costs.call(cell):.3g}" if cell.flops else "",
-            str(rounds.get(cell, "")),
+            str(rounds[cell] or "1 call") if cell in rounds else "",
             f"{cell.status}: {cell.reason}" if cell.status else "run",
         )
     _print(table)

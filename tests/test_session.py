@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch.nn.functional import scaled_dot_product_attention
 
+from attnbench.bench import session
 from attnbench.bench.forkserver import Forkserver
 from attnbench.bench.plan import Cell
 from attnbench.bench.session import Session, Settings, _Measured, measure
@@ -33,29 +34,29 @@ def measured(rounds: int, launches: int) -> _Measured:
 
 def test_a_baseline_without_looks_of_its_own_leaves_with_the_last_of_the_others() -> None:
     """Several processes were planned for cells that then failed; the one that is left is looked at by rounds."""
-    session: Any = Session(SimpleNamespace(), Settings("base", precision=0.02, budget=1, timeout=1, memory=1))
+    it: Any = Session(SimpleNamespace(), Settings("base", precision=0.02, budget=1, timeout=1, memory=1))
     base, other = cell("base"), cell("other")
-    session._baseline, session._measured = base, {base: measured(40, 5), other: measured(200, 1)}
+    it._baseline, it._measured = base, {base: measured(40, 5), other: measured(200, 1)}
     live = [SimpleNamespace(cell=base), SimpleNamespace(cell=other)]
 
-    session._look(live, 24, by_process=False)
-    assert not session._measured[base].converged
-    session._look(live, 25, by_process=False)
-    assert session._measured[other].converged
-    assert session._measured[base].converged
-    assert session._figures(other)["confidence"] == pytest.approx(1 - 0.05 * 0.2 / 4)
-    assert session._figures(base)["confidence"] == session._figures(other)["confidence"]
+    it._look(live, 24, by_process=False)
+    assert not it._measured[base].converged
+    it._look(live, 25, by_process=False)
+    assert it._measured[other].converged
+    assert it._measured[base].converged
+    assert it._figures(other)["confidence"] == pytest.approx(1 - 0.05 * 0.2 / 4)
+    assert it._figures(base)["confidence"] == it._figures(other)["confidence"]
 
 
 def test_what_no_machine_can_do_is_wrong() -> None:
     ceilings = Ceilings("cpu", 1, {"float32": 1e9}, 1e9)
-    session: Any = Session(SimpleNamespace(), Settings("base", 0.02, 1, 1, 1, ceilings=ceilings))
+    it: Any = Session(SimpleNamespace(), Settings("base", 0.02, 1, 1, 1, ceilings=ceilings))
     one = cell("base")
     one.family = "exact"
     took = 1e-3  # seconds, for 8.4e6 operations
-    session._measured = {one: _Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
-    session._baseline = one
-    row = session._row(one)
+    it._measured = {one: _Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
+    it._baseline = one
+    row = it._row(one)
     assert row["status"] == "wrong"
     assert "ceiling for float32 is 0.001" in row["reason"]
     assert row.get("latency_s") is None
@@ -71,6 +72,25 @@ class Named(Plugin):
         if workload.seq == 80:
             os._exit(3)
         return Attention(scaled_dot_product_attention, str(os.getpid()))
+
+
+def test_what_is_too_dear_for_a_round_keeps_the_call_that_measured_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "allot", lambda cells, *_, **__: dict.fromkeys(cells, 0))
+    cells = [
+        Cell(name, name, "", "test_session:Named", Workload(seq=64, kv_seq=64, heads=1, kv_heads=1))
+        for name in ("one", "other")
+    ]
+    with Forkserver(1) as server:
+        rows = measure(server, Settings("one", precision=0.5, budget=600, timeout=300, memory=8 << 30), cells)
+    for row in rows:
+        assert (row["status"], row["reason"], row["rounds"], row["converged"]) == ("ok", "", 1, False)
+        ((process, turn, start, calls, seconds),) = row["samples"]
+        assert (process, turn, calls, seconds) == (0, 0, 1, row["latency_s"])
+        assert start > 0
+        assert row["workspace_bytes"] is not None
+        assert row["implementation_rel_l2"] < 1e-5
+        assert (row["latency_low_s"], row["warnings"]) == (None, ["few-rounds"])
+    assert rows[1]["speedup"] == pytest.approx(rows[0]["latency_s"] / rows[1]["latency_s"])
 
 
 def processes(reuse: bool, names: tuple[str, ...], lengths: tuple[int, ...]) -> list[tuple[str, str]]:

@@ -41,9 +41,9 @@ class CudaTimer(Timer):
         self._graphed = False
         self._host_s = 0.0  # of a call, by the host's clock
 
-    def warm_up(self) -> tuple[float, float]:
+    def warm_up(self, last_s: float = 0.0) -> tuple[float, float]:
         """As on a CPU. Then it is known whether the GPU waits for the host; if so, blocks replay a graph."""
-        call_s, spent = super().warm_up()
+        call_s, spent = super().warm_up(last_s)
         began = clock()
         calls, _ = block_size(call_s)
         device_s, enqueued_s, _ = self._eager(calls)

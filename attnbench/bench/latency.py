@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,16 @@ class Timer:
         end = clock()
         return Block(start, calls, end - start, end - began), out
 
-    def warm_up(self) -> tuple[float, float]:
+    def warm_up(self, last_s: float = 0.0) -> tuple[float, float]:
         """Calls until a call gets no faster, for at most a third of a second; long calls are steady at once.
+
+        last_s: seconds of the last call, if it was not the first.
 
         Returns:
             seconds of a call now, and seconds spent.
         """
+        if last_s >= _STEADY_SECONDS:
+            return last_s, 0.0
         block, _ = self.block(1)
         best, spent = block.seconds, block.total_seconds
         while spent < _STEADY_SECONDS and best < _STEADY_SECONDS:
@@ -79,7 +83,7 @@ def timer(call: Callable[..., Any], tensors: list[Tensor], l2: str = "kept") -> 
     return CudaTimer(call, tensors, l2)
 
 
-def once(call: Callable[..., Any], tensors: list[Tensor]) -> tuple[float, Any]:
+def once(call: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[float, Any]:
     """Seconds of one call by the host's clock, from nothing to do to all done, and what it returned."""
     cuda = tensors[0].is_cuda
     if cuda:

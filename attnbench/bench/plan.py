@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import ceil, sqrt
 from typing import Any
 
@@ -19,7 +20,8 @@ from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.workload import Workload
 
-FEW_ROUNDS = 3  # what a cell too dear for MIN_ROUNDS still gets: a median, and no interval
+# What cells too dear for MIN_ROUNDS get: a median without an interval, or else the one call that measured their memory.
+FEW_ROUNDS = (3, 0)
 MOST_ROUNDS = 200
 MOST_PROCESSES = 20
 LOOKS = (12, 25, 50, 100)  # rounds after which a cell may stop early
@@ -33,7 +35,7 @@ _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 # Of a worker beside its tensors, on the device: resident on a CPU, context and kernels on a GPU.
 _WORKER_BYTES = {"cpu": 200 << 20, "cuda": 600 << 20}
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
-_UNTIMED_CALLS = 2.5  # first call, call that measures memory, and warming up
+_WARM_UP_SECONDS = 0.1  # of short calls
 _DESCRIBE_SECONDS = 60.0
 _GUESSED_FLOPS_PER_S = {"cpu": 5e10, "cuda": 5e13}  # only until a first cell has been measured
 
@@ -170,8 +172,12 @@ class Costs:
         return max(call, BLOCK_SECONDS) + (call if call < HEAD_SECONDS else 0)
 
     def ready(self, cell: Cell) -> float:
-        """Seconds until the first round."""
-        return self._fixed.get(self._like(cell), _START_SECONDS) + _UNTIMED_CALLS * self.call(cell)
+        """Seconds until the first round, by when the cell has a number: a first call, and one that measures memory.
+
+        What a block is judged by, or what training saves, takes a further call each.
+        """
+        calls = 2 + (cell.workload.scope == "block") + (cell.workload.phase == "train")
+        return self._fixed.get(self._like(cell), _START_SECONDS) + calls * self.call(cell) + _WARM_UP_SECONDS
 
     @staticmethod
     def _like(cell: Cell) -> tuple[Any, ...]:
@@ -190,42 +196,60 @@ def skip_too_large(cells: Iterable[Cell], memory: int) -> None:
             )
 
 
-def skip_too_dear(cells: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
-    """Ends cells whose fewest useful calls would take over a quarter of the budget, or more than what is left.
+def skip_too_dear(cells: Iterable[Cell], pending: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
+    """Ends those of `cells` of which even one number costs too much: over a quarter of the budget, or over their share.
 
-    Where fewer than four cells share the budget, each may take its part of it.
+    pending: all cells still to come, these among them. Where fewer than four share the budget, each may take its part.
     """
-    share = max(_BUDGET_SHARE, 1 / max(1, sum(c.status is None for c in cells)))
+    share = max(_BUDGET_SHARE, 1 / max(1, sum(c.status is None for c in pending)))
+    within = set(affordable(pending, costs, left))
+    total = budget - left + sum(costs.ready(c) for c in pending if c.status is None)
     for cell in cells:
         if cell.status is not None:
             continue
-        need = costs.ready(cell) + FEW_ROUNDS * costs.round(cell)
+        need = costs.ready(cell)
         each = f"{need:.2g} s predicted at {costs.call(cell):.2g} s a call"
         if need > budget * share:
-            enough = ceil(need / share / 10) * 10
-            cell.end(
-                "skipped", f"{each} is over {share:.0%} of the budget of {budget:.0f} s; --budget {enough} would do"
-            )
-        elif need > left:
-            cell.end("skipped", f"budget spent: {each}, {left:.0f} of {budget:.0f} s left")
+            why = f"over {share:.0%} of the budget of {budget:.0f} s; --budget {_tens(need / share)} would do"
+            cell.end("skipped", f"{each} is {why}")
+        elif cell not in within:
+            why = f"more than the cheaper cells leave of the budget of {budget:.0f} s; --budget {_tens(total)} would do"
+            cell.end("skipped", f"{each} is {why}")
+
+
+def _tens(seconds: float) -> int:
+    return ceil(seconds / 10) * 10
+
+
+def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> list[Cell]:
+    """The open cells, without the dearest where the least that each needs is too much for `seconds` together.
+
+    So what is left out is left out for its own cost, wherever in the sweep it stands. Cells that are `ready` have paid.
+    """
+    need = {c: 0.0 if c in ready else costs.ready(c) for c in cells if c.status is None}
+    totals = accumulate(sorted(need.values()))
+    most = sum(total <= seconds for total in totals)  # cells
+    kept = set(sorted(need, key=need.__getitem__)[:most])
+    return [c for c in need if c in kept or c in ready]
 
 
 def allot(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> dict[Cell, int]:
-    """Rounds for each cell, so that all together take about `seconds`.
+    """Rounds for each cell, so that all together take about `seconds`; none for those that are not `affordable`.
 
     Every cell first gets the rounds that an interval needs; where that is too much, the dearest get fewer. What is
     left is spread so that rounds go with 1 / sqrt(cost), which makes the summed variance least (Neyman 1934).
     Cells that are `ready` have paid for that already.
     """
-    open_cells = [c for c in cells if c.status is None]
+    open_cells = affordable(cells, costs, seconds, ready)
     each = [costs.round(c) for c in open_cells]
     rounds = [MIN_ROUNDS] * len(each)
     left = seconds - sum(costs.ready(c) for c in open_cells if c not in ready) - sum(MIN_ROUNDS * c for c in each)
-    for i in sorted(range(len(each)), key=lambda i: -each[i]):
-        if left >= 0 or each[i] < _CHEAP * seconds:
-            break
-        rounds[i] = FEW_ROUNDS
-        left += (MIN_ROUNDS - FEW_ROUNDS) * each[i]
+    for fewer in FEW_ROUNDS:
+        for i in sorted(range(len(each)), key=lambda i: -each[i]):
+            if left >= 0 or each[i] < _CHEAP * seconds:
+                break
+            left += (rounds[i] - fewer) * each[i]
+            rounds[i] = fewer
     if left > 0 and each:
         rounds = _spread(each, rounds, left + sum(n * c for n, c in zip(rounds, each, strict=True)))
     return dict(zip(open_cells, rounds, strict=True))
@@ -286,13 +310,17 @@ def processes(rounds: int, rounds_s: float, start_s: float) -> int:
 
 
 def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:
-    """Cells that are alive together: resident bytes of all and the largest workspace fit; each with the baseline."""
+    """Cells that are alive together: resident bytes of all and the largest workspace fit; each with the baseline.
+
+    A cell joins the first group that has room for it: the baseline is measured once more in each.
+    """
     result: list[list[Cell]] = []
     for cell in cells:
         if cell is baseline:
             continue
-        if result and _bytes_together([*result[-1], cell]) <= memory:
-            result[-1].append(cell)
+        room = next((group for group in result if _bytes_together([*group, cell]) <= memory), None)
+        if room is not None:
+            room.append(cell)
         else:
             result.append([baseline, cell] if baseline else [cell])
     return result or ([[baseline]] if baseline else [])

@@ -21,7 +21,6 @@ from attnbench.bench.channel import Closed, Expired, Message
 from attnbench.bench.forkserver import Forkserver, Worker
 from attnbench.bench.interval import CONFIDENCE, MIN_PROCESSES, MIN_ROUNDS, Interval, interval
 from attnbench.bench.plan import (
-    FEW_ROUNDS,
     MOST_ROUNDS,
     Cell,
     Costs,
@@ -38,10 +37,10 @@ from attnbench.records import Row
 from attnbench.roofline import Ceilings, impossible
 
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
-_NOT_COLUMNS = ("call_s", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
+_NOT_COLUMNS = ("call_s", "call_start", "calls_s", "start_s", "checks_s", "leak_bytes", "failed", "reason")
 _RELEASE_SECONDS = 10.0  # to free what a workload left
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
-_OVERRUN = 1.5  # a workload whose rounds take this many times what was allotted stops
+_OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times what was allotted stops after so many
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,7 @@ class Session:
         for i, together in enumerate(workloads):
             left = max(0.0, deadline - time.monotonic())
             pending = [cell for later in workloads[i:] for cell in later]
-            # Nothing that comes later ends by a guess: once something was measured there is better.
-            skip_too_dear(pending if self._costs.known else together, self._costs, self._settings.budget, left)
+            skip_too_dear(together, pending, self._costs, self._settings.budget, left)
             self._dismiss(but={cell.plugin for cell in pending})
             rows = self._measure(together, pending, deadline, progress)
             sink.append(rows)
@@ -283,13 +281,13 @@ class Session:
         for one in live:
             time_left = self._settings.timeout - self._spent[one.cell]
             within = int(0.8 * time_left / self._costs.round(one.cell))
-            self._measured[one.cell].planned = max(1, min(within, rounds.get(one.cell, 1)))
+            self._measured[one.cell].planned = max(0, min(within, rounds.get(one.cell, 0)))
         base = next((one for one in live if one.cell is self._baseline and one.cell.status is None), None)
         others = [one for one in live if one is not base and one.cell.status is None]
-        if base and others:  # a round without the baseline pairs with nothing
+        if base and others:  # a round without the baseline pairs with nothing, but for the first: see `_keep_a_sample`
             for one in others:
                 measured = self._measured[one.cell]
-                measured.planned = min(measured.planned, self._measured[base.cell].planned)
+                measured.planned = min(measured.planned, max(1, self._measured[base.cell].planned))
         apart = others or ([base] if base else [])
         share = {one.cell: self._shares(one, base, len(others)) for one in apart}
         wanted = {cell: processes(self._measured[cell].planned, *seconds) for cell, seconds in share.items()}
@@ -324,7 +322,7 @@ class Session:
         allotted = sum(planned[one.cell] * costs[one.cell] for one in live)
         began = time.monotonic()
         # The checked round is drawn, so that no plugin can tell which of its answers will be looked at.
-        checked = {cell: self._random.randrange(min(rounds, MIN_ROUNDS)) for cell, rounds in planned.items()}
+        checked = {cell: self._random.randrange(max(1, min(n, MIN_ROUNDS))) for cell, n in planned.items()}
         for turn in range(MOST_ROUNDS):
             # Cells planned for the most rounds go on where the time allotted to the workload is not used up.
             taking_part = [
@@ -337,7 +335,7 @@ class Session:
             spent, next_round = time.monotonic() - began, sum(costs[one.cell] for one in taking_part)
             if not taking_part or (turn >= longest and spent + next_round > allotted):
                 break
-            if turn >= FEW_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
+            if turn >= _LEAST_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
                 break
             self._random.shuffle(taking_part)
             for one in taking_part:
@@ -345,6 +343,15 @@ class Session:
                 self._block(one, turn, check=check and checked[one.cell] == turn)
             if launch == 0:
                 self._look(live, turn + 1, by_process=False)
+        if launch == 0:
+            for one in live:
+                self._keep_a_sample(one)
+
+    def _keep_a_sample(self, one: _Live) -> None:
+        """The call on which memory was measured counts where a cell is too dear for a round."""
+        measured = self._measured[one.cell]
+        if one.cell.status is None and not measured.samples:
+            measured.samples.append([self._process, 0, one.facts["call_start"], 1, one.facts["call_s"]])
 
     def _block(self, one: _Live, turn: int, check: bool) -> None:
         message = {"op": "block", "calls": one.calls, "head": one.head, "turn": turn, "check": check}

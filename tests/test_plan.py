@@ -1,0 +1,96 @@
+"""Who gets how many rounds: what is left out is left out for its own cost, and never because others came first."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench.bench.interval import MIN_ROUNDS
+from attnbench.bench.plan import FEW_ROUNDS, Cell, Costs, affordable, allot, groups, skip_too_dear
+from attnbench.workload import Workload
+
+
+def cell(name: str, call_s: float, seq: int = 64) -> Cell:
+    """A cell whose calls are known to take so long: operations are its milliseconds."""
+    return Cell(name, name, "", "", Workload(seq=seq, kv_seq=seq), flops=round(call_s * 1e3))
+
+
+def costs() -> Costs:
+    """A call for each millisecond, and 0.1 s to make ready."""
+    known = Costs()
+    for name in "abcdefgh":
+        known.learn(cell(name, 1.0), 1.0, 0.1)
+    return known
+
+
+CALLS = st.lists(st.floats(0.001, 40), min_size=1, max_size=8)
+
+
+@given(calls=CALLS, budget=st.floats(1, 500))
+def test_whoever_is_left_out_needs_more_than_all_that_are_kept(calls: list[float], budget: float) -> None:
+    cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()
+    kept = affordable(cells, known, budget)
+    assert kept == [c for c in cells if c in kept], "in their order"
+    assert sum(map(known.ready, kept)) <= budget + 1e-9
+    dropped = [known.ready(c) for c in cells if c not in kept]
+    if dropped:
+        assert min(dropped) >= max(map(known.ready, kept), default=0.0)
+        assert sum(map(known.ready, kept)) + min(dropped) > budget, "the next would not have fitted"
+
+
+@given(calls=CALLS, budget=st.floats(1, 500), seed=st.randoms())
+def test_the_order_of_cells_changes_nothing(calls: list[float], budget: float, seed: random.Random) -> None:
+    cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()
+    shuffled = seed.sample(cells, len(cells))
+    ready = [known.ready(c) for c in affordable(cells, known, budget)]
+    assert sorted(ready) == pytest.approx(sorted(known.ready(c) for c in affordable(shuffled, known, budget)))
+
+
+def test_a_dear_cell_that_comes_first_does_not_push_out_the_cheap_ones_behind_it() -> None:
+    dear, cheap = cell("a", 10.0), [cell(name, 1.0, seq=128) for name in "bcdefgh"]
+    skip_too_dear([dear], [dear, *cheap], costs(), budget=100, left=30)
+    assert dear.status == "skipped"
+    assert dear.reason == (
+        "20 s predicted at 10 s a call is more than the cheaper cells leave of the budget of 100 s; --budget 110 would do"
+    )
+    skip_too_dear(cheap, cheap, costs(), budget=100, left=30)
+    assert {c.status for c in cheap} == {None}
+
+
+def test_a_cell_over_its_part_of_the_budget_names_the_budget_that_would_do() -> None:
+    cells = [cell("a", 20.0), *(cell(name, 0.1) for name in "bcd")]
+    skip_too_dear(cells, cells, costs(), budget=100, left=100)
+    assert [c.status for c in cells] == ["skipped", None, None, None]
+    assert cells[0].reason == "40 s predicted at 20 s a call is over 25% of the budget of 100 s; --budget 170 would do"
+
+
+@given(calls=CALLS, budget=st.floats(1, 500))
+def test_rounds_fit_into_the_time_and_the_dearest_get_fewest(calls: list[float], budget: float) -> None:
+    cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()
+    rounds = allot(cells, known, budget)
+    assert list(rounds) == affordable(cells, known, budget)
+    takes = sum(known.ready(c) + n * known.round(c) for c, n in rounds.items())
+    saved = [known.round(c) for c, n in rounds.items() if n >= MIN_ROUNDS and known.round(c) < 1e-3 * budget]
+    assert takes <= budget + MIN_ROUNDS * sum(saved) + 1e-6, "but for rounds that are not worth saving"
+    for one, other in itertools.pairwise(sorted(rounds, key=known.round)):
+        assert rounds[one] >= rounds[other] or known.round(one) == known.round(other)
+    assert all(n >= MIN_ROUNDS or n in FEW_ROUNDS or takes <= budget for n in rounds.values())
+
+
+def test_what_is_ready_has_paid() -> None:
+    cells, known = [cell("a", 10.0), cell("b", 1.0)], costs()
+    assert affordable(cells, known, 5.0) == [cells[1]]
+    assert affordable(cells, known, 5.0, ready=cells) == cells
+    assert allot(cells, known, 5.0, ready=cells)[cells[0]] == 0
+
+
+def test_a_cell_joins_the_first_group_with_room() -> None:
+    cells = [cell(name, 1.0) for name in "abcde"]
+    for one in cells:
+        one.workspace = 8 << 30 if one.plugin == "c" else 0
+    together = groups(cells, cells[0], memory=(8 << 30) + (3 * 200 << 20))
+    assert [[c.plugin for c in group] for group in together] == [["a", "b", "d", "e"], ["a", "c"]]
