@@ -1,16 +1,23 @@
-# `make run` measures and reports; `make test` tests, `make gpu` does all that needs a GPU. All make .venv on first use.
+# `make run` measures and reports; `make test` tests the core of each thing once, `make test-all` all that needs no GPU,
+# `make gpu` all that does. All make .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint gpu clean
+.PHONY: run test test-all lint gpu clean
 
 run: $(VENV)/run.stamp
 	@status=0; $(BIN)/attnbench run --plugins all --seq 512..16384 || status=$$?; \
 	$(BIN)/attnbench report; exit $$status
 
+# A file to a process, as fixtures of a file measure for many tests; no more processes than share the memory of a laptop.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest
+	$(PYTEST)
+
+test-all: $(VENV)/dev.stamp
+	$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

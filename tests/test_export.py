@@ -28,7 +28,7 @@ class Short(Plugin):
     def build(self, workload):
         return lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :, :-1], v[:, :, :-1])
 """
-QUICK = ("--budget", 30, "--precision", "90%")  # every interval is that narrow: each cell stops at its first look
+QUICK = ("--budget", 300, "--precision", "90%")  # every interval is that narrow: each cell stops at its first look
 PYTEST_BENCHMARK = str(Path(sys.executable).with_name("pytest-benchmark"))
 
 

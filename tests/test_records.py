@@ -330,7 +330,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three workloads in one run, some of them and the plugin asked for twice; the baseline once more."""
     root = tmp_path_factory.mktemp("records")
     sizes = ("--seq", "16,32,16,64", "--heads", "2,2", "--scope", "attention", "--threads", 1)
-    quick = ("--budget", 30, "--precision", "90%")  # every interval is that narrow: each cell stops at its first look
+    quick = ("--budget", 300, "--precision", "90%")  # every interval is that narrow: each cell stops at its first look
     done = command("--plugins", "naive,na?ve,naive", "--baseline", "naive", *sizes, *quick, "--out", root)
     assert done.returncode == 0, done.stderr
     return records.newest(root)

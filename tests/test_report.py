@@ -204,7 +204,8 @@ def test_units(text: str, expected: str) -> None:
 
 
 def test_two_machines_stand_side_by_side(tmp_path: Path) -> None:
-    frames = [rows("sdpa:backend=auto", "int8", run=name) for name in ("one", "other")]
+    short = {"scope": "attention", "seq": (512,)}
+    frames = [rows("sdpa:backend=auto", "int8", run=name, **short) for name in ("one", "other")]
     runs = [RUN | {"name": name, "standard": 1} for name in ("one", "other")]
     runs[1]["machine"] = RUN["machine"] | {"cpu": "Another CPU"}
     frame = pd.concat(frames, ignore_index=True)

@@ -368,8 +368,14 @@ def test_columns_tell_how_much_was_reached() -> None:
     ],
     ids=["none", "null", "broken", "another run's", "other threads"],
 )
-def test_without_ceilings_there_is_neither_figure_nor_column(tmp_path: Path, run: dict[str, Any]) -> None:
-    index = write_report(attention(seq=(512, 1024)), [run], tmp_path)
+def test_without_ceilings_there_is_no_figure(run: dict[str, Any]) -> None:
+    frame = page.prepared(attention(seq=(512, 1024)), [run])
+    assert frame.get("roofline_fraction", pd.Series(dtype=float)).isna().all()
+    assert draw(arrange(frame, [run]), Style.of(frame)) is None
+
+
+def test_without_ceilings_a_report_has_neither_figure_nor_column(tmp_path: Path) -> None:
+    index = write_report(attention(seq=(512,)), [RUN], tmp_path)
     assert not list((tmp_path / "figures").glob("roofline*"))
     assert "of attainable" not in read(index).text
 

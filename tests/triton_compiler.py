@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,24 @@ def problems(dim: int, dtype: str, mask: str, **more: Any) -> Iterator[Workload]
         yield Workload(**shape | more, seq=seq, kv_seq=kv_seq)
 
 
-def interpreted(script: str) -> Any:
-    """What the script prints as JSON with Triton interpreted: that is chosen before triton is imported, for good."""
+def interpreted(script: str, cases: Sequence[Sequence[Any]]) -> Any:
+    """What the script prints as JSON of these cases with Triton interpreted: chosen before it is imported, for good."""
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=True)
+    command = [sys.executable, script, json.dumps(cases)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
+
+
+def marked(cases: Sequence[Sequence[Any]], core: Collection[Sequence[Any]]) -> list[Any]:
+    """Parameters for all cases, those that are not core as slow."""
+    marks = {True: [], False: [pytest.mark.slow]}
+    return [pytest.param(case, id="-".join(map(str, case)), marks=marks[case in core]) for case in cases]
+
+
+def selected(session: pytest.Session, path: str) -> list[Any]:
+    """The cases of a file's tests that this session runs."""
+    mine = (item for item in session.items if str(item.path) == path and hasattr(item, "callspec"))
+    return list(dict.fromkeys(item.callspec.params["case"] for item in mine if "case" in item.callspec.params))
 
 
 def products(binary: Any, capability: int) -> set[str]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from itertools import product
 
+import pytest
+from machine_lacks import is_the_machines
+
+from attnbench.plugin import Plugin
 from attnbench.registry import canonical, find, instances, load
 from attnbench.workload import Workload
 
 from .checks import check
 
-PLUGINS = [
-    pytest.param(found.target, values, id=canonical(found.name, values))
-    for found in find().values()
-    if found.distribution == "attnbench"
-    for values in instances(load(found.target), {}, every=True)
-]
 SHAPES = {
     "one": {"seq": 1, "kv_seq": 1},
     "odd": {"seq": 17, "kv_seq": 17},
@@ -26,19 +25,34 @@ SHAPES = {
     "batch": {"seq": 65, "kv_seq": 65, "batch": 2},
     "value-dim": {"seq": 100, "kv_seq": 100, "head_dim": 32, "value_dim": 48},
 }
+SIZES = {"heads": 2, "kv_heads": 2, "head_dim": 32, "value_dim": 32}
+KINDS = list(product(("float32", "bfloat16"), ("full", "causal")))
+EVERY = list(product(enumerate(SHAPES), enumerate(KINDS)))
 
 
-@pytest.mark.parametrize("mask", ["full", "causal"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("target", "values"), PLUGINS)
-def test_a_plugin_computes_what_it_defines(target: str, values: dict, shape: str, dtype: str, mask: str) -> None:
-    plugin = load(target)(**values)
-    sizes = {"heads": 2, "kv_heads": 2, "head_dim": 32, "value_dim": 32} | SHAPES[shape]
-    workload = Workload(**sizes, dtype=dtype, mask=mask)
+def cases() -> Iterator[object]:
+    """What each plugin says that it can do, or could on another machine.
+
+    `make test` takes each shape in one of the four kinds, the other three are slow: together they are one path.
+    """
+    for found in find().values():
+        if found.distribution != "attnbench":
+            continue
+        for values in instances(load(found.target), {}, every=True):
+            plugin = load(found.target)(**values)
+            for (s, shape), (k, (dtype, mask)) in EVERY:
+                workload = Workload(**(SIZES | SHAPES[shape]), dtype=dtype, mask=mask)
+                reason = plugin.supports(workload)
+                compiles = values.get("impl") == "flex" and (shape, dtype) != ("tail", "float32")
+                if compiles or (reason and not is_the_machines(reason)):
+                    continue  # compiling takes minutes; test_block_sparse.py covers flex_attention
+                name = f"{canonical(found.name, values)}-{shape}-{dtype}-{mask}"
+                marks = [pytest.mark.slow] if s % len(KINDS) != k else []
+                yield pytest.param(plugin, workload, shape in ("tail", "grouped", "batch"), id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("plugin", "workload", "strided"), list(cases()))
+def test_a_plugin_computes_what_it_defines(plugin: Plugin, workload: Workload, strided: bool) -> None:
     if reason := plugin.supports(workload):
-        assert isinstance(reason, str)
         pytest.skip(reason)
-    if "pattern" in values and values["impl"] in ("auto", "flex") and (shape, dtype) != ("tail", "float32"):
-        pytest.skip("compiling every case takes minutes; test_block_sparse.py covers flex_attention")
-    check(plugin, workload, strided=shape in ("tail", "grouped", "batch"))
+    check(plugin, workload, strided)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Result, Sweep, run
+from .harness import QUICK, Result, Sweep, run
 
 TIMEOUT = 5
 
@@ -76,14 +76,14 @@ HANGS = (
 @pytest.fixture(scope="session")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sweep]]:
     folder = tmp_path_factory.mktemp("faults")
-    hangs = ("--timeout", str(TIMEOUT), "--budget", "20")
+    hangs = ("--timeout", str(TIMEOUT), *QUICK)
     started = {
         "import-hang": Sweep(folder / "import-hang", "--plugins", "import-hang,good", "--seq", "64", *hangs),
         "hangs": Sweep(folder / "hangs", "--plugins", ",".join(HANGS), "--seq", "64", *hangs),
         "faults": Sweep(
             folder / "faults",
             *("--plugins", ",".join([*{name.partition(":")[0] for name in FAULTS} - {"state"}, "state:*", *MANNERS])),
-            *("--seq", "128", "--memory", "1GiB", "--budget", "30"),
+            *("--seq", "128", "--memory", "1GiB", *QUICK),
         ),
     }
     yield started
@@ -202,7 +202,7 @@ def test_an_import_that_hangs_is_a_timeout(import_hang: Result) -> None:
 def test_long_inputs_hide_no_missing_keys_or_rows(tmp_path: Path) -> None:
     result = run(
         tmp_path, "--plugins", "drops-keys,last-rows,unwritten-tail", "--seq", "4096", "--kv-seq", "4096",
-        "--budget", "30",
+        *QUICK,
     )  # fmt: skip
     bad = dict.fromkeys(("drops-keys", "last-rows", "unwritten-tail"), "wrong")
     assert result.statuses() == bad | {"good": "ok"}
@@ -210,7 +210,7 @@ def test_long_inputs_hide_no_missing_keys_or_rows(tmp_path: Path) -> None:
 
 def test_a_failed_baseline_leaves_the_rows(tmp_path: Path) -> None:
     result = run(
-        tmp_path, "--plugins", "good", "--seq", "64", "--budget", "10",
+        tmp_path, "--plugins", "good", "--seq", "64", *QUICK,
         shape=("--heads", "2", "--scope", "attention", "--threads", "1", "--baseline", "segfault"),
     )  # fmt: skip
     assert result.statuses() == {"segfault": "crashed", "good": "ok"}
@@ -219,7 +219,7 @@ def test_a_failed_baseline_leaves_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_plugin_that_kills_the_server_costs_no_other_workload(tmp_path: Path) -> None:
-    result = run(tmp_path, "--plugins", "kills-server", "--seq", "64,128", "--budget", "10", "--timeout", "10")
+    result = run(tmp_path, "--plugins", "kills-server", "--seq", "64,128", *QUICK)
     assert [r["status"] for r in result.rows if r["variant"] == "kills-server"] == ["crashed", "crashed"]
     assert len(result.rows) == 4
     assert "Traceback" not in result.err
@@ -227,7 +227,7 @@ def test_a_plugin_that_kills_the_server_costs_no_other_workload(tmp_path: Path) 
 
 
 def test_a_plugin_that_forks_leaves_nothing(tmp_path: Path) -> None:
-    result = run(tmp_path, "--plugins", "forks", "--seq", "64", "--budget", "5", "--timeout", "10")
+    result = run(tmp_path, "--plugins", "forks", "--seq", "64", *QUICK)
     assert len(result.rows) == 2
     assert result.row("good")["status"] == "ok"
     assert result.survivors == []
@@ -235,7 +235,7 @@ def test_a_plugin_that_forks_leaves_nothing(tmp_path: Path) -> None:
 
 def test_only_what_was_asked_for_is_loaded(tmp_path: Path) -> None:
     """`import-hang` and the others are installed, and would be noticed."""
-    result = run(tmp_path, "--plugins", "good", "--seq", "64", "--budget", "5")
+    result = run(tmp_path, "--plugins", "good", "--seq", "64", *QUICK)
     assert (result.code, result.statuses()) == (0, {"good": "ok"})
 
 

@@ -18,11 +18,11 @@ import pytest
 
 from attnbench import records
 
-from .harness import SHAPE, Result, Sweep, run
+from .harness import QUICK, SHAPE, Result, Sweep, run
 
 SEQ = (32, 48, 64, 80, 96, 112)
 PLUGINS = ("good", "prints", "call-raises")
-ARGUMENTS = ("--plugins", ",".join(PLUGINS), "--seq", ",".join(map(str, SEQ)), "--budget", "20")
+ARGUMENTS = ("--plugins", ",".join(PLUGINS), "--seq", ",".join(map(str, SEQ)), *QUICK)
 
 pytestmark = pytest.mark.slow  # each kills, fills or cuts off whole sweeps
 
@@ -127,7 +127,7 @@ def test_what_cant_be_resumed_is_refused_and_left_alone(
 
 
 def test_two_runs_at_once_get_a_folder_each(tmp_path: Path) -> None:
-    arguments = ("--plugins", "good", "--seq", "64", "--budget", "5", "--out", str(tmp_path / "results"))
+    arguments = ("--plugins", "good", "--seq", "64", *QUICK, "--out", str(tmp_path / "results"))
     sweeps = [Sweep(tmp_path / str(i), *arguments) for i in range(2)]
     results = [sweep.wait() for sweep in sweeps]
     assert [r.code for r in results] == [0, 0]
@@ -137,7 +137,7 @@ def test_two_runs_at_once_get_a_folder_each(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_written_is_refused(tmp_path: Path) -> None:
-    first = Sweep(tmp_path, "--plugins", "hang-python", "--seq", "64", "--budget", "20", "--timeout", "60")
+    first = Sweep(tmp_path, "--plugins", "hang-python", "--seq", "64", *QUICK, "--timeout", "60")
     try:
         first.wait_for("cells, budget")
         (run_json,) = first.results.glob("*/run.json")
@@ -212,7 +212,7 @@ def test_kill_9_at_fifty_random_moments(tmp_path: Path) -> None:
 
 
 def test_kill_9_while_a_plugin_hangs_with_a_grandchild(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, "--plugins", "hang-session", "--seq", "64", "--budget", "20", "--timeout", "100")
+    sweep = Sweep(tmp_path, "--plugins", "hang-session", "--seq", "64", *QUICK, "--timeout", "100")
     deadline = time.monotonic() + 120
     while not any("sleep" in p.name() for p in sweep.living()):
         assert time.monotonic() < deadline
@@ -224,7 +224,7 @@ def test_kill_9_while_a_plugin_hangs_with_a_grandchild(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gap", [None, 0.001, 0.02, 0.05, 0.1, 0.2])
 def test_ctrl_c_says_what_is_there_and_how_to_go_on(tmp_path: Path, gap: float | None) -> None:
     """gap: seconds after which a second one follows."""
-    sweep = Sweep(tmp_path, "--plugins", "good,hang-python", "--seq", "64", "--budget", "20", "--timeout", "100")
+    sweep = Sweep(tmp_path, "--plugins", "good,hang-python", "--seq", "64", *QUICK, "--timeout", "100")
     sweep.wait_for("cells, budget")
     time.sleep(0.5)
     sweep.process.send_signal(signal.SIGINT)
@@ -242,14 +242,14 @@ def test_ctrl_c_says_what_is_there_and_how_to_go_on(tmp_path: Path, gap: float |
 
 
 def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, "--plugins", "good", "--seq", "32,4096", "--budget", "60", "--precision", "0.01%")
+    sweep = Sweep(tmp_path, "--plugins", "good", "--seq", "32,4096", "--budget", "120", "--precision", "0.01%")
     sweep.wait_for("[1/2]")
     sweep.process.send_signal(signal.SIGINT)
     result = sweep.wait(60)
     assert (result.code, result.statuses()) == (130, {"good": "ok"})
     assert result.out.startswith("1 of 2 cells: 1 ok")
     assert result.path is not None
-    resumed = run(tmp_path, "--resume", str(result.path), "--budget", "8")
+    resumed = run(tmp_path, "--resume", str(result.path), "--budget", "20")
     assert [r["seq"] for r in resumed.rows] == [32, 4096]
     assert resumed.code == 0
 
@@ -347,8 +347,7 @@ def test_no_shared_memory_is_needed(mounts: None, tmp_path: Path) -> None:
         "good",
         "--seq",
         "64",
-        "--budget",
-        "5",
+        *QUICK,
         wrapper=("unshare", "-m", "sh", "-c", script, "sh"),
     )
     assert (result.code, result.statuses()) == (0, {"good": "ok"})
