@@ -23,6 +23,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 gpu: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/gpu.py

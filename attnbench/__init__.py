@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnbench.errors import AttnbenchError
+    from attnbench.judge.conformance import check
     from attnbench.plugin import Attention, FeatureMap, Option, Plugin, Softmax
-    from attnbench.records import load
-    from attnbench.workload import Sweep, Workload
+    from attnbench.records.run import load
+    from attnbench.sizes import Sweep
+    from attnbench.sweep.engine import run
+    from attnbench.task.attend import attend
+    from attnbench.workload import Workload
 
 _HOMES = {
     "AttnbenchError": "errors",
@@ -19,12 +23,18 @@ _HOMES = {
     "Option": "plugin",
     "Plugin": "plugin",
     "Softmax": "plugin",
-    "Sweep": "workload",
+    "Sweep": "sizes",
     "Workload": "workload",
-    "load": "records",
+    "attend": "task.attend",
+    "check": "judge.conformance",
+    "load": "records.run",
+    "run": "sweep.engine",
 }
 
-__all__ = ["Attention", "AttnbenchError", "FeatureMap", "Option", "Plugin", "Softmax", "Sweep", "Workload", "load"]
+__all__ = [
+    "Attention", "AttnbenchError", "FeatureMap", "Option", "Plugin", "Softmax", "Sweep", "Workload", "attend", "check",
+    "load", "run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

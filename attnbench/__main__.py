@@ -1,5 +1,5 @@
 """`python -m attnbench` is `attnbench`."""
 
-from attnbench.cli import main
+from attnbench.commands import main
 
 main()

@@ -116,6 +116,9 @@ class Attention:
     implementation: str
     density: float | None = None
 
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        return self.call(*tensors)
+
 
 @dataclass(frozen=True)
 class Decoding:

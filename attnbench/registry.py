@@ -1,7 +1,7 @@
 """Finds plugins through entry points.
 
 Finding reads package metadata only. Loading runs a plugin's code, so it happens in a worker process (see
-`attnbench.bench.worker`), never in the process that plans the sweep.
+`attnbench.workers.serve`), never in the process that plans the sweep.
 """
 
 from __future__ import annotations
@@ -146,6 +146,24 @@ def instances(kind: type[Plugin], options: Mapping[str, str], every: bool) -> li
         for n, o in kind.options.items()
     )
     return [dict(zip(kind.options, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def create(spec: str) -> Plugin:
+    """The one plugin that a spec such as "int8:rows=32" names, with its options set. Runs the plugin's code.
+
+    Raises:
+        AttnbenchError: the spec is malformed, names none or several, has an option or a value that the plugin doesn't
+            know, or two packages claim the name.
+    """
+    requests = select(spec, find())
+    if len(requests) != 1 or requests[0].every:
+        raise AttnbenchError(f"{spec!r} must name one plugin")
+    (request,) = requests
+    if request.found.problem:
+        raise AttnbenchError(request.found.problem)
+    kind = load(request.found.target)
+    (values,) = instances(kind, dict(request.options), every=False)
+    return kind(**values)
 
 
 def canonical(name: str, options: Mapping[str, Value]) -> str:

@@ -5,13 +5,7 @@ Nothing here loads torch: a sweep is parsed, checked and planned in milliseconds
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from math import prod
-from random import Random
 from typing import Any
 
 from attnbench.errors import AttnbenchError
@@ -24,16 +18,6 @@ SCOPES = ("attention", "block")
 BLOCKS = ("encoder", "decoder", "decoder-only")
 NORMS = ("pre", "post")
 INPUTS = ("normal", "outlier")
-
-DEFAULT_SEQ = (512, 1024, 2048, 4096, 8192, 16384)
-
-# Without an explicit scope the block is measured up to here: beyond it attention alone tells the story.
-DEFAULT_BLOCK_LIMIT = 4096
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (its affinity, not what the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +66,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "threads"):
             if getattr(self, name) < 1:
-                raise AttnbenchError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+                raise AttnbenchError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
         for name, known in (
             ("dtype", tuple(DTYPES)),
             ("device", DEVICES),
@@ -94,7 +78,7 @@ class Workload:
             ("norm", NORMS if self.scope == "block" else ("",)),
         ):
             if getattr(self, name) not in known:
-                raise AttnbenchError(f"{_flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise AttnbenchError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.heads % self.kv_heads:
             raise AttnbenchError(
                 f"--heads must be a multiple of --kv-heads: {self.heads} heads cannot share {self.kv_heads} kv heads"
@@ -212,217 +196,5 @@ class Workload:
         return f"{what} {self.batch}x{heads}x{seq}x{dim} {self.dtype} {self.mask}{tail}"
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\+(\d+))?")
-_MAX_VALUES = 10_000
-
-
-def parse_sizes(text: str, name: str = "seq") -> tuple[int, ...]:
-    """Sizes in the command line's grammar, in the order given, each once.
-
-    "512..16384" doubles, "512..4096+512" steps, "512,1000,4096" lists; parts joined by commas combine.
-
-    Raises:
-        AttnbenchError: the text is malformed, or a range does not hit its end.
-    """
-    values: list[int] = []
-    for part in text.split(","):
-        part = part.strip()
-        if part.isascii() and part.isdigit():
-            values.append(_positive(part, name))
-            continue
-        match = _RANGE.fullmatch(part) if part.isascii() else None
-        if not match:
-            raise AttnbenchError(
-                f"{_flag(name)} {text!r}: {part!r} is no size; write 512, 512..4096 (doubling), "
-                "512..4096+512 (steps) or a list with commas"
-            )
-        start, end = _positive(match[1], name), _positive(match[2], name)
-        values.extend(_expand(start, end, _positive(match[3], name) if match[3] else None, name))
-    return tuple(dict.fromkeys(values))
-
-
-def _positive(digits: str, name: str) -> int:
-    if len(digits) > 12 or not (value := int(digits)):
-        raise AttnbenchError(f"{_flag(name)} must be between 1 and 999999999999, not {digits[:24]}")
-    return value
-
-
-def _expand(start: int, end: int, step: int | None, name: str) -> list[int]:
-    if end < start:
-        raise AttnbenchError(f"{_flag(name)} {start}..{end} runs backwards; write {end}..{start}")
-    if step is None:
-        values = [start]
-        while values[-1] < end:
-            values.append(values[-1] * 2)
-        how, before = "doubling", values[-1] // 2
-    else:
-        if (end - start) // step >= _MAX_VALUES:
-            raise AttnbenchError(f"{_flag(name)} {start}..{end}+{step} has over {_MAX_VALUES} values")
-        values = list(range(start, end + step, step))
-        how, before = f"steps of {step}", values[-1] - step
-    if values[-1] != end:
-        raise AttnbenchError(
-            f"{_flag(name)} {start}..{end}: {how} from {start} does not hit {end}; "
-            f"nearest are {before} and {values[-1]}"
-        )
-    return values
-
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
-    f"{prefix}I": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")
-}
-
-
-def parse_bytes(text: str, name: str = "memory") -> int:
-    """A number of bytes from "16GiB", "16GB", "512M" or "1000000".
-
-    Raises:
-        AttnbenchError: the text is no size in bytes.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?\s*", text.upper(), re.ASCII)
-    if not match or match[2] not in _UNITS or not (value := int(float(match[1]) * _UNITS[match[2]])):
-        raise AttnbenchError(f"{_flag(name)} {text!r} is no amount of memory; write 16GiB, 16GB or 512M")
-    return value
-
-
-def parse_precision(text: str) -> float:
-    """A relative half-width from "2%" or "0.02".
-
-    Raises:
-        AttnbenchError: the text is no fraction above 0 and below 1.
-    """
-    match = re.fullmatch(r"\s*(\d{0,9}\.?\d{0,9})\s*(%?)\s*", text, re.ASCII)
-    try:
-        value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise AttnbenchError(f"--precision {text!r} is no precision; write 2% or 0.02")
-    return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Every workload that one run asks for: the product of its axes, each workload once.
-
-    `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is full,
-    and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode adds one token to a
-    past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ` otherwise.
-    scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
-    tokens: a batch of so many tokens in all at each length, instead of `batch`.
-    lengths "drawn" are drawn for each workload from the seed, evenly up to kv_seq, which the first entry has.
-    """
-
-    seq: tuple[int, ...] | None = None
-    kv_seq: tuple[int, ...] | None = None
-    batch: tuple[int, ...] = (1,)
-    tokens: int | None = None
-    heads: tuple[int, ...] = (8,)
-    kv_heads: tuple[int, ...] | None = None
-    head_dim: tuple[int, ...] = (64,)
-    value_dim: tuple[int, ...] | None = None
-    dtype: tuple[str, ...] = ("float32",)
-    mask: tuple[str, ...] | None = None
-    phase: tuple[str, ...] = ("forward",)
-    scope: str | None = None
-    block: str | None = None
-    norm: str = "pre"
-    layers: tuple[int, ...] = (1,)
-    lengths: str = ""
-    inputs: str = "normal"
-    device: str = "cpu"
-    seed: int = 0
-    threads: int = 1
-
-    def workloads(self) -> list[Workload]:
-        """The workloads, shortest first, so that costs of short ones foretell those of long ones.
-
-        Raises:
-            AttnbenchError: a combination of sizes is no workload (see `Workload`), or the scope is unknown.
-        """
-        if self.scope not in (None, *SCOPES, "all"):
-            raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
-        axes = (
-            self.seq or DEFAULT_SEQ,
-            self.kv_seq,
-            self.batch,
-            self.heads,
-            self.kv_heads,
-            self.head_dim,
-            self.value_dim,
-        )
-        count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask, self.phase, self.layers))
-        if count > _MAX_VALUES:
-            raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
-        cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
-        return sorted(cells, key=_size)
-
-    def _attention(self) -> Iterator[Workload]:
-        outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
-        for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
-            masks = self.mask or ("causal" if phase == "decode" else "full",)
-            inner = (masks, self._lengths(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
-            for mask, (seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
-                if self.tokens:
-                    batch = self._entries(max(seq, kv_seq))
-                lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
-                yield Workload(
-                    lengths=lengths,
-                    batch=batch,
-                    heads=heads,
-                    kv_heads=kv_heads,
-                    seq=seq,
-                    kv_seq=kv_seq,
-                    head_dim=head_dim,
-                    value_dim=value_dim,
-                    dtype=dtype,
-                    # A decoder block brings its own masks: causal over itself, full over the encoder's output.
-                    mask=mask if self.scope != "block" or self._block(phase) == "encoder" else "full",
-                    phase=phase,
-                    device=self.device,
-                    inputs=self.inputs,
-                    seed=self.seed,
-                    threads=self.threads,
-                )
-
-    def _lengths(self, phase: str) -> list[tuple[int, int]]:
-        """(seq, kv_seq) for each length."""
-        if phase == "decode" and (self.seq is None or self.kv_seq is None):
-            return [(1, keys) for keys in self.kv_seq or self.seq or DEFAULT_SEQ]
-        return [(seq, keys) for seq in self.seq or DEFAULT_SEQ for keys in self.kv_seq or (seq,)]
-
-    def _entries(self, length: int) -> int:
-        """The batch that has `tokens` tokens."""
-        assert self.tokens is not None
-        if self.batch != (1,):
-            raise AttnbenchError("--tokens sets the batch for each length; drop --batch")
-        if self.tokens % length:
-            raise AttnbenchError(f"--tokens {self.tokens} is no multiple of the length {length}")
-        return self.tokens // length
-
-    def _drawn(self, batch: int, seq: int, kv_seq: int) -> str:
-        random = Random(f"{self.seed} {batch} {kv_seq}")
-        least = min(seq, kv_seq) if seq != kv_seq else 1
-        return ",".join(str(n) for n in (kv_seq, *(random.randint(least, kv_seq) for _ in range(batch - 1))))
-
-    def _block(self, phase: str) -> str:
-        return self.block or ("decoder-only" if phase == "decode" else "encoder")
-
-    def _scoped(self, attention: Workload) -> Iterator[Workload]:
-        if self.scope != "block":
-            yield attention
-        block = self._block(attention.phase)
-        fits = block == "decoder" or attention.phase == "decode" or attention.kv_seq == attention.seq
-        short = max(attention.seq, attention.kv_seq) <= DEFAULT_BLOCK_LIMIT
-        if self.scope in ("block", "all") or (self.scope is None and short and fits):
-            mask = attention.mask if block == "encoder" else "causal"
-            for layers in self.layers:
-                yield attention.replace(scope="block", block=block, norm=self.norm, mask=mask, layers=layers)
-
-
-def _size(w: Workload) -> tuple[int, ...]:
-    return PHASES.index(w.phase), w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope), w.layers

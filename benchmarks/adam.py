@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbench import footprint, theory
-from attnbench.bench import machine, memory
-from attnbench.block import Block
+from attnbench.devices import memory
+from attnbench.devices.device import describe
+from attnbench.devices.machine import usable_cores
 from attnbench.plugin import Attention
-from attnbench.presets import Model
 from attnbench.registry import find, load
-from attnbench.workload import Workload, usable_cores
+from attnbench.task.transformer import Block
+from attnbench.theory import costs, footprint
+from attnbench.theory.models import Model
+from attnbench.workload import Workload
 
 MIB = 2**20
 BETAS = (0.9, 0.999)  # Kingma 2015, section 2
@@ -89,7 +91,7 @@ def main() -> None:
     )  # fmt: skip
     model = Model(
         w.heads, w.kv_heads, w.head_dim, w.value_dim, "", layers=asked.layers, width=w.width,
-        d_ff=theory.FFN_EXPANSION * w.width, vocabulary=0, norms=0,
+        d_ff=costs.FFN_EXPANSION * w.width, vocabulary=0, norms=0,
     )  # fmt: skip
     # What torch's first calls leave behind for good is no part of the model.
     x, up = (torch.randn(w.batch, w.seq, w.width, dtype=torch.bfloat16) for _ in range(2))
@@ -122,7 +124,7 @@ def main() -> None:
     }
     count = model.parameters()
     assert count == sum(p.numel() for p in training.parameters), "the formula counts the real stack"
-    here = machine.describe()
+    here = describe()
     print(f"{here['cpu']}, {usable_cores()} threads, torch {torch.__version__}, {here['system']}")
     print(f"{asked.layers} blocks, d_m {w.width}, {count / 1e6:.1f} M parameters, {w.batch} x {w.seq} tokens, bfloat16")
     print(f"{'':18} {'theory':>11} {'measured':>11} {'measured/theory':>16}   bytes a parameter: theory, measured")
@@ -132,7 +134,7 @@ def main() -> None:
         if what == "optimizer states":
             rows.append(_row("together", sum(r["expected_bytes"] for r in rows), sum(r["measured_bytes"] for r in rows),
                              count))  # fmt: skip
-    exact = theory.saved_bytes(w.replace(layers=asked.layers), scores=False)
+    exact = costs.saved_bytes(w.replace(layers=asked.layers), scores=False)
     rows.append(_row("activations, exact", exact, measured["activations"], count))
     for row in rows:
         show(row)

@@ -22,8 +22,8 @@ from shared import Bar
 
 import attnbench
 from attnbench import registry
-from attnbench.records import read_meta
-from attnbench.roofline import Ceilings
+from attnbench.records.run import read_meta
+from attnbench.theory.roofline import Ceilings
 
 PEERS = ("onnxruntime",)
 SEQ = (2048, 8192)

@@ -17,7 +17,7 @@ import click
 import shared
 import torch
 
-from attnbench.bench import machine
+from attnbench.devices.device import describe
 from attnbench.workload import Workload
 
 
@@ -29,7 +29,7 @@ from attnbench.workload import Workload
 def main(lengths: tuple[int, ...], rounds: int, threads: int, out: Path | None) -> None:
     """Measure and print a line for each length."""
     torch.set_num_threads(threads)
-    record: dict[str, object] = {"machine": machine.describe(), "threads": threads}
+    record: dict[str, object] = {"machine": describe(), "threads": threads}
     for length in lengths:
         w = Workload(seq=1, kv_seq=length, dtype="bfloat16", threads=threads)
         tensors = shared.tensors_of(w)

@@ -18,10 +18,12 @@ import click
 import shared
 import torch
 
-from attnbench import theory
-from attnbench.bench import latency, machine
-from attnbench.bench.blocks import block_size
-from attnbench.workload import Workload, parse_sizes
+from attnbench.devices import device, machine
+from attnbench.devices.bursts import burst_size
+from attnbench.devices.device import describe
+from attnbench.sizes import parse_sizes
+from attnbench.theory import costs
+from attnbench.workload import Workload
 
 PLUGINS = "sdpa:backend=flash,sdpa:backend=cudnn,naive"
 TOKENS = 16384
@@ -31,7 +33,7 @@ _FLUSHED_BYTES = 256 << 20  # of do_bench and of attnbench each
 
 def too_large(plugin: str, w: Workload) -> str | None:
     """Why a workload does not fit in the memory that is free now."""
-    need = theory.input_bytes(w) + theory.output_bytes(w) + 2 * _FLUSHED_BYTES
+    need = costs.input_bytes(w) + costs.output_bytes(w) + 2 * _FLUSHED_BYTES
     need += shared.plugin_of(plugin).workspace_bytes(w) or 0
     free, _ = torch.cuda.mem_get_info()
     return f"needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free" if need > free else None
@@ -43,12 +45,12 @@ def clocks(plugin: str, w: Workload) -> tuple[Callable[[], float], Callable[[], 
 
     tensors = shared.tensors_of(w)
     call = shared.call_of(plugin, w)
-    timer = latency.timer(call, tensors, "flushed")
+    timer = device.timer(call, tensors, "flushed")
     call_s, _ = timer.warm_up()
-    calls, head = block_size(call_s)
+    calls, head = burst_size(call_s)
 
     def ours() -> float:
-        return timer.block(calls, head)[0].seconds / calls
+        return timer.burst(calls, head)[0].seconds / calls
 
     return ours, lambda: do_bench(partial(call, *tensors), return_mode="median") / 1e3
 
@@ -89,7 +91,7 @@ def show(row: dict[str, Any]) -> str:
 def main(plugins: str, seq: str, pairs: int, out: Path | None) -> None:
     """Time each cell by both and print a line for it."""
     shared.needs_cuda()
-    here = machine.describe()
+    here = describe()
     click.echo(
         f"{here['gpu']}, torch {torch.__version__}; ratios are do_bench over attnbench, to be within {WITHIN:.0%}"
     )

@@ -27,10 +27,12 @@ from shared import Bar
 from torch.nn.functional import scaled_dot_product_attention
 
 from attnbench import records, registry
-from attnbench.bench import latency
-from attnbench.bench.blocks import block_size
-from attnbench.records import Row
-from attnbench.workload import MASKS, Workload, parse_sizes
+from attnbench.devices import bursts
+from attnbench.devices.bursts import burst_size
+from attnbench.devices.device import timer as timer_of
+from attnbench.records.schema import Row
+from attnbench.sizes import parse_sizes
+from attnbench.workload import MASKS, Workload
 
 TOKENS = 16384
 HEADS = {128: 16, 64: 32}  # by head dim: a hidden size of 2048
@@ -157,11 +159,11 @@ def workload(seq: int, dim: int, mask: str, device: str, tokens: int = TOKENS) -
 def bare(w: Workload) -> Bar:
     """sdpa as attnbench builds and times it, against the bare call between two events."""
     tensors = shared.tensors_of(w)
-    timer = latency.timer(shared.call_of("sdpa", w), tensors)
+    timer = timer_of(shared.call_of("sdpa", w), tensors)
     call_s, _ = timer.warm_up()
-    calls, head = block_size(call_s)
+    calls, head = burst_size(call_s)
     ratio, *_ = shared.alternate(
-        lambda: timer.block(calls, head)[0].seconds / calls,
+        lambda: timer.burst(calls, head)[0].seconds / calls,
         partial(_bare_seconds, partial(scaled_dot_product_attention, *tensors), calls, w.device),
         PAIRS,
     )
@@ -171,10 +173,10 @@ def bare(w: Workload) -> Bar:
 def _bare_seconds(call: Callable[[], object], calls: int, device: str) -> float:
     call()
     if device == "cpu":
-        start = latency.clock()
+        start = bursts.clock()
         for _ in range(calls):
             call()
-        return (latency.clock() - start) / calls
+        return (bursts.clock() - start) / calls
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     first.record()

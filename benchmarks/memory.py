@@ -24,9 +24,13 @@ import shared
 import torch
 from torch import Tensor
 
-from attnbench.bench import machine, memory, nvml
+from attnbench.devices import machine, nvml
+from attnbench.devices.device import describe
+from attnbench.devices.machine import usable_cores
+from attnbench.devices.memory import _status, measure
 from attnbench.registry import find
-from attnbench.workload import Workload, parse_sizes, usable_cores
+from attnbench.sizes import parse_sizes
+from attnbench.workload import Workload
 
 MIB = 2**20
 MEASURED = (1, 3)  # of the calls of a process; the others run unmeasured
@@ -54,9 +58,9 @@ def peaks(call: Callable[..., Tensor], tensors: list[Tensor]) -> dict[int, tuple
     with torch.no_grad():
         for number in range(1, max(MEASURED) + 1):
             if number in MEASURED:
-                before = memory._status("RssFile")
-                out, held = memory.measure(call, tensors)
-                found[number] = held - out.nbytes, memory._status("RssFile") - before
+                before = _status("RssFile")
+                out, held = measure(call, tensors)
+                found[number] = held - out.nbytes, _status("RssFile") - before
             else:
                 out = call(*tensors)
             del out
@@ -89,7 +93,7 @@ def cuda_peaks(call: Callable[..., Tensor], tensors: list[Tensor]) -> dict[int, 
         for number in range(1, max(MEASURED) + 1):
             if number in MEASURED:
                 beside = by_hand(call, tensors)
-                out, held = memory.measure(call, tensors)
+                out, held = measure(call, tensors)
                 found[number] = {"measured_bytes": held - out.nbytes} | beside
             else:
                 out = call(*tensors)
@@ -197,7 +201,7 @@ def main() -> None:
 
     # As attnbench's forkserver: a process that has loaded torch forks itself for each measurement.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["attnbench.bench.worker"])
+    context.set_forkserver_preload(["attnbench.workers.serve"])
     lengths, sizes = parse_sizes(asked.naive, "naive"), [size * MIB for size in parse_sizes(asked.mib, "mib")]
     jobs: list[tuple[Callable[..., list[dict[str, Any]]], list[Any], int]] = []
     if on_gpu:
@@ -209,21 +213,21 @@ def main() -> None:
         if "naive" in find():
             jobs += [(naive, [seq], 8 * 4 * 3 * seq * seq) for seq in lengths]
 
-    here = shared.facts() if on_gpu else machine.describe()
+    here = shared.facts() if on_gpu else describe()
     here["transparent_hugepages"] = machine._read("/sys/kernel/mm/transparent_hugepage/enabled")
     print(f"{here['gpu'] or here['cpu']}, {usable_cores()} threads, torch {torch.__version__}, {here['system']}")
     print(CUDA_HEADER if on_gpu else HEADER)
     rows, failed = [], 0
-    for measure, arguments, need in jobs:
+    for job, arguments, need in jobs:
         free = torch.cuda.mem_get_info()[0] if on_gpu else machine.available_memory()
         if need * MARGIN > free:
-            print(f"{measure.__name__} {arguments}: left out, {need / MIB:.0f} MiB are not free")
+            print(f"{job.__name__} {arguments}: left out, {need / MIB:.0f} MiB are not free")
             continue
         with context.Pool(1, maxtasksperchild=1) as pool:
             try:
-                found = pool.apply_async(measure, arguments).get(LONGEST)
+                found = pool.apply_async(job, arguments).get(LONGEST)
             except Exception as problem:  # a call that fails, or ends its process: the others go on
-                print(f"{measure.__name__} {arguments}: failed, {type(problem).__name__}: {problem}")
+                print(f"{job.__name__} {arguments}: failed, {type(problem).__name__}: {problem}")
                 failed += 1
                 continue
         for row in found:

@@ -16,12 +16,14 @@ import click
 import torch
 from torch import Tensor
 
-from attnbench.bench import inputs, machine, runner
-from attnbench.bench.forkserver import Forkserver
-from attnbench.bench.interval import Interval, interval, median_interval
 from attnbench.plugin import Call, Plugin, built
-from attnbench.records import Row, read_meta
+from attnbench.records.run import identity, read_meta
+from attnbench.records.schema import Row
 from attnbench.registry import find, instances, load, select
+from attnbench.stats.intervals import Interval, interval, median_interval
+from attnbench.task import inputs
+from attnbench.workers import ask
+from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
 
@@ -93,14 +95,14 @@ class Bar:
 def facts() -> dict[str, Any]:
     """This machine, asked for in a process of its own: the GPU is left alone in this one."""
     with Forkserver(1) as server:
-        return dict(runner.ask_machine(server))
+        return dict(ask.ask_machine(server))
 
 
 def earlier(name: str, results: Path, here: dict[str, Any]) -> Path | None:
     """The newest run of this name that was measured on this very machine."""
     name_of_run = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(name)}(-\d+)?")
     metas = {run: read_meta(run) for run in results.glob(f"*-{name}*") if name_of_run.fullmatch(run.name)}
-    ours = [run for run, meta in metas.items() if machine.identity(meta.get("machine", {})) == machine.identity(here)]
+    ours = [run for run, meta in metas.items() if identity(meta.get("machine", {})) == identity(here)]
     return max(ours, key=lambda run: (str(metas[run].get("started", "")), run.name), default=None)
 
 

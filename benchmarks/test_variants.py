@@ -12,11 +12,14 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from attnbench import AttnbenchError, reference
-from attnbench.bench import error, inputs
+from attnbench import AttnbenchError
+from attnbench.devices.machine import usable_cores
+from attnbench.judge import deviation, reference
 from attnbench.plugin import Attention, Call, Plugin, Value
 from attnbench.registry import Request, canonical, find, instances, load, select
-from attnbench.workload import Workload, parse_sizes, usable_cores
+from attnbench.sizes import parse_sizes
+from attnbench.task import inputs
+from attnbench.workload import Workload
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -74,7 +77,9 @@ def test_variant(
         out = benchmark(_finished(attention.call, device), query, key, value)  # (1, 8, seq, 64)
     rows = reference.sample_rows(seq)
     expected = reference.expected(plugin.definition(workload), workload, query, key, value, rows)
-    problem = error.verdict(error.compare(out[:, :, rows], expected), error.tolerance(workload, plugin.family))
+    problem = deviation.verdict(
+        deviation.compare(out[:, :, rows], expected), deviation.tolerance(workload, plugin.family)
+    )
     assert problem is None, problem
 
 

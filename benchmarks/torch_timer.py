@@ -19,15 +19,18 @@ import shared
 import torch
 from torch.utils.benchmark import Timer
 
-from attnbench.bench import latency, machine
-from attnbench.bench.blocks import block_size
-from attnbench.bench.interval import median_interval
-from attnbench.workload import Workload, parse_sizes, usable_cores
+from attnbench.devices import bursts, device, machine
+from attnbench.devices.bursts import burst_size
+from attnbench.devices.device import describe
+from attnbench.devices.machine import usable_cores
+from attnbench.sizes import parse_sizes
+from attnbench.stats.intervals import median_interval
+from attnbench.workload import Workload
 
 
-def ours(timer: latency.Timer, calls: int, head: int) -> float:
+def ours(timer: bursts.Timer, calls: int, head: int) -> float:
     """Seconds a call, as a worker times a block."""
-    block, _ = timer.block(calls, head)
+    block, _ = timer.burst(calls, head)
     return block.seconds / calls
 
 
@@ -43,9 +46,9 @@ def compare(plugins: list[str], workload: Workload, rounds: int, draw: random.Ra
     calls = {}
     for plugin in plugins:
         call = shared.call_of(plugin, workload)
-        own = latency.timer(call, tensors)
+        own = device.timer(call, tensors)
         seconds, _ = own.warm_up()
-        calls[plugin], head = block_size(seconds)
+        calls[plugin], head = burst_size(seconds)
         names = {"call": call} | dict(zip("qkv", tensors, strict=True))
         timer = Timer("call(q, k, v)", globals=names, num_threads=workload.threads)
         clocks[plugin, "attnbench"] = partial(ours, own, calls[plugin], head)
@@ -96,7 +99,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     torch.set_num_threads(asked.threads)
-    here = machine.describe()
+    here = describe()
     print(f"{here['cpu']}, {asked.threads} threads, torch {torch.__version__}, load {here['load_start']}")
     print("8 heads, head dim 64, float32, full mask; ratios are torch.utils.benchmark over attnbench")
     print(f"{'plugin':8} {'seq':>6} {'attnbench ms':>12} {'torch ms':>12} {'medians':>8} {'paired':>8} [95%]")

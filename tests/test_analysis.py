@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench import analysis
+from attnbench.analysis import compare
+from attnbench.analysis.shares import amdahl, attention_share
+from attnbench.stats import powers
 from attnbench.workload import Workload
 
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
@@ -49,7 +51,7 @@ def frame(*rows: dict[str, Any]) -> pd.DataFrame:
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0, 3.0])
 def test_the_exponent_of_a_power_is_found(power: float) -> None:
-    fit = analysis.fit_exponent(LENGTHS, [3e-9 * length**power for length in LENGTHS])
+    fit = powers.fit_exponent(LENGTHS, [3e-9 * length**power for length in LENGTHS])
     assert fit is not None
     assert fit.value == pytest.approx(power, abs=1e-9)
     assert fit.low == pytest.approx(power, abs=1e-6)
@@ -59,7 +61,7 @@ def test_the_exponent_of_a_power_is_found(power: float) -> None:
 
 def test_fixed_costs_of_short_lengths_do_not_bend_the_exponent() -> None:
     values = [1e-3 + 1e-9 * length**2 for length in LENGTHS]
-    fit = analysis.fit_exponent(LENGTHS, values)
+    fit = powers.fit_exponent(LENGTHS, values)
     over_all = np.polyfit(np.log(LENGTHS), np.log(values), 1)[0]
     assert fit is not None
     assert abs(fit.value - 2) < abs(over_all - 2) / 3
@@ -79,14 +81,14 @@ def test_fixed_costs_of_short_lengths_do_not_bend_the_exponent() -> None:
     ],
 )
 def test_three_lengths_are_needed(lengths: list[float], values: list[float], used: tuple[int, ...] | None) -> None:
-    fit = analysis.fit_exponent(lengths, values)
+    fit = powers.fit_exponent(lengths, values)
     assert (fit.lengths if fit else None) == used
 
 
 def test_the_exponents_interval_holds_what_it_says() -> None:
     random = np.random.default_rng(0)
     noise = random.normal(0, 0.05, (1000, len(LENGTHS)))
-    fits = [analysis.fit_exponent(LENGTHS, list(np.array(LENGTHS) ** 2 * np.exp(each))) for each in noise]
+    fits = [powers.fit_exponent(LENGTHS, list(np.array(LENGTHS) ** 2 * np.exp(each))) for each in noise]
     held = np.mean([fit is not None and fit.low <= 2 <= fit.high for fit in fits])
     assert 0.93 <= held <= 0.97  # 95%, within three standard errors
 
@@ -111,7 +113,7 @@ def test_the_exponents_interval_holds_what_it_says() -> None:
     ],
 )
 def test_pareto_front(errors: list[float], speeds: list[float], floor: float, front: list[bool]) -> None:
-    assert analysis.pareto_front(errors, speeds, floor) == front
+    assert compare.pareto_front(errors, speeds, floor) == front
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 6).map(float), st.integers(1, 6).map(float)), max_size=12)
@@ -119,7 +121,7 @@ POINTS = st.lists(st.tuples(st.integers(0, 6).map(float), st.integers(1, 6).map(
 
 @given(POINTS)
 def test_a_front_beats_all_behind_it_and_none_upon_it(points: list[tuple[float, float]]) -> None:
-    front = analysis.pareto_front([error for error, _ in points], [speed for _, speed in points])
+    front = compare.pareto_front([error for error, _ in points], [speed for _, speed in points])
     ahead = [point for point, on in zip(points, front, strict=True) if on]
     for point, on in zip(points, front, strict=True):
         beaten = [a for a in ahead if a[0] <= point[0] and a[1] >= point[1] and a != point]
@@ -133,8 +135,8 @@ def test_rounding_floor_is_the_worst_exact_variant() -> None:
         row("c", latency=None, approximation_rel_l2=0.5),
         row("int8", family="quantized", approximation_rel_l2=9e-3),
     )
-    assert analysis.rounding_floor(rows) == 3e-7
-    assert analysis.rounding_floor(rows[rows["family"] == "quantized"]) == 0
+    assert compare.rounding_floor(rows) == 3e-7
+    assert compare.rounding_floor(rows[rows["family"] == "quantized"]) == 0
 
 
 # Averages
@@ -152,24 +154,24 @@ def test_an_average_leaves_out_what_one_variant_did_not_finish() -> None:
         row("short", seq=2048, latency=None),
         row("short", seq=4096, latency=None),
     )
-    found = analysis.averages(rows)
+    found = compare.averages(rows)
     assert found.speedups == pytest.approx({"long": 2.0, "short": 2.0})
     assert (found.cells, found.of, found.absent) == (2, 4, ())
 
 
 def test_a_variant_that_finished_nothing_is_named_not_compared() -> None:
-    found = analysis.averages(frame(row("a", speedup=3.0), row("b", latency=None), row("c", speedup=math.nan)))
+    found = compare.averages(frame(row("a", speedup=3.0), row("b", latency=None), row("c", speedup=math.nan)))
     assert found.speedups == pytest.approx({"a": 3.0})
     assert (found.cells, found.of, found.absent) == (1, 1, ("b", "c"))
 
 
 def test_no_common_cell_means_no_average() -> None:
-    found = analysis.averages(frame(row("a", seq=512, speedup=3.0), row("b", seq=1024, speedup=3.0)))
+    found = compare.averages(frame(row("a", seq=512, speedup=3.0), row("b", seq=1024, speedup=3.0)))
     assert (found.speedups, found.cells, found.of) == ({}, 0, 2)
 
 
 def test_the_mean_of_a_speedup_and_its_inverse_is_one() -> None:
-    found = analysis.averages(frame(row("a", seq=512, speedup=4.0), row("a", seq=1024, speedup=0.25)))
+    found = compare.averages(frame(row("a", seq=512, speedup=4.0), row("a", seq=1024, speedup=0.25)))
     assert found.speedups == pytest.approx({"a": 1.0})
 
 
@@ -208,7 +210,7 @@ def sped(plugin: str, latency: float, speedup: float, half: float) -> dict[str, 
     ],
 )
 def test_fastest(rows: list[dict[str, Any]], best: str, tied: tuple[str, ...]) -> None:
-    found = analysis.fastest(frame(*rows))
+    found = compare.fastest(frame(*rows))
     assert found is not None
     assert (found.plugin, found.tied) == (best, tied)
 
@@ -224,13 +226,13 @@ def test_fastest(rows: list[dict[str, Any]], best: str, tied: tuple[str, ...]) -
     ],
 )
 def test_an_order_without_intervals_is_not_certain(rows: list[dict[str, Any]], certain: bool) -> None:
-    found = analysis.fastest(frame(*rows))
+    found = compare.fastest(frame(*rows))
     assert found is not None
     assert found.certain is certain
 
 
 def test_nobody_is_fastest_where_nobody_finished() -> None:
-    assert analysis.fastest(frame(row("a", None))) is None
+    assert compare.fastest(frame(row("a", None))) is None
 
 
 # Attention's share of a block
@@ -265,13 +267,13 @@ def block(kind: str, latency: float, **values: Any) -> dict[str, Any]:
     ],
 )
 def test_attention_share(rows: list[dict[str, Any]], share: float | None) -> None:
-    shares = analysis.attention_share(frame(*rows))
+    shares = attention_share(frame(*rows))
     assert shares["share"].to_dict() == ({} if share is None else {len(rows) - 1: share})
 
 
 def test_the_shares_bounds_take_both_intervals_at_their_far_ends() -> None:
     rows = frame(timed("fast", 1.0, 0.1), block("encoder", 4.0, latency_low_s=3.0, latency_high_s=5.0))
-    shares = analysis.attention_share(rows)
+    shares = attention_share(rows)
     assert shares.loc[1].to_dict() == pytest.approx({"share": 0.25, "share_low": 0.9 / 5, "share_high": 1.1 / 3})
 
 
@@ -326,5 +328,5 @@ DECODER = {"scope": "block", "block": "decoder", "norm": "pre", "mask": "causal"
     ],
 )
 def test_amdahl(rows: list[dict[str, Any]], expected: float | None) -> None:
-    found = analysis.amdahl(frame(*rows))
+    found = amdahl(frame(*rows))
     assert found.to_dict() == ({} if expected is None else {len(rows) - 1: pytest.approx(expected)})

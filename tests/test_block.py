@@ -11,9 +11,10 @@ from test_reference import LargestTensor
 from torch import Tensor, nn
 
 from attnbench import AttnbenchError, FeatureMap, Softmax, Workload
-from attnbench.block import Block, attentions, expected_block
+from attnbench.judge.reference import expected_block, sample_rows
 from attnbench.plugin import Call, Definition, expand_kv, visible
-from attnbench.reference import sample_rows
+from attnbench.task.transformer import Block
+from attnbench.theory.costs import attentions
 
 
 def block_workload(block: str = "encoder", norm: str = "pre", **changes: Any) -> Workload:

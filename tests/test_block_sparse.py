@@ -13,7 +13,7 @@ from attnbench_plugins.patterns import PATTERNS, Pattern
 from test_task import judged
 from torch import Tensor
 
-from attnbench.reference import expected
+from attnbench.judge.reference import expected
 from attnbench.workload import Workload
 
 SHAPES = [(1, 1), (17, 17), (100, 257), (257, 257), (300, 1700), (1000, 1000)]

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attnbench.bench import forkserver
-from attnbench.cli import main
+from attnbench.commands import main
+from attnbench.workers import server
 
 
 class Started(Exception):
@@ -28,7 +28,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def start(_: object, threads: int) -> None:
         raise click.exceptions.Exit(0)
 
-    monkeypatch.setattr(forkserver.Forkserver, "__init__", start)
+    monkeypatch.setattr(server.Forkserver, "__init__", start)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -160,7 +160,7 @@ def test_help(command: str) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from attnbench.cli import main; main(['run', '--help'], standalone_mode=False); "
+        "import sys; from attnbench.commands import main; main(['run', '--help'], standalone_mode=False); "
         "print([m for m in ('torch', 'numpy', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,8 +21,8 @@ from attnbench_plugins.linear import Linear
 from attnbench_plugins.tiled import Strips, Tiled
 from torch import Tensor
 
+from attnbench.judge.reference import exact, expected
 from attnbench.plugin import Plugin, expand_kv, visible
-from attnbench.reference import exact, expected
 from attnbench.workload import Workload
 
 HERE = Path(__file__).parent / "cpu"

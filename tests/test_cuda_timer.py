@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnbench.bench import cuda_timer
-from attnbench.bench.blocks import block_size
-from attnbench.bench.cuda_timer import CudaTimer
+from attnbench.devices import cuda
+from attnbench.devices.bursts import burst_size
+from attnbench.devices.cuda import CudaTimer
 
 GRAPH_S, FLUSH_S = 5e-6, 1e-4
 
@@ -90,7 +90,7 @@ def made(monkeypatch: pytest.MonkeyPatch, device: Device, l2: str = "kept") -> C
         "empty": lambda *_, **__: buffer,
     }.items():
         monkeypatch.setattr(f"torch.{name}", fake)
-    monkeypatch.setattr(cuda_timer, "clock", lambda: device.now)
+    monkeypatch.setattr(cuda, "clock", lambda: device.now)
     return CudaTimer(device.call, [SimpleNamespace(device="cuda")], l2)  # type: ignore[list-item]
 
 
@@ -108,10 +108,10 @@ def test_latency_is_the_devices_own_and_wall_time_is_that_of_both(
     assert timer.how == how
     assert call_s == pytest.approx(device_s, rel=0.03 + (GRAPH_S / device_s if l2 == "flushed" else 0.1))
     assert spent == pytest.approx(device.now)
-    calls, head = block_size(call_s)
+    calls, head = burst_size(call_s)
     for _ in range(2):
         began = device.now
-        block, out = timer.block(calls, head)
+        block, out = timer.burst(calls, head)
         assert out == "out"
         assert block.seconds / block.calls == pytest.approx(device_s, rel=0.05)
         assert block.wall_s == pytest.approx(max(host_s, device_s), rel=0.05)
@@ -124,7 +124,7 @@ def test_flushing_is_outside_of_the_time_and_before_each_call(monkeypatch: pytes
     timer = made(monkeypatch, device, "flushed")
     timer.warm_up()
     began, called = device.now, device.called
-    block, _ = timer.block(20)
+    block, _ = timer.burst(20)
     assert block.seconds == pytest.approx(20 * 1e-3)
     eager = device.called - called - 20  # in front, by the host's clock
     assert device.now - began == pytest.approx(20 * (1e-3 + FLUSH_S) + eager * 1e-3, rel=0.02)
@@ -135,7 +135,7 @@ def test_a_call_that_can_not_be_captured_says_so(monkeypatch: pytest.MonkeyPatch
     timer = made(monkeypatch, device)
     timer.warm_up()
     assert timer.how == "events, launch-bound: operation not permitted when stream is capturing"
-    block, _ = timer.block(100)
+    block, _ = timer.burst(100)
     assert block.seconds / 100 == pytest.approx(5e-5, rel=0.05)  # the host's time, which is all that is to be had
 
 
@@ -144,7 +144,7 @@ def test_a_block_is_as_many_calls_as_it_says(monkeypatch: pytest.MonkeyPatch, ca
     timer = made(monkeypatch, Device(5e-5, 2e-5))
     timer.warm_up()
     assert timer.how == "graph"
-    block, _ = timer.block(calls)
+    block, _ = timer.burst(calls)
     assert block.calls == calls
     assert block.seconds == pytest.approx(calls * 2e-5, abs=1.1 * GRAPH_S)  # the first replay is waited for
 
@@ -157,7 +157,7 @@ def test_on_a_gpu_a_long_call_is_timed_by_events(l2: str) -> None:
     timer = CudaTimer(lambda _: torch.cuda._sleep(cycles), x, l2)
     call_s, _ = timer.warm_up()
     assert timer.how == "events"
-    block, _ = timer.block(10)
+    block, _ = timer.burst(10)
     assert block.seconds / 10 == pytest.approx(call_s, rel=0.2)
     assert 2e8 < cycles / call_s < 4e9  # the clock's frequency
     assert block.wall_s == pytest.approx(call_s, rel=0.2)
@@ -170,7 +170,7 @@ def test_on_a_gpu_what_waits_for_the_host_is_replayed(l2: str) -> None:
     timer = CudaTimer(scaled_dot_product_attention, [q, k, v], l2)
     call_s, _ = timer.warm_up()
     assert timer.how == "graph"
-    block, out = timer.block(200)
+    block, out = timer.burst(200)
     assert block.wall_s is not None
     assert block.seconds / 200 < block.wall_s
     assert block.seconds / 200 == pytest.approx(call_s, rel=0.5)
@@ -184,7 +184,7 @@ def test_on_a_gpu_what_asks_for_a_value_can_not_be_replayed() -> None:
     timer.warm_up()
     assert timer.how.startswith("events, launch-bound: ")
     assert torch.cuda.current_stream() == stream
-    block, _ = timer.block(10)
+    block, _ = timer.burst(10)
     assert block.seconds > 0
 
 
@@ -201,5 +201,5 @@ def test_on_a_gpu_a_training_step_can_be_replayed(backward: bool) -> None:
     timer = CudaTimer(step, [x])
     timer.warm_up()
     assert timer.how == "graph"
-    _, out = timer.block(10)
+    _, out = timer.burst(10)
     torch.testing.assert_close(out, step(x))

@@ -11,9 +11,9 @@ import torch
 from machine_lacks import is_the_machines
 from test_task import judged, workload
 
-from attnbench.bench.task import Task
 from attnbench.plugin import Plugin
 from attnbench.registry import find, instances, load
+from attnbench.task.call import Task
 from attnbench.workload import Workload
 
 PLUGINS = {

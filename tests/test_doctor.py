@@ -9,8 +9,8 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from attnbench.bench import doctor
-from attnbench.cli import main
+from attnbench.commands import main
+from attnbench.sweep import doctor
 
 FACTS = {"usable_threads": 4, "cores": 2, "cgroup_cpu": "max 100000", "governor": None}
 

@@ -17,8 +17,10 @@ import pyarrow.parquet
 import pytest
 from pytest_benchmark.stats import Stats
 
-from attnbench import cli, export, records
-from attnbench.records import SCHEMA, WELL, Row
+from attnbench import commands, records
+from attnbench.commands import options
+from attnbench.records import exports
+from attnbench.records.schema import SCHEMA, WELL, Row
 
 FAULTY = """
 import torch.nn.functional as F
@@ -57,7 +59,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = attnbench(
         "run", "--plugins", "naive,short", "--baseline", "naive", *sizes, *QUICK, "--out", root / "results", path=root
     )
-    assert done.returncode == cli.CELL_FAILED, done.stderr
+    assert done.returncode == options.CELL_FAILED, done.stderr
     return records.newest(root / "results")
 
 
@@ -77,9 +79,9 @@ def exported(run: Path, kind: str, tmp_path: Path, *, left_out: int = 0) -> Path
 
 
 def test_the_command_offers_every_format() -> None:
-    (kind,) = (p.type for p in cli.export.params if p.name == "kind")
+    (kind,) = (p.type for p in commands.find("export").params if p.name == "kind")
     assert isinstance(kind, click.Choice)
-    assert set(kind.choices) == set(export.FORMATS)
+    assert set(kind.choices) == set(exports.FORMATS)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -103,9 +105,9 @@ def test_counts_are_whole_numbers_though_some_rows_have_none(column: str, measur
     assert pyarrow.types.is_integer(schema.field(column).type)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, form in export.FORMATS.items() if form.text])
+@pytest.mark.parametrize("kind", [kind for kind, form in exports.FORMATS.items() if form.text])
 def test_text_goes_to_stdout_unless_a_file_is_named(kind: str, measured: Path, tmp_path: Path) -> None:
-    left_out = 0 if export.FORMATS[kind].failed else 2
+    left_out = 0 if exports.FORMATS[kind].failed else 2
     printed = attnbench("export", measured, "--format", kind).stdout
     assert printed == exported(measured, kind, tmp_path, left_out=left_out).read_text()
 
@@ -156,7 +158,7 @@ def test_statistics_are_those_of_pytest_benchmark(count: int, spread: str) -> No
     theirs = Stats()  # type: ignore[no-untyped-call]
     for _, _, _, calls, seconds in samples:
         theirs.update(seconds / calls)  # type: ignore[no-untyped-call]
-    ours = export._stats(samples)
+    ours = exports._stats(samples)
     for name, value in theirs.as_dict().items():  # type: ignore[no-untyped-call]
         assert ours[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-12, abs=1e-15)), name
     assert (ours["data"], ours["iterations"]) == (theirs.data, 4)
@@ -199,13 +201,13 @@ def test_the_range_is_half_the_interval_in_ms(
     low: float | None, high: float | None, shown: str | None, ok_rows: list[Row], tmp_path: Path
 ) -> None:
     row = changed(ok_rows[0], latency_low_s=low, latency_high_s=high)
-    entries = json.loads(export.github_action([written(tmp_path / "one", [row], {})]))
+    entries = json.loads(exports.github_action([written(tmp_path / "one", [row], {})]))
     assert [entry.get("range") for entry in entries] == [shown, None]
 
 
 def test_what_a_row_does_not_know_is_left_out(ok_rows: list[Row], tmp_path: Path) -> None:
     row = changed(ok_rows[0], speedup=None, peak_bytes=None)
-    (entry,) = json.loads(export.github_action([written(tmp_path / "one", [row], {})]))
+    (entry,) = json.loads(exports.github_action([written(tmp_path / "one", [row], {})]))
     assert entry["extra"] == f"{row['implementation']}, {row['rounds']} rounds"
 
 
@@ -232,7 +234,7 @@ def test_other_workloads_have_other_names(
     if "norm" in values:
         rows.append(changed(rows[1], norm="post"))
     content: Any = json.loads(
-        export.FORMATS[kind].write([written(tmp_path / "two", rows, records.read_meta(measured))])
+        exports.FORMATS[kind].write([written(tmp_path / "two", rows, records.read_meta(measured))])
     )
     entries = content["benchmarks"] if kind == "pytest-benchmark" else content
     names = [entry.get("fullname", entry["name"]) for entry in entries]
@@ -253,7 +255,7 @@ def test_what_a_format_cannot_hold_is_refused(case: str, measured: Path, ok_rows
     meta["machine"] |= machine
     other = written(tmp_path / "other", [changed(ok_rows[0], **values)], meta)
     done = attnbench("export", measured, other, "--format", kind)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (cli.USAGE, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (options.USAGE, "", 1)
     assert message in done.stderr
 
 
@@ -269,16 +271,16 @@ USAGE = {
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(case: str, measured: Path, tmp_path: Path) -> None:
     arguments, message = USAGE[case]
     done = attnbench("export", *(a.format(run=measured, tmp=tmp_path) for a in arguments))
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (cli.USAGE, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (options.USAGE, "", 1)
     assert message in done.stderr
 
 
 def test_names_are_data(measured: Path, ok_rows: list[Row], tmp_path: Path) -> None:
     name = 'a|b,"<script>\n[../x]'
     run = written(tmp_path / "odd", [changed(ok_rows[0], plugin=name)], records.read_meta(measured))
-    assert pd.read_csv(io.BytesIO(export.csv([run])))["plugin"].tolist() == [name]
+    assert pd.read_csv(io.BytesIO(exports.csv([run])))["plugin"].tolist() == [name]
     file = tmp_path / "odd.json"
-    file.write_bytes(export.pytest_benchmark([run]))
+    file.write_bytes(exports.pytest_benchmark([run]))
     done = subprocess.run([PYTEST_BENCHMARK, "compare", str(file)], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, "Failed to load" in done.stderr) == (0, False)
     assert "a|b" in done.stdout
@@ -287,9 +289,9 @@ def test_names_are_data(measured: Path, ok_rows: list[Row], tmp_path: Path) -> N
 def test_a_run_whose_rows_all_failed(measured: Path, ok_rows: list[Row], tmp_path: Path) -> None:
     bad = [row for row in records.rows(measured) if row["status"] not in WELL]
     run = written(tmp_path / "bad", bad, records.read_meta(measured))
-    assert json.loads(export.github_action([run])) == []
-    assert json.loads(export.pytest_benchmark([run]))["benchmarks"] == []
-    assert len(pd.read_csv(io.BytesIO(export.csv([run])))) == len(bad)
+    assert json.loads(exports.github_action([run])) == []
+    assert json.loads(exports.pytest_benchmark([run]))["benchmarks"] == []
+    assert len(pd.read_csv(io.BytesIO(exports.csv([run])))) == len(bad)
     good = written(tmp_path / "good", ok_rows, records.read_meta(measured))
-    types = [pyarrow.parquet.read_schema(io.BytesIO(export.parquet([r]))).remove_metadata() for r in (run, good)]
+    types = [pyarrow.parquet.read_schema(io.BytesIO(exports.parquet([r]))).remove_metadata() for r in (run, good)]
     assert types[0] == types[1]  # so that the files can be read as one data set

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from attnbench import footprint
-from attnbench.cli import main
-from attnbench.presets import PRESETS, Model, preset
+from attnbench.commands import main
+from attnbench.theory import footprint
+from attnbench.theory.models import PRESETS, Model, preset
 
 GB = 10**9
 

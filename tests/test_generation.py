@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from test_task import Decay, Right
 
 from attnbench import Workload
-from attnbench.bench.generation import generate
-from attnbench.cli import main
+from attnbench.commands import main
 from attnbench.plugin import Plugin
+from attnbench.workers.generation import generate
 
 
 @pytest.mark.parametrize("block", ["decoder-only", "decoder"])

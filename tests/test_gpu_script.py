@@ -87,7 +87,7 @@ def test_parts_come_in_order_and_share_all_the_time(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sweeps_have_options_that_attnbench_knows_and_are_small_on_a_cpu(tmp_path: Path) -> None:
-    from attnbench.cli import main
+    from attnbench.commands import main
 
     gpu = script("gpu")
     for each in gpu.parts("cpu", tmp_path):

@@ -15,7 +15,7 @@ from attnbench_plugins.int8 import Int8, quantize, smooth
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.reference import exact, expected
+from attnbench.judge.reference import exact, expected
 from attnbench.workload import Workload
 
 ROWS = (1, 32, 128)

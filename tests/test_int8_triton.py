@@ -18,7 +18,7 @@ from attnbench_plugins.int8 import Int8, quantize, smooth
 from test_int8 import errors, make, rel_l2
 from triton_compiler import DIMS, DTYPES, kernels, slow
 
-from attnbench.reference import exact, expected
+from attnbench.judge.reference import exact, expected
 from attnbench.workload import Workload
 
 TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 6e-3}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attnbench.bench.interval import CONFIDENCE, MIN_ROUNDS, effective_size, interval, median_interval
-from attnbench.bench.plan import processes, schedule
+from attnbench.stats.intervals import CONFIDENCE, MIN_ROUNDS, effective_size, interval, median_interval
+from attnbench.sweep.stopping import processes, schedule
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])

@@ -7,15 +7,17 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 import pytest
 
-from attnbench.cli import main
+from attnbench.commands import COMMANDS as COMMAND_NAMES
+from attnbench.commands import find as find_command
 from attnbench.registry import find, instances, load, select
-from attnbench.workload import Sweep
+from attnbench.sweep.settings import Asked, Given
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "lecture.md").read_text()
@@ -47,7 +49,7 @@ COMMANDS = [(f"{block}-{i}", words) for block in BLOCKS for i, words in enumerat
 
 def exists(words: list[str]) -> bool:
     """Whether attnbench has the command; true of scripts."""
-    return words[0] != "attnbench" or words[1] in main.commands
+    return words[0] != "attnbench" or words[1] in COMMAND_NAMES
 
 
 def test_every_claim_has_a_command_and_says_how_to_read_it() -> None:
@@ -71,11 +73,12 @@ def test_every_command_is_understood(words: list[str]) -> None:
     assert words[0] == "attnbench"
     if not exists(words):
         pytest.skip(f"there is no attnbench {words[1]} yet")
-    command = main.commands[words[1]]
+    command = find_command(words[1])
     given = command.make_context(words[1], words[2:]).params
     if words[1] == "run":
-        axes = {name: given[name] for name in Sweep.__dataclass_fields__ if given.get(name)}
-        assert Sweep(**axes | {"device": "cpu"}).workloads()
+        asked = {name: value for name, value in given.items() if name in Given.__annotations__}
+        sweep = Asked.of(**asked).sweep
+        assert replace(sweep, device="cpu", dtype=sweep.dtype or ("float32",)).workloads()
     if "plugins" in given:
         asked = [*select(given["plugins"], find()), *select(given.get("baseline") or "sdpa", find())]
         for request in asked:
@@ -85,7 +88,7 @@ def test_every_command_is_understood(words: list[str]) -> None:
 
 def test_a_renamed_option_would_be_seen() -> None:
     with pytest.raises(click.ClickException):
-        main.commands["run"].make_context("run", ["--plugin-names", "sdpa"])
+        find_command("run").make_context("run", ["--plugin-names", "sdpa"])
 
 
 # What makes a command small: what to look for in it, and what to put there, in this order.

@@ -11,7 +11,7 @@ import pynvml
 import pytest
 import torch
 
-from attnbench.bench import nvml
+from attnbench.devices import nvml
 
 
 class Library:

@@ -20,8 +20,8 @@ import triton_compiler
 from attnbench_plugins.linear import Linear
 from test_int8 import errors, make, rel_l2
 
+from attnbench.judge.reference import expected, gradients
 from attnbench.plugin import Plugin, built
-from attnbench.reference import expected, gradients
 from attnbench.registry import load
 from attnbench.workload import Workload
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.bench.interval import MIN_ROUNDS
-from attnbench.bench.plan import FEW_ROUNDS, Cell, Costs, affordable, allot, groups, skip_too_dear
+from attnbench.stats.intervals import MIN_ROUNDS
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.costs import Costs
+from attnbench.sweep.plan import FEW_ROUNDS, affordable, allot, groups, skip_too_dear
 from attnbench.workload import Workload
 
 

@@ -10,12 +10,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from attnbench import predicted, theory
-from attnbench.predicted import BEFORE, BEYOND
-from attnbench.records import COLUMNS
+from attnbench.analysis import crossings, growth, shares
+from attnbench.analysis.memory import longest, saved
+from attnbench.analysis.memory import workspace as workspace_of
+from attnbench.records.schema import COLUMNS
 from attnbench.report import page, predicted_tables
 from attnbench.report.panels import arrange
 from attnbench.report.style import Style
+from attnbench.stats import powers
+from attnbench.stats.powers import BEFORE, BEYOND
+from attnbench.theory import costs
 from attnbench.workload import Workload
 
 LENGTHS = (512, 1024, 2048, 4096)
@@ -26,15 +30,15 @@ def row(plugin: str, seq: int, latency: float = 1.0, workspace: float = 0.0, **c
     """A finished row whose tensors are those of theory; other columns by name."""
     sizes = {name: changes.pop(name) for name in list(changes) if name in Workload.__dataclass_fields__}
     w = Workload(**({"seq": seq, "kv_seq": seq} | sizes))
-    inputs = theory.input_bytes(w) + theory.parameters(w) * w.itemsize
-    outputs = theory.output_bytes(w)
+    inputs = costs.input_bytes(w) + costs.parameters(w) * w.itemsize
+    outputs = costs.output_bytes(w)
     return (
         dict.fromkeys(COLUMNS)
         | w.as_dict()
         | {"run": "a-run", "plugin": plugin, "variant": plugin, "family": "exact", "status": "ok", "baseline": "sdpa"}
         | {"reason": "", "warnings": [], "implementation": "", "distribution": "", "converged": True}
         | {"latency_s": latency, "latency_low_s": 0.99 * latency, "latency_high_s": 1.01 * latency}
-        | {"flops": theory.flops(w), "workspace_bytes": workspace, "predicted_workspace_bytes": workspace}
+        | {"flops": costs.flops(w), "workspace_bytes": workspace, "predicted_workspace_bytes": workspace}
         | {"input_bytes": inputs, "output_bytes": outputs, "peak_bytes": inputs + outputs + workspace}
         | changes
     )
@@ -53,7 +57,7 @@ def only(table: pd.DataFrame, **which: Any) -> dict[str, Any]:
 
 def naive_workspace(w: Workload) -> int:
     matrix = w.batch * w.heads * w.seq * w.kv_seq * w.itemsize
-    return 2 * matrix - theory.output_bytes(w.replace(phase="forward"))
+    return 2 * matrix - costs.output_bytes(w.replace(phase="forward"))
 
 
 def blocks(crossing: int, **changes: Any) -> list[dict[str, Any]]:
@@ -64,7 +68,7 @@ def blocks(crossing: int, **changes: Any) -> list[dict[str, Any]]:
     found = []
     for seq in LENGTHS:
         w = Workload(seq=seq, kv_seq=seq, **BLOCK)
-        parts = theory.flops_by_part(w)
+        parts = costs.flops_by_part(w)
         rest = parts["self projections"] + parts["ffn"]
         attention = parts["ffn"] * seq / crossing
         found.append(row("sdpa", seq, attention * 1e-10, workspace=2**20, **changes))
@@ -75,7 +79,7 @@ def blocks(crossing: int, **changes: Any) -> list[dict[str, Any]]:
 def test_growth_finds_the_power_and_predicts_it_from_the_variants_own_operations() -> None:
     rows = [row("square", n, n**2.0 * 1e-9, workspace=8 * n * n) for n in LENGTHS]
     rows += [row("line", n, n * 1e-9, workspace=4096, variant_flops=1000 * n) for n in LENGTHS]
-    table = predicted.growth(frame(*rows))
+    table = growth.growth(frame(*rows))
     latency = only(table, plugin="square", quantity="latency")
     assert (latency["measured"], latency["predicted"]) == pytest.approx((2, 2))
     assert (latency["order"], latency["shortest"], latency["longest"]) == ("l^2", 512, 4096)
@@ -88,20 +92,19 @@ def test_growth_finds_the_power_and_predicts_it_from_the_variants_own_operations
 def test_growth_is_predicted_over_the_lengths_that_were_measured() -> None:
     """Peak memory of a short block is mostly weights: at finite lengths no power of l is exact."""
     rows = [
-        row("a", n, workspace=predicted.block_workspace(Workload(seq=n, kv_seq=n, **BLOCK), 0), **BLOCK)
-        for n in LENGTHS
+        row("a", n, workspace=costs.block_workspace(Workload(seq=n, kv_seq=n, **BLOCK), 0), **BLOCK) for n in LENGTHS
     ]
     for r in rows:
         r["predicted_workspace_bytes"] = 0  # of attention alone
     rows[-1] |= {"status": "timeout", "latency_s": None, "peak_bytes": None, "workspace_bytes": None}
-    memory = only(predicted.growth(frame(*rows)), quantity="peak memory")
+    memory = only(growth.growth(frame(*rows)), quantity="peak memory")
     assert memory["longest"] == 2048
     assert memory["measured"] == pytest.approx(memory["predicted"])
     assert 0.5 < memory["measured"] < 0.9
 
 
 def test_two_lengths_have_no_growth() -> None:
-    assert predicted.growth(frame(row("a", 512), row("a", 1024))).empty
+    assert growth.growth(frame(row("a", 512), row("a", 1024))).empty
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_two_lengths_have_no_growth() -> None:
 )
 def test_the_order_is_named_where_operations_show_it(counts: tuple[int, int], order: str) -> None:
     rows = [row("a", n, variant_flops=count) | {"length": n} for n, count in zip((512, 1024), counts, strict=True)]
-    assert predicted.order(rows) == order
+    assert growth.order(rows) == order
 
 
 def test_workspace_is_compared_where_it_was_predicted() -> None:
@@ -119,28 +122,26 @@ def test_workspace_is_compared_where_it_was_predicted() -> None:
         for n, w in zip(LENGTHS, (50, 80, 100, 120), strict=True)
     ]
     rows += [row("b", n, predicted_workspace_bytes=None) for n in LENGTHS]
-    found = only(predicted.workspace(frame(*rows)))
+    found = only(workspace_of(frame(*rows)))
     assert (found["plugin"], found["cells"], found["ratio"], found["least"], found["most"]) == ("a", 4, 0.9, 0.5, 1.2)
 
 
 def test_a_blocks_workspace_is_that_of_its_widest_moment() -> None:
     w = Workload(seq=512, kv_seq=512, **BLOCK)
-    x = theory.output_bytes(w)
+    x = costs.output_bytes(w)
     # At ReLU: residual, norm and two of 4 d_m; less the output, which is not workspace.
-    assert predicted.block_workspace(w, attention=0) == (1 + 1 + 8 - 1) * x
-    assert predicted.block_workspace(w.replace(norm="post"), attention=0) == 8 * x
+    assert costs.block_workspace(w, attention=0) == (1 + 1 + 8 - 1) * x
+    assert costs.block_workspace(w.replace(norm="post"), attention=0) == 8 * x
     # Stacked, the block's own input is no input of the call any more; further layers hold no more.
-    assert (
-        predicted.block_workspace(w.replace(layers=2), 0) == predicted.block_workspace(w.replace(layers=8), 0) == 10 * x
-    )
+    assert costs.block_workspace(w.replace(layers=2), 0) == costs.block_workspace(w.replace(layers=8), 0) == 10 * x
     # Around scores: norm, query, key, value and attention's output, less the block's.
-    assert predicted.block_workspace(w, attention=100 * x) == (100 + 5 - 1) * x
-    assert math.isnan(predicted.block_workspace(w, math.nan))
+    assert costs.block_workspace(w, attention=100 * x) == (100 + 5 - 1) * x
+    assert math.isnan(costs.block_workspace(w, math.nan))
 
 
 def test_the_share_of_operations_stands_beside_that_of_time() -> None:
     """Operations a token are 4 l d_m for attention, 8 d_m^2 for projections and 16 d_m^2 for the FFN; d_m is 512."""
-    table = predicted.shares(frame(*blocks(crossing=2048)))
+    table = shares.shares(frame(*blocks(crossing=2048)))
     assert only(table, length=512)["predicted"] == pytest.approx(4 / (4 + 8 + 16))
     assert only(table, length=2048)["predicted"] == pytest.approx(0.4)
     assert only(table, length=2048)["measured"] == pytest.approx(0.4)
@@ -149,15 +150,15 @@ def test_the_share_of_operations_stands_beside_that_of_time() -> None:
 
 def test_the_share_of_a_variant_is_of_its_own_operations() -> None:
     w = Workload(seq=2048, kv_seq=2048, **BLOCK)
-    parts = theory.flops_by_part(w)
+    parts = costs.flops_by_part(w)
     own = parts["ffn"] + parts["self projections"] + 7_000_000
     rows = [row("linear", 2048), row("linear", 2048, 2.0, variant_flops=own, **BLOCK)]
-    assert only(predicted.shares(frame(*rows)))["predicted"] == pytest.approx(7_000_000 / own)
+    assert only(shares.shares(frame(*rows)))["predicted"] == pytest.approx(7_000_000 / own)
 
 
 @pytest.mark.parametrize("crossing", [600, 1500, 3000])
 def test_attention_outgrows_the_ffn_where_it_takes_as_long(crossing: int) -> None:
-    found = only(predicted.crossings(frame(*blocks(crossing))), what="attention over FFN")
+    found = only(crossings.crossings(frame(*blocks(crossing))), what="attention over FFN")
     assert found["predicted"] == 4 * 512  # 4 l^2 d_m and 16 l d_m^2
     assert found["measured"] == pytest.approx(crossing, rel=1e-6)
     assert found["low"] < found["measured"] < found["high"]
@@ -165,16 +166,16 @@ def test_attention_outgrows_the_ffn_where_it_takes_as_long(crossing: int) -> Non
 
 @pytest.mark.parametrize(("crossing", "where"), [(100, BEFORE), (100_000, BEYOND)])
 def test_a_crossing_outside_the_lengths_is_not_made_up(crossing: int, where: float) -> None:
-    assert only(predicted.crossings(frame(*blocks(crossing))), what="attention over FFN")["measured"] == where
+    assert only(crossings.crossings(frame(*blocks(crossing))), what="attention over FFN")["measured"] == where
 
 
 def test_a_crossing_of_a_variant_that_grows_with_l_is_beyond() -> None:
     rows = []
     for n in LENGTHS:
         w = Workload(seq=n, kv_seq=n, **BLOCK)
-        own = theory.flops(w) - theory.flops_by_part(w)["self attention"] + 1000 * n
+        own = costs.flops(w) - costs.flops_by_part(w)["self attention"] + 1000 * n
         rows += [row("linear", n), row("linear", n, 50.0, variant_flops=own, **BLOCK)]
-    assert only(predicted.crossings(frame(*rows)), plugin="linear")["predicted"] == BEYOND
+    assert only(crossings.crossings(frame(*rows)), plugin="linear")["predicted"] == BEYOND
 
 
 def test_scores_outgrow_weights_and_activations_at_lengths_known_by_hand() -> None:
@@ -182,8 +183,8 @@ def test_scores_outgrow_weights_and_activations_at_lengths_known_by_hand() -> No
     for n in LENGTHS:
         held = naive_workspace(Workload(seq=n, kv_seq=n))
         rows += [row("naive", n, workspace=held), row("naive", n, 2.0, predicted_workspace_bytes=held, **BLOCK)]
-    table = predicted.crossings(frame(*rows))
-    weights = theory.parameters(Workload(seq=512, kv_seq=512, **BLOCK))
+    table = crossings.crossings(frame(*rows))
+    weights = costs.parameters(Workload(seq=512, kv_seq=512, **BLOCK))
     one = only(table, plugin="", what="scores over weights")
     assert one["predicted"] == math.ceil((weights / 8) ** 0.5)  # 8 l^2
     kept = only(table, plugin="", what="scores over what a training step keeps")
@@ -205,7 +206,7 @@ def test_scores_crossing_is_measured_between_lengths() -> None:
             row("naive", n, workspace=held, **wide),
             row("naive", n, 2.0, predicted_workspace_bytes=held, **BLOCK, **wide),
         ]
-    found = only(predicted.crossings(frame(*rows)), plugin="naive", what="scores over weights")
+    found = only(crossings.crossings(frame(*rows)), plugin="naive", what="scores over weights")
     assert 1024 < found["measured"] < 2048
     assert found["measured"] == pytest.approx(found["predicted"], rel=0.01)
 
@@ -222,25 +223,25 @@ def test_scores_crossing_is_measured_between_lengths() -> None:
     ],
 )
 def test_crossing(ratios: tuple[float, ...], at: float) -> None:
-    assert predicted.crossing(LENGTHS, ratios) == pytest.approx(at, rel=0.001)
+    assert powers.crossing(LENGTHS, ratios) == pytest.approx(at, rel=0.001)
 
 
 @pytest.mark.parametrize("ratios", [(0.5, 0.6, math.nan, 2), (0.5, 0.6, 0.7, math.nan), (math.nan, 2, 2, 2)])
 def test_a_crossing_is_unknown_where_what_decides_it_is(ratios: tuple[float, ...]) -> None:
-    assert math.isnan(predicted.crossing(LENGTHS, ratios))
+    assert math.isnan(powers.crossing(LENGTHS, ratios))
 
 
 def test_the_first_length() -> None:
-    assert predicted.first_length(lambda n: n * n >= 1_000_000) == 1000
-    assert predicted.first_length(lambda n: True, start=7) == 7
-    assert predicted.first_length(lambda n: False) == BEYOND
+    assert powers.first_length(lambda n: n * n >= 1_000_000) == 1000
+    assert powers.first_length(lambda n: True, start=7) == 7
+    assert powers.first_length(lambda n: False) == BEYOND
 
 
 def test_the_longest_length_in_a_memory() -> None:
     """Tensors of 8192 bytes a token, and a workspace of 8 l^2: between lengths, beyond them and below them."""
     rows = [row("naive", n, workspace=8 * n * n) for n in LENGTHS]
     memories = {"small": 2**20, "inside": 8192 * 3000 + 8 * 3000**2, "large": 8192 * 50_000 + 8 * 50_000**2}
-    table = predicted.longest(frame(*rows), memories)
+    table = longest(frame(*rows), memories)
     inside, large = only(table, memory="inside"), only(table, memory="large")
     assert (large["predicted"], large["measured"], large["extrapolated"]) == (
         50_000,
@@ -256,16 +257,16 @@ def test_a_blocks_weights_do_not_bend_what_is_extrapolated() -> None:
     """Peak memory of short blocks grows as l^0.7; at a million tokens it is l."""
     rows = []
     for n in LENGTHS:
-        held = predicted.block_workspace(Workload(seq=n, kv_seq=n, **BLOCK), 0)
+        held = costs.block_workspace(Workload(seq=n, kv_seq=n, **BLOCK), 0)
         rows.append(row("fused", n, workspace=held, **BLOCK) | {"predicted_workspace_bytes": 0})
-    found = only(predicted.longest(frame(*rows), {"80 GB": 80 * 10**9}))
+    found = only(longest(frame(*rows), {"80 GB": 80 * 10**9}))
     assert found["predicted"] > 1_000_000
     assert found["measured"] == pytest.approx(found["predicted"], rel=1e-3)
 
 
 def test_decoding_is_as_long_as_its_cache() -> None:
     rows = [row("sdpa", 1, kv_seq=n, phase="decode", mask="causal", workspace=1024) for n in LENGTHS]
-    found = only(predicted.longest(frame(*rows), {"8 GiB": 2**33}))
+    found = only(longest(frame(*rows), {"8 GiB": 2**33}))
     assert found["predicted"] == pytest.approx(2**33 / (2 * 4 * 8 * 64), rel=1e-3)
 
 
@@ -275,13 +276,13 @@ def test_saved_bytes_against_layers(plugin: str) -> None:
     for layers in (1, 2, 4, 8):
         w = Workload(seq=512, kv_seq=512, phase="train", layers=layers, **BLOCK)
         holds = naive_workspace(w) if plugin == "naive" else 4096
-        measured = 1.05 * theory.saved_bytes(w, scores=plugin == "naive")
+        measured = 1.05 * costs.saved_bytes(w, scores=plugin == "naive")
         shape = BLOCK | {"layers": layers, "predicted_workspace_bytes": holds}
         rows += [
             row(plugin, 512, phase="train", saved_bytes=measured, **shape),
             row(plugin, 512, workspace=12345, **shape),
         ]
-    table = predicted.saved(frame(*rows))
+    table = saved(frame(*rows))
     assert list(table["layers"]) == [1, 2, 4, 8]
     assert list(table["ratio"]) == pytest.approx([1.05] * 4)
     assert set(table["inference"]) == {12345}
@@ -291,7 +292,7 @@ def test_saved_bytes_against_layers(plugin: str) -> None:
 
 def test_only_exact_attentions_activations_are_predicted() -> None:
     one = row("linear", 512, phase="train", saved_bytes=10**6, **BLOCK) | {"family": "kernel"}
-    found = only(predicted.saved(frame(one)))
+    found = only(saved(frame(one)))
     assert found["measured"] == 10**6
     assert math.isnan(found["predicted"])
     assert math.isnan(found["inference"])
@@ -330,11 +331,11 @@ def test_stacks_do_not_share_a_fit() -> None:
     rows = [
         row("sdpa", n, n**power * 1e-9, layers=layers, **BLOCK) for layers, power in ((1, 1), (8, 2)) for n in LENGTHS
     ]
-    table = predicted.growth(frame(*rows))
+    table = growth.growth(frame(*rows))
     assert only(table, layers=1, quantity="latency")["measured"] == pytest.approx(1)
     assert only(table, layers=8, quantity="latency")["measured"] == pytest.approx(2)
 
 
 def test_loads_no_torch() -> None:
-    code = "import sys, attnbench.predicted; assert 'torch' not in sys.modules"
+    code = "import sys, attnbench.analysis.growth, attnbench.analysis.crossings, attnbench.analysis.memory; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from attnbench import AttnbenchError
-from attnbench.presets import PRESETS, Model, preset
+from attnbench.theory.models import PRESETS, Model, preset
 
 RELEASED = {
     "bert-base": 109_482_240,

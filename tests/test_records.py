@@ -17,8 +17,9 @@ from pandas.api.types import is_numeric_dtype
 
 import attnbench
 from attnbench import AttnbenchError, Workload, records
-from attnbench.cli import USAGE
-from attnbench.records import COLUMNS, SAMPLE, SCHEMA, Row, Run
+from attnbench.commands.options import USAGE
+from attnbench.records.run import Run
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, Row
 
 
 def row(seq: int, plugin: str = "sdpa", **values: Any) -> Row:
@@ -276,7 +277,7 @@ def test_the_columns_of_a_table_have_one_kind_each(case: str, tmp_path: Path) ->
     assert list(frame.columns) == ["run", *COLUMNS]
     assert set(frame["run"]) == {run.path.name}
     sizes = [name for name, value in Workload(seq=1, kv_seq=1).as_dict().items() if isinstance(value, int)]
-    for column in [*records._NUMBERS, *sizes]:
+    for column in [*NUMBERS, *sizes]:
         assert is_numeric_dtype(frame[column]), column
     assert frame["converged"].dtype == bool
     for kept, written in zip(frame.to_dict("records"), MIXED[case], strict=True):
@@ -304,17 +305,7 @@ def test_an_empty_run_is_an_empty_table(tmp_path: Path) -> None:
     run = new(tmp_path)
     assert list(records.load(run.path).columns) == ["run", *COLUMNS]
     assert records.load(run.path).empty
-    assert records.load_samples(run.path).empty
     assert records.load([]).empty
-
-
-def test_every_timed_block_is_a_sample(tmp_path: Path) -> None:
-    run, _ = filled(tmp_path)
-    run.append([row(128, samples=[]), {k: v for k, v in row(128, "naive").items() if k != "samples"}])
-    samples = records.load_samples(run.path)
-    expected = [(r["plugin"], r["seq"], *sample) for r in records.rows(run.path) for sample in r.get("samples", [])]
-    assert len(expected) == 18
-    assert list(samples[["plugin", "seq", *SAMPLE]].itertuples(index=False, name=None)) == expected
 
 
 # -- a real run, cut off and resumed --

@@ -16,7 +16,7 @@ from attnbench_plugins.ssd import Ssd
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
-from attnbench.reference import expected
+from attnbench.judge.reference import expected
 from attnbench.workload import Workload
 
 VARIANTS: dict[str, type[Recurrent]] = {

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench import FeatureMap, Softmax, Workload
-from attnbench import reference as module
+from attnbench.judge import reference
+from attnbench.judge.reference import exact, expected, expected_at, sample_rows
 from attnbench.plugin import Definition, expand_kv, visible
-from attnbench.reference import exact, expected, expected_at, sample_rows
 
 SHAPES = {
     "square": {"seq": 20, "kv_seq": 20},
@@ -145,7 +145,7 @@ def test_chunks_make_no_difference(chunk: int, definition: str, monkeypatch: pyt
     w = workload("grouped", mask="causal", batch=2)
     rows = torch.arange(w.seq)
     whole = expected(DEFINITIONS[definition], w, *qkv(w), rows)
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", chunk)  # 1 row, 2 rows, all rows at a time
+    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", chunk)  # 1 row, 2 rows, all rows at a time
     torch.testing.assert_close(expected(DEFINITIONS[definition], w, *qkv(w), rows), whole, rtol=1e-13, atol=1e-14)
 
 
@@ -178,7 +178,7 @@ def test_memory_is_linear_in_length(definition: str) -> None:
 
 
 def test_scores_of_many_rows_are_held_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 1 << 16)
     w = Workload(seq=2048, kv_seq=2048, heads=1, kv_heads=1, head_dim=8, value_dim=8)
     tensors = qkv(w)
     with LargestTensor() as largest:

@@ -24,12 +24,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from attnbench import analysis
-from attnbench.records import COLUMNS
+from attnbench.analysis.rows import records
+from attnbench.records.schema import COLUMNS
 from attnbench.report import figures, page, repeat_command, units, write_report
 from attnbench.report.panels import arrange
 from attnbench.report.style import Style, display_names
-from attnbench.workload import Sweep, Workload
+from attnbench.sizes import Sweep
+from attnbench.sweep.settings import Asked, Given
+from attnbench.workload import Workload
 
 # plugin: family, seconds a call at 1024, exponent, implementation and approximation error
 VARIANTS = {
@@ -242,15 +244,14 @@ WORKLOADS = [
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=Workload.label)
 def test_the_command_measures_the_row_again(workload: Workload) -> None:
-    from attnbench.cli import main
+    from attnbench.commands import find
 
     words = shlex.split(repeat_command(workload.as_dict() | {"plugin": "int8", "baseline": "sdpa"}))
     assert words[:2] == ["attnbench", "run"]
-    given = main.commands["run"].make_context("run", words[2:]).params
+    given = find("run").make_context("run", words[2:]).params
     assert given["plugins"].split(",") == ["int8", "sdpa"]
-    axes = set(Sweep.__dataclass_fields__) & set(given)
-    sweep = Sweep(**{name: given[name] for name in axes})
-    assert sweep.workloads() == [workload]
+    asked = Asked.of(**{name: value for name, value in given.items() if name in Given.__annotations__})
+    assert asked.sweep.workloads() == [workload]
 
 
 @pytest.mark.parametrize(
@@ -625,7 +626,7 @@ def test_averages_say_over_how_many_cells(report: Path) -> None:
 
 def test_every_row_has_its_command(report: Path) -> None:
     text = read(report).text
-    for row in analysis.records(everything()):
+    for row in records(everything()):
         assert repeat_command(row) in text
 
 

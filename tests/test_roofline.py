@@ -15,19 +15,23 @@ from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_report import RUN, markdown_cells, read, rows
 
-from attnbench import roofline, theory
-from attnbench.bench import ceilings, latency, machine
-from attnbench.cli import main
+from attnbench.commands import main
+from attnbench.devices import machine
+from attnbench.devices.device import timer
 from attnbench.errors import AttnbenchError
-from attnbench.records import read_meta
+from attnbench.records import ceilings
+from attnbench.records.run import read_meta
 from attnbench.report import page, write_report
 from attnbench.report.panels import arrange
 from attnbench.report.roofline_figure import roofline as draw
 from attnbench.report.style import Style
-from attnbench.roofline import Ceilings, impossible
+from attnbench.theory import costs, roofline
+from attnbench.theory.roofline import Ceilings, impossible
+from attnbench.workers import ask, calibration
+from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
-SMALL = partial(ceilings.measure, shapes=((1, 64, 64, 64), (2, 64, 32, 64)), read_bytes=1 << 20, seconds=0.005)
+SMALL = partial(calibration.measure, shapes=((1, 64, 64, 64), (2, 64, 32, 64)), read_bytes=1 << 20, seconds=0.005)
 
 
 def make(cache: float | None = None, threads: int = 1, device: str = "cpu", **rates: float) -> Ceilings:
@@ -68,12 +72,12 @@ def test_the_highest_rate_that_could_apply_holds(
 
 def test_operations_bound_a_long_sequence() -> None:
     w = Workload(seq=1024, kv_seq=1024)
-    over = roofline.roof(w, "exact", theory.flops(w), make(cache=1))
+    over = roofline.roof(w, "exact", costs.flops(w), make(cache=1))
     assert over is not None
     assert over.bound == "compute"
     assert over.attainable_s == pytest.approx(2 * 8 * 1024**2 * 128 / 1e11)
-    assert over.intensity == pytest.approx(theory.arithmetic_intensity(w))
-    half = roofline.roof(w, "sparse", theory.flops(w) / 2, make(cache=1))
+    assert over.intensity == pytest.approx(costs.flops(w) / costs.min_bytes(w))
+    half = roofline.roof(w, "sparse", costs.flops(w) / 2, make(cache=1))
     assert half is not None
     assert half.attainable_s == pytest.approx(over.attainable_s / 2)
 
@@ -95,7 +99,7 @@ PAST = 2 * 8 * 4095 * 64 * 4
     ],
 )
 def test_memory_bounds_a_decoding_step_that_no_cache_holds(family: str, state: float | None, moved: float) -> None:
-    flops = theory.flops(DECODE)
+    flops = costs.flops(DECODE)
     for cache, bound in ((moved / 2 - 1, "memory"), (moved / 2, "compute"), (None, "compute")):
         over = roofline.roof(DECODE, family, flops, make(cache, float32=1e15), state)
         assert over is not None
@@ -127,12 +131,12 @@ def test_a_gpu_does_not_ask_for_threads() -> None:
 
 def row(w: Workload, latency_s: float | None, family: str = "exact", own: int | None = None) -> dict[str, Any]:
     """As a session makes it."""
-    known = {"family": family, "flops": theory.flops(w), "variant_flops": own or theory.flops(w)}
+    known = {"family": family, "flops": costs.flops(w), "variant_flops": own or costs.flops(w)}
     return w.as_dict() | known | {"latency_s": latency_s, "plugin": "x"}
 
 
 W = Workload(seq=1024, kv_seq=1024)
-LEAST = theory.flops(W) / 1e11  # seconds at float32's ceiling
+LEAST = costs.flops(W) / 1e11  # seconds at float32's ceiling
 
 
 @pytest.mark.parametrize(
@@ -146,10 +150,10 @@ LEAST = theory.flops(W) / 1e11  # seconds at float32's ceiling
         ("exact", "bfloat16", LEAST / 2.6, None, True),
         ("quantized", "float32", LEAST / 4.9, None, False),
         ("quantized", "float32", LEAST / 5.1, None, True),
-        ("sparse", "float32", LEAST / 100, theory.flops(W) // 50, False),
-        ("sparse", "float32", LEAST / 100, theory.flops(W) // 10, True),
+        ("sparse", "float32", LEAST / 100, costs.flops(W) // 50, False),
+        ("sparse", "float32", LEAST / 100, costs.flops(W) // 10, True),
         ("sparse", "float32", LEAST / 100, None, False),  # it gave no count of its own
-        ("kernel", "float32", LEAST / 6, theory.flops(W) + 1, True),
+        ("kernel", "float32", LEAST / 6, costs.flops(W) + 1, True),
         ("exact", "float32", None, None, False),
         ("exact", "float32", 0.0, None, False),
         ("exact", "float32", math.nan, None, False),
@@ -263,8 +267,8 @@ def test_the_last_level_caches_are_added_up(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for name, value in (("level", level), ("shared_cpu_list", shared), ("size", size)):
             (folder / name).write_text(f"{value}\n")
-    assert ceilings.cache_bytes(tmp_path) == 48 << 20
-    assert ceilings.cache_bytes(tmp_path / "nowhere") is None
+    assert machine.cache_bytes(tmp_path) == 48 << 20
+    assert machine.cache_bytes(tmp_path / "nowhere") is None
 
 
 # Measuring
@@ -272,32 +276,34 @@ def test_the_last_level_caches_are_added_up(tmp_path: Path) -> None:
 
 def test_a_ceiling_is_no_lower_than_a_product_timed_by_hand() -> None:
     threads = torch.get_num_threads()
-    found = ceilings.measure("cpu", 1, shapes=((1, 256, 256, 256),), read_bytes=1 << 22, seconds=0.1)
+    found = calibration.measure("cpu", 1, shapes=((1, 256, 256, 256),), read_bytes=1 << 22, seconds=0.1)
     assert torch.get_num_threads() == threads
     assert {"float32", "bfloat16", "int8"} <= set(found.operations_per_s) <= set(found.at)
     assert (found.device, found.threads) == ("cpu", 1)
     assert found.bytes_per_s > 0
     assert Ceilings.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     a = torch.randn(64, 64)
-    timed, _ = latency.timer(torch.mm, [a, a]).block(1)
+    timed, _ = timer(torch.mm, [a, a]).burst(1)
     assert 2 * 64**3 / timed.seconds <= found.operations_per_s["float32"]
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_memory", lambda: 2**29)
     with pytest.raises(AttnbenchError, match=r"needs 1\.0 GiB of free memory, there are 0\.5"):
-        ceilings.measure("cpu", 1, read_bytes=2**29)
+        calibration.measure("cpu", 1, read_bytes=2**29)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_refused() -> None:
     with pytest.raises(AttnbenchError, match="no CUDA device"):
         SMALL("cuda", 1)
+    with Forkserver(1) as server, pytest.raises(AttnbenchError, match="no CUDA device"):
+        ask.ask_ceilings(server, "cuda", 1)
 
 
 @pytest.mark.gpu
 def test_a_gpu_is_calibrated() -> None:
-    found = ceilings.measure("cuda", 1, shapes=((1, 256, 256, 256),), read_bytes=1 << 26, seconds=0.05)
+    found = calibration.measure("cuda", 1, shapes=((1, 256, 256, 256),), read_bytes=1 << 26, seconds=0.05)
     assert {"float32", "bfloat16", "float16", "int8"} == set(found.operations_per_s)
     assert found.disturbed == 0
 
@@ -305,8 +311,8 @@ def test_a_gpu_is_calibrated() -> None:
 def test_the_command_prints_and_keeps_and_a_run_takes_it_along(
     monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ceilings, "measure", SMALL)
-    monkeypatch.setattr(ceilings, "_others", lambda: 0.0)
+    monkeypatch.setattr(ask, "ask_ceilings", lambda _server, device, threads: SMALL(device, threads))
+    monkeypatch.setattr(calibration, "_others", lambda: 0.0)
     result = CliRunner().invoke(main, ["calibrate", "--threads", "1", "--device", "cpu"], catch_exceptions=False)
     assert result.exit_code == 0
     (kept,) = cache.iterdir()
@@ -324,7 +330,7 @@ def _without_machine(values: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_disturbed_calibration_is_not_kept(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     disturbed = Ceilings("cpu", 2, {"float32": 1e11}, 1e10, disturbed=0.3, at={"float32": "x", "memory": "y"})
-    monkeypatch.setattr(ceilings, "measure", lambda device, threads: disturbed)
+    monkeypatch.setattr(ask, "ask_ceilings", lambda _server, device, threads: disturbed)
     result = CliRunner().invoke(main, ["calibrate", "--threads", "2", "--device", "cpu"], catch_exceptions=False)
     assert result.exit_code == 1
     assert "not kept: others used 0.6 of the 2 cores meanwhile" in result.stdout

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnbench.bench import session
-from attnbench.bench.forkserver import Forkserver
-from attnbench.bench.plan import Cell
-from attnbench.bench.session import Session, Settings, _Measured, measure
 from attnbench.plugin import Attention, Plugin
-from attnbench.roofline import Ceilings
+from attnbench.sweep import rounds
+from attnbench.sweep.cell import Cell, Measured
+from attnbench.sweep.rounds import Session, measure
+from attnbench.sweep.settings import Settings
+from attnbench.theory.roofline import Ceilings
+from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
 
@@ -23,9 +24,9 @@ def cell(name: str) -> Cell:
     return Cell(name, name, "", "", Workload(seq=64, kv_seq=64))
 
 
-def measured(rounds: int, launches: int) -> _Measured:
+def measured(rounds: int, launches: int) -> Measured:
     """Of a cell whose rounds agree within a thousandth."""
-    found = _Measured({})
+    found = Measured({})
     found.plan(rounds, launches)
     noise = np.random.default_rng(0).normal(0, 1e-3, 25)
     found.samples = [[0, i, 0.0, 1, 1 + x] for i, x in enumerate(noise)]
@@ -54,7 +55,7 @@ def test_what_no_machine_can_do_is_wrong() -> None:
     one = cell("base")
     one.family = "exact"
     took = 1e-3  # seconds, for 8.4e6 operations
-    it._measured = {one: _Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
+    it._measured = {one: Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
     it._baseline = one
     row = it._row(one)
     assert row["status"] == "wrong"
@@ -75,7 +76,7 @@ class Named(Plugin):
 
 
 def test_what_is_too_dear_for_a_round_keeps_the_call_that_measured_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "allot", lambda cells, *_, **__: dict.fromkeys(cells, 0))
+    monkeypatch.setattr(rounds, "allot", lambda cells, *_, **__: dict.fromkeys(cells, 0))
     cells = [
         Cell(name, name, "", "test_session:Named", Workload(seq=64, kv_seq=64, heads=1, kv_heads=1))
         for name in ("one", "other")

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnbench import AttnbenchError, Workload, reference, theory
-from attnbench.bench import inputs
-from attnbench.bench.judge import judge
-from attnbench.bench.task import NoGradient, Task, outputs
+from attnbench import AttnbenchError, Workload
+from attnbench.judge import reference
+from attnbench.judge.values import judge
 from attnbench.plugin import Cache, Call, Decoding, FeatureMap, Plugin, Recurrence, visible
+from attnbench.task import inputs
+from attnbench.task.call import NoGradient, Task, outputs
+from attnbench.theory import costs
 
 
 def workload(**changes: Any) -> Workload:
@@ -69,6 +71,12 @@ class Decay(Plugin):
         return Decoding(start, lambda state, *tensors: self.scan(w, state, *tensors), "token by token")
 
 
+def verdict(task: Task, family: str, tensors: list[Tensor], raw: Any, rows: Tensor) -> dict[str, Any]:
+    """As a worker sends it: the errors, and what is wrong."""
+    found = judge(task, family, tensors, raw, task.taps(tensors, raw), rows, 0)
+    return found.columns | ({"failed": "wrong", "reason": found.problem} if found.problem else {})
+
+
 def judged(plugin: Plugin, w: Workload) -> dict[str, Any]:
     task = Task(plugin, w)
     gates = task.gates["self"] if w.scope == "attention" else ()
@@ -77,7 +85,7 @@ def judged(plugin: Plugin, w: Workload) -> dict[str, Any]:
     try:
         inputs.fill(tensors, w, 0)
         raw = task.call(*tensors)
-        return judge(task, plugin.family, tensors, raw, reference.sample_rows(w.seq), 0)
+        return verdict(task, plugin.family, tensors, raw, reference.sample_rows(w.seq))
     finally:
         torch.set_grad_enabled(True)
 
@@ -203,7 +211,7 @@ def test_a_state_that_a_step_changes_is_found_by_the_second() -> None:
     task = Task(ChangesItsState(), w)
     tensors = inputs.empty(w, task.gates["self"])
     inputs.fill(tensors, w, 0)
-    verdicts = [judge(task, "recurrent", tensors, task.call(*tensors), torch.tensor([0]), 0) for _ in range(2)]
+    verdicts = [verdict(task, "recurrent", tensors, task.call(*tensors), torch.tensor([0])) for _ in range(2)]
     assert ["failed" in v for v in verdicts] == [False, True]
 
 
@@ -221,8 +229,8 @@ def test_a_cache_grows_in_place_and_refuses_what_does_not_fit() -> None:
 @pytest.mark.parametrize("shape", [n for n, s in SHAPES.items() if s.get("phase") == "decode" and "ragged" not in n])
 def test_the_cache_holds_what_theory_says(shape: str) -> None:
     w = workload(**SHAPES[shape])
-    new = sum(2 * w.batch * w.kv_heads * (p.kv_seq - p.past) * w.head_dim * 4 for p in theory.attentions(w).values())
-    assert Task(Right(), w).cache_bytes == theory.cache_bytes(w) + w.layers * new
+    new = sum(2 * w.batch * w.kv_heads * (p.kv_seq - p.past) * w.head_dim * 4 for p in costs.attentions(w).values())
+    assert Task(Right(), w).cache_bytes == costs.cache_bytes(w) + w.layers * new
 
 
 def test_padding_is_neither_seen_nor_written() -> None:
@@ -257,9 +265,9 @@ def test_lengths_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
 def test_inputs_and_outputs_are_of_the_size_that_theory_says(shape: str) -> None:
     w = workload(**SHAPES[shape])
     task, tensors = Task(Right(), w), inputs.empty(w)
-    assert sum(x.nbytes for x in tensors) + theory.cache_bytes(w) == theory.input_bytes(w)
-    assert sum(x.nbytes for x in outputs(task.call(*tensors))) == theory.output_bytes(w)
-    assert task.parameter_bytes == 4 * theory.parameters(w)
+    assert sum(x.nbytes for x in tensors) + costs.cache_bytes(w) == costs.input_bytes(w)
+    assert sum(x.nbytes for x in outputs(task.call(*tensors))) == costs.output_bytes(w)
+    assert task.parameter_bytes == 4 * costs.parameters(w)
 
 
 DEFINITIONS: dict[str, Any] = {

@@ -17,8 +17,8 @@ from attnbench_plugins.tiled import Tiled
 from attnbench_plugins.xformers import Xformers
 from torch import Tensor
 
+from attnbench.judge.reference import expected, gradients
 from attnbench.plugin import Attention, Plugin
-from attnbench.reference import expected, gradients
 from attnbench.workload import Workload
 
 SHAPES = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from attnbench.warnings import KINDS, of_samples
+from attnbench.stats.doubts import KINDS, of_samples
 
 PRECISION = 0.02
 Draw = Callable[[np.random.Generator, int], np.ndarray]

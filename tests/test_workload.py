@@ -11,17 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench import AttnbenchError, Sweep, Workload
-from attnbench.workload import (
-    BLOCKS,
-    DTYPES,
-    INPUTS,
-    MASKS,
-    NORMS,
-    parse_bytes,
-    parse_precision,
-    parse_sizes,
-    usable_cores,
-)
+from attnbench.devices.machine import usable_cores
+from attnbench.sizes import parse_bytes, parse_precision, parse_sizes
+from attnbench.workload import BLOCKS, DTYPES, INPUTS, MASKS, NORMS
 
 
 @pytest.mark.parametrize(
@@ -300,7 +292,7 @@ def test_no_two_workloads_of_a_sweep_are_equal(sweep: Sweep) -> None:
 
 
 def test_usable_cores_is_the_affinity() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import attnbench.workload as w"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import attnbench.devices.machine as w"
     code += "; print(w.usable_cores())"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out == "1\n"

@@ -24,10 +24,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, ScaledTranslation
 
-from attnbench import analysis
+from attnbench.analysis import compare
+from attnbench.analysis.rows import finished
 from attnbench.report import scales, units
 from attnbench.report.panels import Panel
 from attnbench.report.style import FONT, Style
+from attnbench.stats import powers
 
 PANELS = 6
 """A figure holds at most so many panels; a report with more draws several figures."""
@@ -92,7 +94,7 @@ def latency(panels: Sequence[Panel], style: Style) -> Figure | None:
 @styled
 def memory(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""
-    panels = [panel for panel in panels if _positive(analysis.finished(panel.frame), "peak_bytes").any()]
+    panels = [panel for panel in panels if _positive(finished(panel.frame), "peak_bytes").any()]
     if not panels:
         return None
     entries = [[*_entries(panel, style, "peak_bytes"), _FLOOR] for panel in panels]
@@ -268,11 +270,11 @@ def _latency(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> N
 
 
 def _memory(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    rows = analysis.finished(panel.frame)
+    rows = finished(panel.frame)
     _lines(ax, rows[_positive(rows, "peak_bytes")], style, "peak_bytes")
     floor = _floor(panel)
     ax.plot(floor.index, floor, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
-    peaks = [analysis.finished(each.frame)["peak_bytes"] for each in shared]
+    peaks = [finished(each.frame)["peak_bytes"] for each in shared]
     scales.byte_axis(ax, *_ends([*peaks, *(_floor(each) for each in shared)]))
     _lengths(ax, panel)
     _mark_missing(ax, panel, style, shared)
@@ -340,12 +342,12 @@ def _positive(frame: pd.DataFrame, column: str) -> pd.Series:
 
 def _timed(frame: pd.DataFrame) -> pd.DataFrame:
     """Finished rows whose latency a logarithm can show."""
-    rows = analysis.finished(frame)
+    rows = finished(frame)
     return rows[_positive(rows, "latency_s")]
 
 
 def _compared(frame: pd.DataFrame) -> pd.DataFrame:
-    rows = analysis.finished(frame)
+    rows = finished(frame)
     return rows[_positive(rows, "speedup")]
 
 
@@ -361,7 +363,7 @@ def _drawable_errors(frame: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _on_front(rows: pd.DataFrame) -> list[bool]:
-    return analysis.pareto_front(list(rows["error"]), list(rows["speedup"]), analysis.rounding_floor(rows))
+    return compare.pareto_front(list(rows["error"]), list(rows["speedup"]), compare.rounding_floor(rows))
 
 
 def _tolerances(frame: pd.DataFrame) -> list[tuple[float, str]]:
@@ -394,7 +396,7 @@ def _ends(values: Iterable[pd.Series | pd.DataFrame]) -> tuple[float, float]:
 
 def _gone(panel: Panel) -> pd.DataFrame:
     """A panel's cells without a number."""
-    return panel.frame.drop(index=analysis.finished(panel.frame).index)
+    return panel.frame.drop(index=finished(panel.frame).index)
 
 
 def _any_loose(rows: pd.DataFrame) -> bool:
@@ -533,18 +535,18 @@ def _handle(style: Style, plugin: str, label: str) -> Line2D:
 
 def _explained(panel: Panel) -> list[Line2D]:
     """Entries for the marks that a panel has: hollow ones and crosses."""
-    loose = [_LOOSE] if _any_loose(analysis.finished(panel.frame)) else []
+    loose = [_LOOSE] if _any_loose(finished(panel.frame)) else []
     return [*loose, *([_MISSING] if len(_gone(panel)) else [])]
 
 
 def _entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
     """A panel's legend: each plugin, a cross or a line, with the exponent fitted to its `column`."""
-    rows = analysis.finished(panel.frame)
+    rows = finished(panel.frame)
     entries = []
     for plugin in style.plugins:
         if plugin in set(panel.frame["plugin"]):
             part = rows[(rows["plugin"] == plugin) & _positive(rows, column)]
-            fit = analysis.fit_exponent(list(part["length"]), list(part[column]))
+            fit = powers.fit_exponent(list(part["length"]), list(part[column]))
             # z: what rounds to zero has no sign
             growth = f"   $l^{{\\,{fit.value:z.2f}}}$  [{fit.low:z.2f}, {fit.high:z.2f}]" if fit else ""
             entries.append(_handle(style, plugin, style.figure_name(plugin) + growth))

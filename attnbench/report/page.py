@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from attnbench import analysis, roofline
-from attnbench.records import GPU_COLUMNS
+from attnbench.analysis import attainable, rows, shares
+from attnbench.records.schema import GPU_COLUMNS
 from attnbench.report import figures, predicted_tables, tables
 from attnbench.report.panels import Panel, arrange, machine_name
 from attnbench.report.roofline_figure import roofline as draw_roofline
@@ -147,7 +147,7 @@ def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.
     frame["run"] = frame["run"].fillna("").astype(str)
     frame["converged"] = frame["converged"].ne(False)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
-    return frame.join([analysis.attention_share(frame), analysis.amdahl(frame), roofline.columns(frame, runs)])
+    return frame.join([shares.attention_share(frame), shares.amdahl(frame), attainable.columns(frame, runs)])
 
 
 def _drawn(
@@ -175,7 +175,7 @@ def _drawn(
 
 def _main_panel(panels: Sequence[Panel]) -> Panel | None:
     """The panel with the most finished cells, the first among equals."""
-    return max(panels, key=lambda panel: len(analysis.finished(panel.frame)), default=None)
+    return max(panels, key=lambda panel: len(rows.finished(panel.frame)), default=None)
 
 
 def _in_parts(draw: Draw, panels: Sequence[Panel], style: Style) -> list[Figure | None]:
@@ -205,7 +205,7 @@ def _content(
     style: Style,
     pictures: Sequence[Picture],
 ) -> dict[str, Any]:
-    finished = [panel for panel in panels if len(analysis.finished(panel.frame))]
+    finished = [panel for panel in panels if len(rows.finished(panel.frame))]
     return {
         "machines": list(dict.fromkeys(machine_name(run) for run in runs)),
         "subtitle": "; ".join(

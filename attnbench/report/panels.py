@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench.analysis import WORKLOAD, Row, records
-from attnbench.bench.machine import identity
+from attnbench.analysis.rows import WORKLOAD, Row, records
+from attnbench.records.run import identity
 from attnbench.report import units
 
 

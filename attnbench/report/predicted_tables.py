@@ -9,13 +9,19 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench import predicted
-from attnbench.analysis import Row, records, workload_of
-from attnbench.predicted import BEFORE, BEYOND
+from attnbench.analysis.crossings import crossings as crossings_of
+from attnbench.analysis.growth import growth as growth_of
+from attnbench.analysis.memory import longest as longest_of
+from attnbench.analysis.memory import saved as saved_of
+from attnbench.analysis.memory import workspace as workspace_of
+from attnbench.analysis.rows import Row, records, workload_of
+from attnbench.analysis.shares import shares as shares_of
+from attnbench.analysis.shares import with_attention
 from attnbench.report import units
 from attnbench.report.panels import Panel
 from attnbench.report.style import Style
 from attnbench.report.tables import Table
+from attnbench.stats.powers import BEFORE, BEYOND
 
 MEMORIES = {"8 GiB": 2**33, "80 GB": 80 * 10**9}
 """A small computer's, and that of an A100 or H100 (whose makers count in 10^9); beside what a run was given."""
@@ -37,7 +43,7 @@ def tables(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[
     frame: all rows, as `page.prepared` gives them. panels: as `panels.arrange` makes them of it. runs: what run.json
     says, one a run.
     """
-    whole = predicted.with_attention(frame)
+    whole = with_attention(frame)
     added = [name for name in whole if name not in frame]
     parts = [(panel, panel.frame.join(whole[added])) for panel in panels]
     found = [
@@ -60,7 +66,7 @@ def growth(parts: Parts, style: Style) -> Told:
     quantities = ("latency", "peak memory", "workspace")
     rows = []
     for panel, frame in parts:
-        for _, fits in predicted.growth(frame).groupby(["plugin", "layers"], sort=False):
+        for _, fits in growth_of(frame).groupby(["plugin", "layers"], sort=False):
             fit = {str(row["quantity"]): row for row in records(fits)}
             first = next(iter(fit.values()))
             rows.append(
@@ -94,7 +100,7 @@ def workspace(parts: Parts, style: Style) -> Told:
     """A row a variant: its workspace as measured over its own prediction."""
     rows = []
     for panel, frame in parts:
-        for row in records(predicted.workspace(frame)):
+        for row in records(workspace_of(frame)):
             sizes = [units.size(row[name]) for name in ("predicted_least", "predicted_most")]
             rows.append(
                 [
@@ -118,7 +124,7 @@ def workspace(parts: Parts, style: Style) -> Told:
 
 def shares(parts: Parts, style: Style) -> Told:
     """A row a variant, a column a length: attention's share of the block's operations, time and memory."""
-    found = [(panel, frame, predicted.shares(frame)) for panel, frame in parts]
+    found = [(panel, frame, shares_of(frame)) for panel, frame in parts]
     lengths = sorted({float(length) for _, _, table in found for length in table["length"]})
     rows = []
     for panel, frame, table in found:
@@ -149,7 +155,7 @@ def crossings(parts: Parts, style: Style) -> Told:
     """A row a crossing: the length at which attention outgrows something, predicted and measured."""
     rows = []
     for panel, frame in parts:
-        found = records(predicted.crossings(frame))
+        found = records(crossings_of(frame))
         came = list(dict.fromkeys(row["what"] for row in found))
         for row in sorted(found, key=lambda row: came.index(row["what"])):
             who = style.names[row["plugin"]] if row["plugin"] else "one l x l matrix a head"
@@ -183,7 +189,7 @@ def longest(parts: Parts, runs: Sequence[Mapping[str, Any]], style: Style) -> To
     memories = ({f"{units.size(min(limits))} ({whose})": min(limits)} if limits else {}) | MEMORIES
     rows = []
     for panel, frame in parts:
-        for _, part in predicted.longest(frame, memories).groupby(["plugin", "layers"], sort=False):
+        for _, part in longest_of(frame, memories).groupby(["plugin", "layers"], sort=False):
             found = {str(row["memory"]): row for row in records(part)}
             first = next(iter(found.values()))
             texts = [text for name in memories for text in _fits(found[name])]
@@ -225,7 +231,7 @@ def saved(frame: pd.DataFrame, style: Style) -> Told:
             units.size(row["inference_predicted"]),
             units.size(row["inference"]),
         ]
-        for row in records(predicted.saved(frame))
+        for row in records(saved_of(frame))
     ]
     columns = ["layers", "kept: predicted", "kept: measured", "measured over predicted", "inference holds: predicted",
                "inference holds: measured"]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench import analysis
+from attnbench.analysis.rows import Row, finished, records
 from attnbench.report import units
 from attnbench.report.panels import machine_name
 from attnbench.report.style import Style
@@ -26,12 +26,8 @@ def side_by_side(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], style: 
     if len(standard) < 2 or len({run["standard"] for run in standard}) > 1:
         return None
     names = [str(run.get("name")) for run in standard]
-    done = analysis.finished(frame)
-    cells = {
-        (run, *(row[name] for name in _SAME)): row
-        for run in names
-        for row in analysis.records(done[done["run"] == run])
-    }
+    done = finished(frame)
+    cells = {(run, *(row[name] for name in _SAME)): row for run in names for row in records(done[done["run"] == run])}
     keys = dict.fromkeys(key[1:] for key in cells)
     shared = [key for key in keys if sum((run, *key) in cells for run in names) > 1]
     rows = []
@@ -44,7 +40,7 @@ def side_by_side(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], style: 
     return Table(["scope", "mask", "length", "variant", *heads], rows, numeric=numeric) if rows else None
 
 
-def _told(row: analysis.Row | None) -> str:
+def _told(row: Row | None) -> str:
     if row is None:
         return units.NOTHING
     speedup = f" ({units.ratio(row['speedup'])})" if units.known(row["speedup"]) else ""

@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench import analysis
-from attnbench.analysis import Row, records
+from attnbench.analysis import compare
+from attnbench.analysis.rows import Row, finished, records
 from attnbench.report import units
 from attnbench.report.panels import Panel, command_line
 from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style
 from attnbench.report.verdict import listed, warning_kinds
-from attnbench.warnings import explain
+from attnbench.stats.doubts import explain
 
 GRADIENTS = tuple(f"{name}_gradient_rel_l2" for name in ("query", "key", "value", "gate"))
 ERROR_BOUND = 0.01
@@ -50,7 +50,7 @@ def _unless_same(answer: str, before: str) -> str:
 
 
 def _best(rows: pd.DataFrame, style: Style) -> str:
-    found = analysis.fastest(rows)
+    found = compare.fastest(rows)
     if not found:
         return units.NOTHING
     best = found.row
@@ -68,7 +68,7 @@ def average_speedups(panels: Sequence[Panel], style: Style) -> Table:
     """Geometric means over what all finished, with how many cells of how many."""
     rows = []
     for panel in panels:
-        found = analysis.averages(panel.frame)
+        found = compare.averages(panel.frame)
         over = f"{found.cells} of {found.of}"
         for plugin, mean in sorted(found.speedups.items(), key=lambda item: -item[1]):
             rows.append([panel.name, style.names[plugin], units.ratio(mean), over])
@@ -80,7 +80,7 @@ def average_speedups(panels: Sequence[Panel], style: Style) -> Table:
 
 def results(panel: Panel, style: Style) -> Table:
     """One row a finished cell; columns in which no row has anything to say are left out."""
-    rows = records(analysis.finished(panel.frame))
+    rows = records(finished(panel.frame))
     columns: dict[str, Callable[[Row], str]] = {
         panel.axis: lambda row: units.length(row["length"]),
         "variant": lambda row: style.names[row["plugin"]],
@@ -104,7 +104,7 @@ def results(panel: Panel, style: Style) -> Table:
 
 def on_the_gpu(panel: Panel, style: Style) -> Table:
     """One row a cell that a GPU finished: how it was timed, and what the GPU said of itself at its start and end."""
-    rows = [row for row in records(analysis.finished(panel.frame)) if row["device"] == "cuda"]
+    rows = [row for row in records(finished(panel.frame)) if row["device"] == "cuda"]
     columns: dict[str, Callable[[Row], str]] = {
         panel.axis: lambda row: units.length(row["length"]),
         "variant": lambda row: style.names[row["plugin"]],
@@ -175,7 +175,7 @@ def missing(panels: Sequence[Panel], style: Style) -> Table:
     """Every cell without a number, and why."""
     rows = []
     for panel in panels:
-        for row in records(panel.frame.drop(index=analysis.finished(panel.frame).index)):
+        for row in records(panel.frame.drop(index=finished(panel.frame).index)):
             reason = row["reason"] if isinstance(row["reason"], str) and row["reason"] else "no reason was recorded"
             name, length = style.names[row["plugin"]], units.length(row["length"])
             rows.append([panel.name, length, name, str(row["status"]), reason])
@@ -211,7 +211,7 @@ def variants(frame: pd.DataFrame, style: Style) -> Table:
     rows = []
     for plugin in style.plugins:
         part = frame[frame["plugin"] == plugin]
-        done = f"{len(analysis.finished(part))} of {len(part)}"
+        done = f"{len(finished(part))} of {len(part)}"
         facts = [_distinct(part[name]) for name in ("family", "implementation", "distribution")]
         rows.append([style.names[plugin], plugin, *facts, done])
     return Table(["variant", "plugin", "family", "what ran", "from", "cells finished"], rows)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from attnbench import analysis
+from attnbench.analysis import compare
+from attnbench.analysis.rows import finished
 from attnbench.report import units
 from attnbench.report.panels import Panel, machine_name
 from attnbench.report.style import Style
@@ -23,7 +24,7 @@ def verdict(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping
     """How many cells of what status, from where, which variant is the fastest, and what to be wary of."""
     if frame.empty:
         return ["There is no cell in this report: the run planned none, or was stopped before its first."]
-    done = analysis.finished(frame)
+    done = finished(frame)
     said = [_counts(frame), *_origin(frame, panels, runs)]
     if done.empty:
         said.append("No cell finished with a latency, so there is nothing to compare.")
@@ -96,7 +97,7 @@ def _winners(frame: pd.DataFrame, style: Style) -> list[str]:
 
     Variants that are not told apart from the fastest share its place.
     """
-    answers = [(float(str(length)), analysis.fastest(cell)) for length, cell in frame.groupby("length")]
+    answers = [(float(str(length)), compare.fastest(cell)) for length, cell in frame.groupby("length")]
     known = [(length, found) for length, found in answers if found]
     parts = []
     for winners, group in itertools.groupby(known, key=lambda answer: sorted({answer[1].plugin, *answer[1].tied})):
@@ -137,7 +138,7 @@ def _counted(panels: Sequence[Panel], style: Style) -> list[str]:
         cells = 0
         for panel in panels:
             rows = panel.frame[panel.frame["family"] == "exact"] if exact else panel.frame
-            for found in filter(None, (analysis.fastest(cell) for _, cell in rows.groupby("length"))):
+            for found in filter(None, (compare.fastest(cell) for _, cell in rows.groupby("length"))):
                 wins.update([found.plugin, *found.tied])
                 cells += 1
         if cells:

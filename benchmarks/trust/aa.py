@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pair
 
-from attnbench.bench.forkserver import Forkserver
+from attnbench.workers.server import Forkserver
 
 METHODS = ("attnbench", "torch_timer", "medians_apart", "means_apart")
 

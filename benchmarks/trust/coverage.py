@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from attnbench.bench.interval import Interval, interval
-from attnbench.bench.plan import schedule
+from attnbench.stats.intervals import Interval, interval
+from attnbench.sweep.stopping import schedule
 
 NOISE = 0.03  # standard deviation of one round's log ratio
 SPIKE_SHARE, SPIKE_SIZE = 0.05, 0.3

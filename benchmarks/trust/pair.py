@@ -16,12 +16,15 @@ import torch
 from planted import Planted
 from torch.utils.benchmark import Timer
 
-from attnbench.bench import inputs, runner
-from attnbench.bench.forkserver import Forkserver
-from attnbench.bench.interval import Interval
-from attnbench.bench.plan import Cell, ask, cells_of
-from attnbench.bench.session import Settings, measure
 from attnbench.registry import Found, Request
+from attnbench.stats.intervals import Interval
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.plan import cells_of
+from attnbench.sweep.rounds import measure
+from attnbench.sweep.settings import Settings
+from attnbench.task import inputs
+from attnbench.workers.ask import ask
+from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
 
@@ -127,4 +130,4 @@ def workloads(count: int, seed: int, threads: int) -> Iterator[Workload]:
 
 
 def machine_facts(server: Forkserver) -> dict[str, object]:
-    return dict(runner.ask_machine(server))
+    return dict(ask.ask_machine(server))

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pair
 
-from attnbench.bench.forkserver import Forkserver
+from attnbench.workers.server import Forkserver
 
 Ratios = dict[str, dict[str, float]]  # by per cent of more work, by length
 

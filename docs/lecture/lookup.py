@@ -18,8 +18,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from attnbench.bench import inputs
-from attnbench.reference import exact
+from attnbench.judge.reference import exact
+from attnbench.task import inputs
 from attnbench.workload import Workload
 
 

@@ -17,9 +17,10 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from attnbench.block import Block, attentions
+from attnbench.judge.reference import exact
 from attnbench.plugin import Call
-from attnbench.reference import exact
+from attnbench.task.transformer import Block
+from attnbench.theory.costs import attentions
 from attnbench.workload import Workload
 
 HEADS, HEAD_DIM = 4, 16

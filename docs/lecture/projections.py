@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.bench import machine
-from attnbench.bench.blocks import block_size
-from attnbench.bench.interval import Interval, interval
-from attnbench.bench.latency import timer
-from attnbench.workload import parse_sizes, usable_cores
+from attnbench.devices.bursts import block_size
+from attnbench.devices.device import describe, timer
+from attnbench.devices.machine import usable_cores
+from attnbench.sizes import parse_sizes
+from attnbench.stats.intervals import Interval, interval
 
 MODELS = ((512, 8), (1024, 16))  # d_m, k
 RATIOS = (("per head", "three"), ("three", "one"))
@@ -51,7 +51,7 @@ def measure(length: int, width: int, heads: int, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
-            block, _ = timers[name].block(*blocks[name])
+            block, _ = timers[name].burst(*blocks[name])
             seconds[name].append(block.seconds / block.calls)
     row: dict[str, Any] = {"seq": length, "d_m": width, "heads": heads, "seconds": seconds}
     for over, under in RATIOS:
@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(usable_cores())
     torch.manual_seed(0)
     random.seed(0)
-    here, rows = machine.describe(), []
+    here, rows = describe(), []
     print(f"{here['cpu']}, {here['cores']} cores, {usable_cores()} threads, torch {torch.__version__}, float32")
     print(f"  d_m   k      l       three{'per head / three [95%]':>30}{'three / one [95%]':>30}")
     for (width, heads), length in ((model, n) for model in MODELS for n in parse_sizes(asked.seq)):

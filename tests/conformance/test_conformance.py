@@ -8,11 +8,10 @@ from itertools import product
 import pytest
 from machine_lacks import is_the_machines
 
+from attnbench.judge.conformance import check
 from attnbench.plugin import Plugin
 from attnbench.registry import canonical, find, instances, load
 from attnbench.workload import Workload
-
-from .checks import check
 
 SHAPES = {
     "one": {"seq": 1, "kv_seq": 1},
@@ -55,4 +54,5 @@ def cases() -> Iterator[object]:
 def test_a_plugin_computes_what_it_defines(plugin: Plugin, workload: Workload, strided: bool) -> None:
     if reason := plugin.supports(workload):
         pytest.skip(reason)
-    check(plugin, workload, strided)
+    found = check(plugin, workload, strided=strided)
+    assert (found.status, found.reason) == ("ok", "")

@@ -356,7 +356,7 @@ def test_no_shared_memory_is_needed(mounts: None, tmp_path: Path) -> None:
 def test_no_place_for_temporary_files(tmp_path: Path) -> None:
     code = (
         "import sys, tempfile; tempfile.tempdir = '/nowhere'; "
-        "from attnbench.cli import main; sys.argv[0] = 'attnbench'; main()"
+        "from attnbench.commands import main; sys.argv[0] = 'attnbench'; main()"
     )
     arguments = ("run", *SHAPE, "--baseline", "sdpa", "--seq", "64", "--out", str(tmp_path / "results"))
     done = subprocess.run(

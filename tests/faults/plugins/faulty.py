@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from attnbench.judge.reference import sample_rows
 from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax, Value, visible
-from attnbench.reference import sample_rows
 from attnbench.workload import Workload
 
 __all__ = ["visible"]  # no plugin, yet an entry point names it

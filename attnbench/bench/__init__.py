@@ -1,1 +1,0 @@
-"""How a workload is measured."""

@@ -1,0 +1,53 @@
+"""`attnbench calibrate`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from attnbench.commands.options import CELL_FAILED, DEVICE, THREADS, print_table, warn_of_threads
+from attnbench.devices.machine import usable_cores
+
+
+@click.command()
+@DEVICE
+@THREADS
+def command(device: str, threads: int | None) -> None:
+    """Measure this machine's ceilings: its fastest matrix products, and its fastest reads.
+
+    They are kept for later runs with this device and these threads, whose report then tells how much of what is
+    attainable each variant reached. Nothing else should run meanwhile: a disturbed calibration is not kept, with exit
+    code 1.
+    """
+    from rich.table import Table
+
+    from attnbench.records import ceilings
+    from attnbench.report import units
+    from attnbench.sweep.engine import device_of
+    from attnbench.theory import roofline
+    from attnbench.workers import ask
+    from attnbench.workers.server import Forkserver
+
+    threads = threads or usable_cores()
+    warn_of_threads(threads)
+    with Forkserver(threads) as server:
+        facts = ask.ask_machine(server)
+        on = device_of(device, facts)
+        click.echo("measuring, for less than a minute", err=True)
+        found = ask.ask_ceilings(server, on, threads)
+    table = Table("", "ceiling", "reached at", box=None, pad_edge=False)
+    for name, rate in found.operations_per_s.items():
+        table.add_row(f"{name} products", units.rate(rate), found.at[name])
+    table.add_row("reading memory", f"{units.size(found.bytes_per_s)}/s", found.at["memory"])
+    if found.cache_bytes:
+        table.add_row("last-level cache", units.size(found.cache_bytes), "as the machine says")
+    print_table(table)
+    if found.disturbed > roofline.QUIET:
+        click.echo(
+            f"not kept: others used {found.disturbed * threads:.1f} of the {units.count(threads, 'core')} meanwhile, "
+            "so these are too low to judge by; calibrate again when the machine is quiet"
+        )
+        sys.exit(CELL_FAILED)
+    where = ceilings.store(found, facts)
+    click.echo(f"kept for runs on {found.device} with {units.count(threads, 'thread')}: {where}")

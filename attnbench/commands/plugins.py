@@ -1,0 +1,50 @@
+"""`attnbench plugins`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from attnbench.commands.options import print_table
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def command(names: tuple[str, ...], device: str) -> None:
+    """List the variants installed, or show NAMES in full.
+
+    Listing reads package metadata only. What a plugin says of itself is asked in a process of its own, for
+    attnbench's own plugins and for those that NAMES asks for: loading a plugin runs its code.
+    """
+    from rich.table import Table
+
+    from attnbench.registry import Request, find, select
+    from attnbench.workers.ask import ask
+    from attnbench.workers.server import Forkserver
+    from attnbench.workload import Workload
+
+    found = find()
+    chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
+    probe = Workload(seq=128, kv_seq=128, device=device, dtype="float32" if device == "cpu" else "bfloat16")
+    table = Table("plugin", "family", "options", "devices", f"here on {device}", "from", box=None, pad_edge=False)
+    with Forkserver(1) as server:
+        for plugin in chosen:
+            if not names and plugin.distribution != "attnbench":
+                table.add_row(plugin.name, "", "", "", f"not loaded; attnbench plugins {plugin.name}", plugin.origin)
+                continue
+            answer = ask(server, Request(plugin), [probe])
+            if "failed" in answer:
+                table.add_row(plugin.name, "", "", "", f"{answer['failed']}: {answer['reason']}", plugin.origin)
+                continue
+            says = answer["instances"][0]["answers"][0]
+            options = "\n".join(_option(key, value) for key, value in answer["options"].items())
+            fit = says["unsupported"] or "yes"
+            table.add_row(plugin.name, answer["family"], options, " ".join(answer["devices"]), fit, plugin.origin)
+    print_table(table)
+
+
+def _option(name: str, option: dict[str, Any]) -> str:
+    choices = "|".join(str(c) for c in option["choices"])
+    return f"{name}={option['default']}  {choices and f'({choices}) '}{option['help']}"

@@ -1,0 +1,59 @@
+"""Shows how a sweep goes on: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from attnbench.records.schema import Row
+from attnbench.sweep.cell import Cell
+from attnbench.workload import Workload
+
+
+class Watch:
+    """Progress for a person; a context manager."""
+
+    def __init__(self, console: Console, cells: int) -> None:
+        self._console, self._cells, self._done = console, cells, 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("planning", total=cells, left="")
+
+    def __enter__(self) -> Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def cell(self, cell: Cell, doing: str) -> None:
+        self._bar.update(self._task, description=f"{cell.workload.label()} {cell.variant}: {doing}")
+
+    def rows(self, rows: Sequence[Row], seconds_left: float) -> None:
+        self._done += len(rows)
+        # The planner spends the budget: what is left of it is the best estimate of when it ends.
+        left = f"at most {seconds_left:.0f} s left"
+        self._bar.update(self._task, completed=self._done, left=left)
+        statuses = Counter(row["status"] for row in rows)
+        ok = [row for row in rows if row["status"] == "ok"]
+        best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
+        text = ", ".join(f"{count} {status}" for status, count in statuses.items())
+        fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
+        label = Workload.from_dict(rows[0]).label()
+        self._console.print(
+            f"[{self._done}/{self._cells}] {label}: {text}{fastest} ({left})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,82 @@
+"""Calls timed together, a burst, and how many of them one holds. The clock is the host's. Loads no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BURST_SECONDS = 0.02  # a burst is at least this long: a thousand times what reading the clock and a wake-up cost
+HEAD_SECONDS = 0.02  # calls shorter than this get an untimed one first, since a turn begins with cold caches
+
+
+def burst_size(call_seconds: float) -> tuple[int, int]:
+    """(calls, untimed head calls) of a burst for a call of this length."""
+    calls = max(1, ceil(BURST_SECONDS / max(call_seconds, 1e-7)))
+    return calls, 1 if call_seconds < HEAD_SECONDS else 0
+
+
+# Taken before any plugin is imported: one that replaces time.perf_counter changes nothing here.
+clock = time.perf_counter
+_STEADY_SECONDS, _STEADY_GAIN = 0.3, 0.97
+
+
+@dataclass(frozen=True)
+class Burst:
+    """One timed burst: `calls` calls in `seconds`, begun at `start` on this machine's monotonic clock."""
+
+    start: float
+    calls: int
+    seconds: float
+    total_seconds: float
+    """All that the variant itself ran for, the untimed head call included."""
+    wall_s: float | None = None
+    """On a GPU, seconds of a call by the host's clock, the start of its kernels included."""
+
+
+class Timer:
+    """Times bursts of one call with the host's clock, for work that is done when the call returns."""
+
+    how = "clock"
+    """What it reads: a record's `timing`."""
+
+    def __init__(self, call: Callable[..., Any], tensors: list[Tensor]) -> None:
+        self.call, self.tensors = call, tensors
+
+    def burst(self, calls: int, head: int = 0) -> tuple[Burst, Any]:
+        """Times `calls` calls after `head` untimed ones. Also returns what the last timed call did."""
+        began = clock()
+        for _ in range(head):
+            self.call(*self.tensors)
+        start = clock()
+        for _ in range(calls - 1):
+            self.call(*self.tensors)
+        out = self.call(*self.tensors)
+        end = clock()
+        return Burst(start, calls, end - start, end - began), out
+
+    def warm_up(self, last_s: float = 0.0) -> tuple[float, float]:
+        """Calls until a call gets no faster, for at most a third of a second; long calls are steady at once.
+
+        last_s: seconds of the last call, if it was not the first.
+
+        Returns:
+            seconds of a call now, and seconds spent.
+        """
+        if last_s >= _STEADY_SECONDS:
+            return last_s, 0.0
+        burst, _ = self.burst(1)
+        best, spent = burst.seconds, burst.total_seconds
+        while spent < _STEADY_SECONDS and best < _STEADY_SECONDS:
+            burst, _ = self.burst(*burst_size(best))
+            spent += burst.total_seconds
+            now = burst.seconds / burst.calls
+            if now > best * _STEADY_GAIN:
+                return min(now, best), spent
+            best = now
+        return best, spent

@@ -1,0 +1,112 @@
+"""What machine a run was measured on, and how busy it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (its affinity, not what the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+LIBRARIES = ("torch", "xformers", "triton", "numpy", "pandas", "scipy")
+
+
+def describe() -> dict[str, Any]:
+    """CPU, features, memory, limits and versions, all JSON. What is known of a GPU is `device.describe`'s to add."""
+    import cpuinfo
+
+    cpu = cpuinfo.get_cpu_info()
+    return {
+        "cpu": cpu.get("brand_raw", platform.processor() or "unknown"),
+        "features": sorted(f for f in cpu.get("flags", []) if f.startswith(("avx", "amx", "fma", "sve", "neon"))),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "hardware_threads": os.cpu_count(),
+        "usable_threads": len(os.sched_getaffinity(0)),
+        "cache_bytes": {k: cpu[k] for k in ("l1_data_cache_size", "l2_cache_size", "l3_cache_size") if k in cpu},
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "cgroup_cpu": _read("/sys/fs/cgroup/cpu.max"),
+        "cgroup_memory": _read("/sys/fs/cgroup/memory.max"),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "git": _git(),
+        "load_start": load(),
+    }
+
+
+def load() -> float:
+    """Processes running or waiting to run, averaged over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated before this machine, or the cgroup that holds us, runs out."""
+    free = psutil.virtual_memory().available
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    if limit and limit.isdigit() and used and used.isdigit():
+        free = min(free, int(limit) - int(used))
+    return int(free)
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed in our cgroup for want of memory."""
+    for line in (_read("/sys/fs/cgroup/memory.events") or "").splitlines():
+        name, _, count = line.partition(" ")
+        if name == "oom_kill":
+            return int(count)
+    return 0
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> str | None:
+    """The state of the checkout that attnbench runs from, or None for an installed copy."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """Bytes of all last-level caches together, as Linux tells; None where it does not.
+
+    More of a machine than the threads may use: then fewer cells count as bound by memory, not more.
+    """
+    sizes: dict[int, dict[str, int]] = {}
+    for index in root.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            level, shared, size = ((index / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]
+            sizes.setdefault(int(level), {})[shared] = int(size[:-1]) * unit
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return sum(sizes[max(sizes)].values()) if sizes else None

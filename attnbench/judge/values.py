@@ -1,0 +1,154 @@
+"""Judges what a task's call returned against float64: the output, the attention inside a block, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench.judge import deviation, reference
+from attnbench.judge.deviation import Error
+from attnbench.judge.reference import expected_block
+from attnbench.plugin import Definition, Recurrence, Softmax
+from attnbench.task.call import Tap, Task, outputs
+from attnbench.task.transformer import Block
+from attnbench.workload import Workload
+
+_PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
+_RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
+Errors = dict[str, Error | None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Errors as a record's columns, `tolerance` among them, and what is wrong; None where nothing is."""
+
+    columns: dict[str, float]
+    problem: str | None
+
+
+def judge(
+    task: Task, family: str, tensors: Sequence[Tensor], raw: Any, taps: Sequence[Tap], rows: Tensor, draw: int
+) -> Judgement:
+    """Whether an output is that of the function that the variant defines, and how far that is from softmax attention.
+
+    A stack of several blocks is judged by the attentions inside it alone: an end-to-end reference would compute every
+    layer but the last at every position, in O(layers * seq^2) of float64. So is a block around a recurrence, which
+    would be gone through token by token twice.
+
+    tensors: what the call that returned `raw` got. taps: the attentions inside it, as `Task.taps` tells them.
+    rows: the positions to look at. draw: which heads' gradients.
+    """
+    w = task.workload
+    allowed = deviation.tolerance(w, family)
+    columns = {"tolerance": allowed}
+    found, problems = _end_to_end(task, tensors, outputs(raw)[0], rows, allowed)
+    whole = bool(found)
+    shown = [each for tap in taps for each in task.problems(tap)]
+    for part, tap in shown:
+        errors, problem = _tap(task, part, tap, reference.sample_rows(part.seq, draw) if w.lengths else rows, allowed)
+        found = found if whole else _worse(found, errors)
+        problems.append(problem)
+    for prefix, worst in found.items():
+        columns |= worst.columns(prefix) if worst else {}
+    if w.phase == "train":
+        gradients, problem = _gradients(task, shown, deviation.gradient_tolerance(w, family), draw)
+        columns |= gradients
+        problems.append(problem)
+    if not all(bool(x.isfinite().all()) for x in outputs(raw)):  # all rows, not the sampled ones alone
+        problems.insert(0, "output has NaN or infinite values")
+    return Judgement(columns, next((problem for problem in problems if problem), None))
+
+
+def _worse(one: Errors, other: Errors) -> Errors:
+    def rank(found: Error | None) -> float:
+        return -1.0 if found is None else found.rel_l2 if found.rel_l2 == found.rel_l2 else float("inf")
+
+    return {name: max(one.get(name), other[name], key=rank) for name in other}
+
+
+def _end_to_end(
+    task: Task, tensors: Sequence[Tensor], out: Tensor, rows: Tensor, allowed: float
+) -> tuple[Errors, list[str | None]]:
+    """Of a single block's output; nothing where the taps alone are looked at."""
+    w = task.workload
+    if (
+        task.stack is None
+        or w.layers > 1
+        or w.lengths
+        or any(isinstance(d, Recurrence) for d in task.definitions.values())
+    ):
+        return {}, []
+    block = task.stack.blocks[0]
+    assert isinstance(block, Block)
+    has_memory = w.block == "decoder" and w.phase != "decode"
+    actual, memory = out.index_select(1, rows.to(out.device)), tensors[1] if has_memory else None
+
+    def expected(definitions: Mapping[str, Definition]) -> Tensor:
+        return expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
+
+    implementation = deviation.compare(actual, expected(task.definitions))
+    approximation = implementation
+    if any(d != Softmax() for d in task.definitions.values()):
+        approximation = deviation.compare(actual, expected({name: Softmax() for name in task.definitions}))
+    found: Errors = {"implementation": implementation, "approximation": approximation}
+    return found, [deviation.verdict(implementation, allowed)]
+
+
+def _tap(task: Task, part: Workload, tap: Tap, rows: Tensor, allowed: float) -> tuple[Errors, str | None]:
+    """Errors of one attention problem, and what is wrong with it.
+
+    The approximation error of a recurrence is None: there is no softmax that it approximates.
+    """
+    definition = task.definition(tap.name, part)
+    query, key, value, *gates = (x.detach() for x in tap.tensors)
+    actual = tap.out.detach().index_select(2, rows.to(tap.out.device))
+    should = reference.expected(definition, part, query, key, value, rows, gates)
+    implementation = deviation.compare(actual, should)
+    approximation: Error | None = implementation
+    if isinstance(definition, Recurrence):
+        approximation = None
+    elif definition != Softmax():
+        approximation = deviation.compare(actual, reference.exact(part, query, key, value, rows))
+    problem = deviation.verdict(implementation, allowed)
+    return {"implementation": implementation, "approximation": approximation}, _located(task, tap, problem)
+
+
+def _located(task: Task, tap: Tap, problem: str | None) -> str | None:
+    if problem is None or task.workload.scope == "attention":
+        return problem
+    layer = f" of layer {tap.layer + 1}" if task.workload.layers > 1 else ""
+    return f"{tap.name}-attention{layer}: {problem}"
+
+
+def _gradients(
+    task: Task, shown: Sequence[tuple[Workload, Tap]], allowed: float, draw: int
+) -> tuple[dict[str, float], str | None]:
+    """The worst relative L2 of each input's gradient, over the key/value heads looked at, and what is wrong.
+
+    Every head costs O(seq * kv_seq) in float64: of long problems some are drawn, at least one.
+    """
+    columns: dict[str, float] = {}
+    problem: str | None = None
+    generator = torch.Generator().manual_seed(draw)
+    for part, tap in shown:
+        definition = task.definition(tap.name, part)
+        each = part.kv_seq * part.group * (_RECURRENT_PAIRS if isinstance(definition, Recurrence) else part.seq)
+        heads = [(b, h) for b in range(part.batch) for h in range(part.kv_heads)]
+        count = max(1, min(len(heads), _PAIRS // (each * len(shown))))
+        names = ["query", "key", "value", *["gate"] * (len(tap.tensors) - 3)]
+        up, *found = tap.gradients
+        for i in torch.randperm(len(heads), generator=generator)[:count].tolist():
+            b, h = heads[i]
+            should = reference.gradients(definition, part, tap.tensors, up, b, h)
+            for name, actual, wanted in zip(names, found, should, strict=True):
+                of = slice(h * part.group, (h + 1) * part.group) if name == "query" else slice(h, h + 1)
+                off = deviation.gradient_error(actual[b : b + 1, of], wanted, up[b : b + 1])
+                columns[f"{name}_gradient_rel_l2"] = max(off, columns.get(f"{name}_gradient_rel_l2", 0.0))
+                if not off <= allowed and problem is None:
+                    said = f"gradient of {name} is off by {off:.1e} (relative L2), over the tolerance {allowed:.2g}"
+                    problem = _located(task, tap, said)
+    return columns, problem

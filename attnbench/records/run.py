@@ -1,0 +1,253 @@
+"""A run on disk: `run.json` says what was asked and where, `cells.jsonl` holds what came of it.
+
+A line of cells.jsonl is one workload with the rows of all its variants and their samples; it is written and fsynced
+whole, so that a run that was killed at any moment holds whole workloads and at most one torn last line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from attnbench.errors import AttnbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
+
+
+class Run:
+    """One run's folder, held by this process alone while it is open (a context manager)."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path, self.meta = path, meta
+        self._lock = FileLock(path / ".lock")
+
+    @classmethod
+    def create(cls, root: Path, name: str, meta: dict[str, Any]) -> Run:
+        """Makes `<root>/<date>-<name>`, with -2, -3 ... behind it where that is taken.
+
+        Raises:
+            AttnbenchError: the folder can't be made.
+        """
+        stem = f"{datetime.now(UTC):%Y-%m-%d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
+        for count in range(1, 10_000):
+            path = root / (stem if count == 1 else f"{stem}-{count}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another --out") from None
+            return cls._begun(path, meta)
+        raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
+
+    @classmethod
+    def at(cls, path: Path, meta: dict[str, Any]) -> Run:
+        """Makes this folder.
+
+        Raises:
+            AttnbenchError: it is there already, or can't be made.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise AttnbenchError(f"{path} is there already; choose another out") from None
+        except OSError as error:
+            raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another out") from None
+        return cls._begun(path, meta)
+
+    @classmethod
+    def _begun(cls, path: Path, meta: dict[str, Any]) -> Run:
+        run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
+        return cls(path, read_meta(path))
+
+    def __enter__(self) -> Run:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise AttnbenchError(f"{self.path} is being written by another attnbench") from None
+        except OSError as error:
+            raise AttnbenchError(f"can't write to {self.path}: {error.strerror}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def cells(self) -> Path:
+        return self.path / "cells.jsonl"
+
+    def save(self) -> None:
+        """Writes run.json in one step: the old one stays whole until the new one is."""
+        temporary = self.path / "run.json.new"
+        try:
+            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n")
+            os.replace(temporary, self.path / "run.json")
+        except OSError as error:
+            raise AttnbenchError(f"can't write {self.path / 'run.json'}: {error.strerror}") from None
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds one workload's rows.
+
+        Raises:
+            AttnbenchError: the disk is full or the file can't be written; what it held before is untouched.
+        """
+        line = (json.dumps(_plain({"schema": SCHEMA, "cells": list(rows)}), allow_nan=False) + "\n").encode()
+        before = self.cells.stat().st_size if self.cells.exists() else 0
+        try:
+            with self.cells.open("ab", buffering=0) as file:
+                try:
+                    written = file.write(line)
+                    if written != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(before)
+                    raise
+        except OSError as error:
+            raise AttnbenchError(
+                f"can't write {self.cells}: {error.strerror}; what it holds is intact, go on with --resume {self.path}"
+            ) from None
+
+    def repair(self) -> list[Row]:
+        """Cuts a torn last line off and returns the rows of all whole ones."""
+        rows, whole = _read_lines(self.cells)
+        if self.cells.exists() and whole < self.cells.stat().st_size:
+            os.truncate(self.cells, whole)
+        return rows
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        AttnbenchError: there is no run, or a newer attnbench wrote it.
+    """
+    try:
+        meta = json.loads((path / "run.json").read_text())
+    except OSError:
+        raise AttnbenchError(f"{path} is no run: it has no run.json") from None
+    except ValueError:
+        raise AttnbenchError(f"{path / 'run.json'} is no JSON") from None
+    if not isinstance(meta, dict):
+        raise AttnbenchError(f"{path / 'run.json'} holds no JSON object")
+    try:
+        _check_schema(meta, path / "run.json")
+    except (KeyError, TypeError):
+        raise AttnbenchError(f"{path / 'run.json'} is no run of attnbench: it has no schema") from None
+    return meta
+
+
+def rows(path: Path) -> list[Row]:
+    """All rows of a run, samples included; a torn last line is left out.
+
+    Raises:
+        AttnbenchError: there is no run, a line in the middle is broken, or a newer attnbench wrote it.
+    """
+    read_meta(path)
+    return _read_lines(path / "cells.jsonl")[0]
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
+
+    Raises:
+        AttnbenchError: see `rows`.
+    """
+    import pandas as pd
+
+    folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
+    table = [{"run": folder.name, **{c: row.get(c) for c in COLUMNS}} for folder in folders for row in rows(folder)]
+    frame = pd.DataFrame(table, columns=["run", *COLUMNS])
+    for column in NUMBERS:
+        frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
+    frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
+    frame["converged"] = frame["converged"].map(bool).astype(bool)
+    frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
+    for column in (*TEXTS[3:], "traceback", "block", "norm", "lengths"):
+        frame[column] = frame[column].fillna("")
+    return frame
+
+
+def newest(root: Path) -> Path:
+    """The run under `root` that was started last.
+
+    Raises:
+        AttnbenchError: there is none.
+    """
+    runs = []
+    for meta in root.glob("*/run.json"):
+        try:
+            runs.append((str(read_meta(meta.parent).get("started", "")), meta.parent))
+        except AttnbenchError:
+            continue  # a broken neighbour does not hide the good ones
+    if not runs:
+        raise AttnbenchError(f"no run under {root}; make one with: attnbench run")
+    return max(runs)[1]
+
+
+def _read_lines(path: Path) -> tuple[list[Row], int]:
+    """The rows, and how many bytes of the file are whole lines."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise AttnbenchError(f"can't read {path}: {error.strerror}") from None
+    found: list[Row] = []
+    whole = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            content = json.loads(line)
+            _check_schema(content, path)
+            found.extend(_row(row) for row in content["cells"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, AttnbenchError):
+                raise
+            raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
+    return found, whole
+
+
+def _row(row: Any) -> Row:
+    """Raises: TypeError, KeyError: it is no row."""
+    key(row)
+    return dict(row)
+
+
+def _check_schema(content: dict[str, Any], path: Path) -> None:
+    schema = content["schema"]
+    if schema > SCHEMA:
+        raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def identity(machine: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be the same for a run to be resumed: its numbers would not compare otherwise."""
+    torch_version = machine.get("libraries", {}).get("torch")
+    return (*(machine.get(k) for k in ("cpu", "hardware_threads", "memory_bytes", "gpu")), torch_version)

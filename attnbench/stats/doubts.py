@@ -1,0 +1,154 @@
+"""What to be wary of in a cell that was measured: each warning is a kind with a name, a meaning and advice.
+
+Decided from what is stored alone, so that a run on disk can be judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from attnbench.stats.intervals import MIN_ROUNDS, by_process
+
+
+class Kind(NamedTuple):
+    """One kind of warning."""
+
+    means: str
+    advice: str
+
+
+KINDS = {
+    "few-rounds": Kind(
+        "fewer than 6 rounds were timed, so there is no interval",
+        "a longer --budget, or fewer cells: the longest lengths and the slowest plugins cost most",
+    ),
+    "imprecise": Kind(
+        "the budget ended before the asked precision was reached",
+        "a longer --budget, or fewer cells; differences smaller than the intervals mean nothing",
+    ),
+    "noisy": Kind(
+        "rounds differ so much that the asked precision would take more than 80 of them",
+        "close other programs, fix the clock frequency, see `attnbench doctor`; or ask for less by --precision",
+    ),
+    "bimodal": Kind(
+        "rounds fall into two groups, so the median may lie in one or the other",
+        "look for what alternates: two clock frequencies, another program, cores that share a cache",
+    ),
+    "drifting": Kind(
+        "rounds grew slower or faster as the cell went on",
+        "let the machine warm up or cool down first; speedups are paired by round and hold, latencies may not repeat",
+    ),
+    "processes-differ": Kind(
+        "the variant runs faster in some processes than in others, beyond the noise of rounds",
+        "the interval counts it; only more processes narrow it, which a longer --budget buys",
+    ),
+    "one-process": Kind(
+        "all rounds came from one process, so the interval leaves out what differs from one process to the next",
+        "a longer --budget or fewer cells buy five processes; until then distrust differences of a few per cent",
+    ),
+    "coarse-timer": Kind(
+        "rounds took no time or all exactly the same, as a timer too coarse for them reads",
+        "distrust the row; see `attnbench doctor` for the timer's resolution",
+    ),
+    "memory-leak": Kind(
+        "a call keeps more than 1 MiB of memory that the one before did not hold",
+        "look for what the plugin stores between calls",
+    ),
+    "launch-bound": Kind(
+        "the host starts the work more slowly than the GPU does it: latency is the GPU's time alone, wall time both",
+        "in a model that is not compiled or captured in CUDA graphs, the wall time is what a call takes",
+    ),
+    "throttled": Kind(
+        "the GPU held its clocks down while the cell ran, for the reason in start_throttled or end_throttled",
+        "speedups are paired and hold; latencies are those of this GPU with this power cap and cooling",
+    ),
+    "shared-gpu": Kind(
+        "processes that are not this run's were on the GPU at the cell's start or end",
+        "stop them, or distrust the row: they take turns with the kernels that are timed",
+    ),
+}
+_UNKNOWN = Kind("this attnbench does not know it", "see the release of attnbench that measured it")
+_NOISY = 5.0  # quartile range in units of the precision; the median then needs (1.82 * 5)^2 = 83 rounds
+_SHAPE_ROUNDS = 16  # fewer do not show a shape
+_SEPARATION = 5.0  # Ashman's D; splitting one normal distribution in two gives 2.7
+_SMALLER_MODE = 0.2  # share of rounds; less are outliers, which the median withstands
+_TREND = 0.5  # Spearman's correlation of time with order
+_WALL = 1.25  # times its latency, what a call's wall time may be before the host counts as what it waits for
+_CHANCE = 1e-3  # probability of a false warning of drift or of differing processes, each
+
+
+def explain(kind: str) -> Kind:
+    """What a kind means and what to do, for a run that another release may have written too."""
+    return KINDS.get(kind, _UNKNOWN)
+
+
+def of_gpu(facts: Mapping[str, Any], latency_s: float) -> list[str]:
+    """The kinds that what a GPU said of a cell deserves; see `records.COLUMNS` for the names."""
+    wall = facts.get("wall_s")
+    applies = {
+        "launch-bound": wall is not None and wall > _WALL * latency_s,
+        "throttled": bool(facts.get("start_throttled") or facts.get("end_throttled")),
+        "shared-gpu": bool(facts.get("start_other_processes") or facts.get("end_other_processes")),
+    }
+    return [kind for kind in KINDS if applies.get(kind)]
+
+
+def of_samples(samples: Sequence[Sequence[float]], precision: float, precise: bool) -> list[str]:
+    """The kinds that a cell's samples deserve, in the order of `KINDS`.
+
+    samples: one (process, round, start, calls, seconds) each, as `records.SAMPLE` names them.
+    precision: relative half-width that was asked for. precise: whether the cell's intervals reached it.
+    """
+    seconds = np.array([s[4] / s[3] for s in samples])
+    if len(seconds) < MIN_ROUNDS:
+        return ["few-rounds"]
+    if seconds.min() <= 0 or np.ptp(seconds) == 0:
+        return ["coarse-timer"]
+    processes = by_process(np.log(seconds), [s[0] for s in samples])
+    within = np.concatenate([logs - np.median(logs) for logs in processes])
+    bimodal, drifting = _is_bimodal(within, precision), len(processes) == 1 and _is_drifting(within, precision)
+    low, high = np.quantile(within, [0.25, 0.75])
+    applies = {
+        "imprecise": not precise,
+        "noisy": not (precise or bimodal or drifting) and high - low > _NOISY * precision,
+        "bimodal": bimodal,
+        "drifting": drifting,
+        "processes-differ": _processes_differ(processes, precision),
+    }
+    return [kind for kind in KINDS if applies.get(kind)]
+
+
+def _is_bimodal(values: np.ndarray, precision: float) -> bool:
+    """Whether the best split in two leaves groups that lie far apart for their spread (Ashman, Bird and Zepf 1994)."""
+    ordered = np.sort(values)
+    n, least = len(ordered), max(3, round(_SMALLER_MODE * len(ordered)))
+    if n < _SHAPE_ROUNDS:
+        return False
+    cuts = range(least, n - least + 1)
+    cut = min(cuts, key=lambda i: i * ordered[:i].var() + (n - i) * ordered[i:].var())
+    low, high = ordered[:cut], ordered[cut:]
+    spread = np.sqrt((low.var(ddof=1) + high.var(ddof=1)) / 2)
+    return bool(high.mean() - low.mean() > max(precision, _SEPARATION * spread))
+
+
+def _is_drifting(logs: np.ndarray, precision: float) -> bool:
+    """Whether time goes with order, in one process: several start afresh, each at its own speed."""
+    if len(logs) < _SHAPE_ROUNDS:
+        return False
+    found = stats.spearmanr(np.arange(len(logs)), logs)
+    third = max(1, len(logs) // 3)
+    moved = abs(np.median(logs[-third:]) - np.median(logs[:third]))
+    return bool(abs(found.statistic) > _TREND and found.pvalue < _CHANCE and moved > precision)
+
+
+def _processes_differ(processes: Sequence[np.ndarray], precision: float) -> bool:
+    """Whether the process explains the spread (Kruskal and Wallis 1952)."""
+    groups = [logs for logs in processes if len(logs) > 1]
+    if len(groups) < 2:
+        return False
+    medians = [float(np.median(g)) for g in groups]
+    return bool(stats.kruskal(*groups).pvalue < _CHANCE and max(medians) - min(medians) > precision)

@@ -1,0 +1,59 @@
+"""What a cell will cost, predicted from those already measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnbench.devices.bursts import BURST_SECONDS, HEAD_SECONDS
+from attnbench.sweep.cell import Cell
+
+_START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
+_WARM_UP_SECONDS = 0.1  # of short calls
+_GUESSED_FLOPS_PER_S = {"cpu": 5e10, "cuda": 5e13}  # only until a first cell has been measured
+
+
+class Costs:
+    """Predicts seconds from what was measured before, by the ratio of the variant's own operations."""
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+        self._fixed: dict[tuple[Any, ...], float] = {}
+
+    def learn(self, cell: Cell, call_s: float, fixed_s: float) -> None:
+        """fixed_s: seconds to make the cell ready beside the calls that this took."""
+        self._calls.setdefault(self._like(cell), []).append((cell.flops, call_s))
+        self._fixed[self._like(cell)] = fixed_s
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._calls)
+
+    def call(self, cell: Cell) -> float:
+        """Seconds of one call. Where none like it was measured, at the rate of the plugin's others, or of anyone's."""
+        known = (
+            self._calls.get(self._like(cell))
+            or [k for like, calls in self._calls.items() if like[0] == cell.plugin for k in calls]
+            or [k for calls in self._calls.values() for k in calls]
+            or [(1, 1 / _GUESSED_FLOPS_PER_S[cell.workload.device])]
+        )
+        flops, seconds = min(known, key=lambda k: abs(k[0] - cell.flops))
+        return seconds * cell.flops / max(1, flops)
+
+    def round(self, cell: Cell) -> float:
+        """Seconds of one round: a block of calls and, where calls are short, an untimed one."""
+        call = self.call(cell)
+        return max(call, BURST_SECONDS) + (call if call < HEAD_SECONDS else 0)
+
+    def ready(self, cell: Cell) -> float:
+        """Seconds until the first round, by when the cell has a number: a first call, and one that measures memory.
+
+        What a block is judged by, or what training saves, takes a further call each.
+        """
+        calls = 2 + (cell.workload.scope == "block") + (cell.workload.phase == "train")
+        return self._fixed.get(self._like(cell), _START_SECONDS) + calls * self.call(cell) + _WARM_UP_SECONDS
+
+    @staticmethod
+    def _like(cell: Cell) -> tuple[Any, ...]:
+        w = cell.workload
+        return cell.plugin, w.scope, w.block, w.dtype, w.mask, w.device, w.phase

@@ -1,0 +1,250 @@
+"""The door of a sweep: what was asked becomes a plan of cells, and a plan becomes a run on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from attnbench.devices import machine
+from attnbench.errors import AttnbenchError
+from attnbench.records import ceilings
+from attnbench.records.run import Run, identity, load, read_meta
+from attnbench.records.schema import Row, key
+from attnbench.sizes import Names, Sizes, Sweep
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.plan import choose, plan
+from attnbench.sweep.rounds import Progress, Session, Unwatched
+from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Settings
+from attnbench.theory.roofline import Ceilings
+from attnbench.workers.ask import ask_machine
+from attnbench.workers.channel import Message
+from attnbench.workers.server import Forkserver
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MEMORY_SHARE = 0.8  # of what is available
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run will do, while the server that starts its workers is alive.
+
+    asked: with device, dtype, memory and l2 settled for this machine. cells: workload by workload, the baseline first.
+    baseline: its canonical name, "" for none. facts: of the machine, as `device.describe` gives them.
+    """
+
+    server: Forkserver
+    asked: Asked
+    cells: list[Cell]
+    baseline: str
+    facts: Message
+
+
+@contextmanager
+def planned(asked: Asked) -> Iterator[Plan]:
+    """Asks the machine and every plugin; nothing is measured.
+
+    Raises:
+        AttnbenchError: a size, a plugin, an option or the device is not to be had.
+    """
+    early = "cpu" if asked.sweep.device == "auto" else asked.sweep.device
+    _on(asked.sweep, early).workloads()  # what is wrong whatever the machine is said before anything is started
+    choose(asked.plugins, asked.baseline)
+    with Forkserver(asked.sweep.threads) as server:
+        facts = ask_machine(server)
+        device = device_of(asked.sweep.device, facts)
+        if asked.l2 and device != "cuda":
+            raise AttnbenchError("--l2 is for --device cuda: what a CPU's caches hold can't be chosen")
+        settled = replace(
+            asked,
+            sweep=_on(asked.sweep, device),
+            memory=asked.memory or _memory_limit(facts, device),
+            l2=asked.l2 or ("kept" if device == "cuda" else None),
+        )
+        cells, baseline = plan(server, settled)
+        yield Plan(server, settled, cells, baseline, facts)
+
+
+def device_of(asked: str, facts: Message) -> str:
+    """The device that is meant; "auto" is a GPU where there is one.
+
+    Raises:
+        AttnbenchError: there is none, and it was asked for.
+    """
+    if asked == "cuda" and not facts["gpu"]:
+        raise AttnbenchError("--device cuda: this machine or this torch has no CUDA device; use --device cpu")
+    return asked if asked != "auto" else "cuda" if facts["gpu"] else "cpu"
+
+
+def _on(sweep: Sweep, device: str) -> Sweep:
+    dtype = sweep.dtype or (("bfloat16",) if device == "cuda" else ("float32",))
+    return replace(sweep, device=device, dtype=dtype)
+
+
+def _memory_limit(facts: Message, device: str) -> int:
+    """Bytes a run may use where nothing else is asked for."""
+    free = int(facts["gpu_free_bytes"]) if device == "cuda" else machine.available_memory()
+    return int(_MEMORY_SHARE * free)
+
+
+def resumed(path: Path, budget: float | None = None, timeout: float | None = None, memory: int | None = None) -> Asked:
+    """What a run on disk was asked for, with these changes.
+
+    Raises:
+        AttnbenchError: there is no run, or it doesn't say.
+    """
+    old = Asked.from_dict(read_meta(path).get("args", {}))
+    return replace(old, budget=budget or old.budget, timeout=timeout or old.timeout, memory=memory or old.memory)
+
+
+def meta(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
+    """What run.json will say of a run that begins now."""
+    sweep = plan.asked.sweep
+    known = ceilings.stored(plan.facts, sweep.device, sweep.threads)
+    return {
+        "command": list(command),
+        "started": _now(),
+        "finished": None,
+        "args": plan.asked.as_dict(),
+        "standard": sweep.standard,
+        "machine": plan.facts,
+        "distributions": {c.variant: c.distribution for c in plan.cells},
+        "ceilings": known.as_dict() if known else None,
+    }
+
+
+def check_same_machine(run: Run, facts: Message) -> None:
+    """Raises: AttnbenchError: the run was begun on another machine, with which its numbers would not compare."""
+    before, here = identity(run.meta.get("machine", {})), identity(facts)
+    if before != here:
+        different = next((a, b) for a, b in zip(before, here, strict=True) if a != b)
+        raise AttnbenchError(
+            f"{run.path} was measured on another machine ({different[0]}, here {different[1]}): start a new run"
+        )
+
+
+def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]:
+    """Measures what the run, which is open, does not hold yet and returns all its rows.
+
+    began: monotonic seconds at which the command started; wall time counts from there.
+    """
+    rows, asked = run.repair(), plan.asked
+    assert asked.memory is not None
+    done = {key(row)[1] for row in rows}
+    todo = [c for _, g in groupby(plan.cells, key=lambda c: c.workload) for c in g if c.workload not in done]
+    settings = Settings(
+        baseline=plan.baseline,
+        precision=asked.precision,
+        budget=asked.budget,
+        timeout=asked.timeout,
+        memory=asked.memory,
+        seed=asked.sweep.seed,
+        ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
+        l2=asked.l2 or "kept",
+        reuse=asked.sweep.device == "cuda",
+    )
+    session = Session(plan.server, settings)
+    before = run.meta.get("seconds", {})
+    try:
+        session.run(todo, run, progress)
+        run.meta["finished"] = _now()
+    except BaseException:
+        with suppress(AttnbenchError):  # what ended the run matters more than that this can't be written either
+            _account(run, session, before, began)
+        raise
+    _account(run, session, before, began)
+    return run.repair()
+
+
+def _account(run: Run, session: Session, before: Mapping[str, float], began: float) -> None:
+    """Adds where this command's wall time went to what earlier ones of the run took."""
+    wall = monotonic() - began
+    spent = {"wall": wall, "calls": session.seconds.calls, "compilation": session.seconds.compilation}
+    total = {k: round(before.get(k, 0.0) + v, 3) for k, v in spent.items()}
+    run.meta["seconds"] = total | {"elsewhere": round(total["wall"] - total["calls"] - total["compilation"], 3)}
+    run.meta["machine"]["load_end"] = machine.load()
+    run.save()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _Told(Unwatched):
+    """Passes the rows of each workload on to a callback."""
+
+    def __init__(self, callback: Callable[[Sequence[Row], float], object]) -> None:
+        self.rows = callback  # type: ignore[method-assign,assignment]
+
+
+def run(
+    plugins: str = "all",
+    seq: Sizes | None = None,
+    *,
+    kv_seq: Sizes | None = None,
+    batch: Sizes | None = None,
+    tokens: int | None = None,
+    heads: Sizes | None = None,
+    kv_heads: Sizes | None = None,
+    head_dim: Sizes | None = None,
+    value_dim: Sizes | None = None,
+    preset: str | None = None,
+    dtype: Names | None = None,
+    device: str = "auto",
+    mask: Names | None = None,
+    phase: Names | None = None,
+    scope: str | None = None,
+    block: str | None = None,
+    norm: str | None = None,
+    layers: Sizes | None = None,
+    lengths: str | None = None,
+    inputs: str | None = None,
+    baseline: str = "sdpa",
+    seed: int | None = None,
+    threads: int | None = None,
+    precision: str | float = PRECISION,
+    budget: float = BUDGET,
+    timeout: float = TIMEOUT,
+    l2: str | None = None,
+    memory: str | int | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[Sequence[Row], float], object] | None = None,
+) -> pd.DataFrame:
+    """Measures attention variants over a sweep of workloads: `attnbench run` for a notebook or a script.
+
+    Each argument is the option of that name of `attnbench run`, None its default; sizes may be numbers and lists too.
+    Variants run in processes of their own, which need no `__main__` guard.
+
+    plugins: "all", names "a,b", patterns "block*", options "name:key=value", or "name:*" for each choice.
+    seq, kv_seq: query and key lengths, such as 1024, [512, 1000] or "512..16384", which doubles.
+    batch, heads, kv_heads, head_dim, value_dim, layers: likewise. tokens: of the whole batch at each length.
+    preset: heads and dims of a published model, or "standard". dtype, mask, phase: one name or several.
+    scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
+    baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
+    budget, timeout: seconds for the sweep and for a cell. memory: what may be in use, such as "16GiB".
+    out: the run's folder, which must not exist yet; None keeps nothing on disk.
+    progress: called after each workload with its rows and the seconds that are left.
+
+    Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.
+
+    Raises:
+        AttnbenchError: something asked for is not to be had, said before anything is measured, or `out` can't be made.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("out", "progress")}
+    began = monotonic()
+    asked = Asked.of(**given)
+    spelled = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    with ExitStack() as stack:
+        ready = stack.enter_context(planned(asked))
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        record = stack.enter_context(Run.at(folder, meta(ready, [f"attnbench.run({spelled})"])))
+        measure(ready, record, _Told(progress) if progress else Unwatched(), began)
+        return load(folder)

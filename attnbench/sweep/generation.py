@@ -1,0 +1,96 @@
+"""`attnbench generate`: runs the two phases of inference for some plugins, shows and writes what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+from attnbench.registry import find, select
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.plan import cells_of
+from attnbench.workers.ask import ask, ask_machine, describe_exit
+from attnbench.workers.channel import Closed, Expired, Message
+from attnbench.workers.server import Forkserver
+from attnbench.workload import Workload
+
+_ALIKE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # relative L2 by which the two ways may differ
+_MAY_DIFFER = ("quantized", "sparse")  # with more tokens, these round otherwise or show other blocks
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was asked, where, and for each plugin what `workers.generation.generate` says, or why it failed."""
+
+    workload: Workload
+    prompt: int
+    tokens: int
+    repeats: int
+    machine: Message
+    results: list[dict[str, Any]]
+
+    @property
+    def title(self) -> str:
+        w = self.workload
+        return (
+            f"{self.prompt} tokens of prompt, {self.tokens} generated; {w.layers} {w.block} blocks, batch {w.batch}, "
+            f"{w.heads} heads of {w.head_dim}, {w.dtype}, {w.threads} threads"
+        )
+
+
+class Sizes(TypedDict):
+    """What is generated: tokens of the prompt and new ones, how often all of it, and the stack that generates them."""
+
+    prompt: int
+    tokens: int
+    repeats: int
+    timeout: float
+    layers: int
+    block: str
+    norm: str
+    batch: int
+    heads: int
+    kv_heads: int | None
+    head_dim: int
+    dtype: str
+
+
+def generate(plugins: str, threads: int, **sizes: Unpack[Sizes]) -> Generation:
+    """Generates with each plugin in a process of its own, one after the other.
+
+    Raises:
+        AttnbenchError: a plugin is unknown, or the sizes make no workload.
+    """
+    prompt, tokens, repeats, heads, head_dim = (sizes[n] for n in ("prompt", "tokens", "repeats", "heads", "head_dim"))
+    w = Workload(
+        seq=1, kv_seq=prompt + tokens, heads=heads, kv_heads=sizes["kv_heads"] or heads, head_dim=head_dim,
+        value_dim=head_dim, mask="causal", phase="decode", scope="block", threads=threads, layers=sizes["layers"],
+        block=sizes["block"], norm=sizes["norm"], batch=sizes["batch"], dtype=sizes["dtype"],
+    )  # fmt: skip
+    asked = {"prompt": prompt, "tokens": tokens, "repeats": repeats}
+    requests = select(plugins, find())
+    with Forkserver(threads) as server:
+        cells = [cell for r in requests for cell in cells_of(r, ask(server, r, [w]), [w])]
+        results = [{"plugin": c.plugin, "variant": c.variant} | _one(server, c, asked, sizes["timeout"]) for c in cells]
+        return Generation(w, prompt, tokens, repeats, ask_machine(server), results)
+
+
+def _one(server: Forkserver, cell: Cell, asked: Message, timeout: float) -> Message:
+    if cell.status:
+        return {"failed": cell.status, "reason": cell.reason}
+    worker = server.start()
+    message = {
+        "op": "generate", "workload": cell.workload.as_dict(), "target": cell.target, "options": cell.options, **asked
+    }  # fmt: skip
+    try:
+        answer = worker.request(message, timeout)
+    except Expired:
+        return {"failed": "timeout", "reason": f"no answer within {timeout:.0f} s (--timeout)"}
+    except Closed:
+        return {"failed": "crashed", "reason": describe_exit(worker.end())}
+    finally:
+        worker.end()
+    allowed = _ALIKE[cell.workload.dtype]
+    if "failed" not in answer and cell.family not in _MAY_DIFFER and not answer["difference"] <= allowed:
+        off = f"with a cache it says something else than without: relative L2 {answer['difference']:.1e}"
+        answer |= {"failed": "wrong", "reason": f"{off}, over {allowed:.0e}"}
+    return answer

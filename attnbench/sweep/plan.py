@@ -1,0 +1,201 @@
+"""What will be measured, what it is predicted to cost, and how many rounds each cell gets of the budget.
+
+Nothing here runs a variant: plugins answer in worker processes, and costs are predicted from cells already measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from math import ceil, sqrt
+from typing import Any
+
+from attnbench.errors import AttnbenchError
+from attnbench.registry import Request, find, select
+from attnbench.stats.intervals import MIN_ROUNDS
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.costs import Costs
+from attnbench.sweep.settings import Asked
+from attnbench.workers.ask import ask
+from attnbench.workers.channel import Message
+from attnbench.workers.server import Forkserver
+from attnbench.workload import Workload
+
+# What cells too dear for MIN_ROUNDS get: a median without an interval, or else the one call that measured their memory.
+FEW_ROUNDS = (3, 0)
+MOST_ROUNDS = 200
+_BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
+_CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
+# Of a worker beside its tensors, on the device: resident on a CPU, context and kernels on a GPU.
+_WORKER_BYTES = {"cpu": 200 << 20, "cuda": 600 << 20}
+
+
+def cells_of(request: Request, answer: Message, workloads: Sequence[Workload]) -> Iterator[Cell]:
+    """The cells that a request stands for, by what its plugin answered.
+
+    Raises:
+        AttnbenchError: the request has an option or value that the plugin doesn't know.
+    """
+    found = request.found
+    if answer.get("failed") == "usage":
+        raise AttnbenchError(f"--plugins {found.name}: {answer['reason']}")
+    if "failed" in answer:
+        name = ":".join([found.name, *(f"{k}={v}" for k, v in request.options), *(["*"] if request.every else [])])
+        for workload in workloads:
+            cell = Cell(name, found.name, found.origin, found.target, workload)
+            cell.end(answer["failed"], answer["reason"], answer.get("traceback", ""))
+            yield cell
+        return
+    for instance in answer["instances"]:
+        for workload, says in zip(workloads, instance["answers"], strict=True):
+            cell = Cell(
+                plugin=instance["plugin"],
+                variant=found.name,
+                distribution=found.origin,
+                target=found.target,
+                workload=workload,
+                family=answer["family"],
+                options=instance["options"],
+                workspace=says["workspace"],
+                flops=says["flops"],
+            )
+            if says["unsupported"]:
+                cell.end("unsupported", says["unsupported"])
+            yield cell
+
+
+def skip_too_large(cells: Iterable[Cell], memory: int) -> None:
+    """Ends cells whose predicted memory is over the limit."""
+    for cell in cells:
+        need = cell.predicted_bytes
+        if cell.status is None and need is not None and need > memory:
+            cell.end(
+                "skipped",
+                f"predicted memory {need / 2**30:.1f} GiB is over the limit of {memory / 2**30:.1f} GiB (--memory)",
+            )
+
+
+def skip_too_dear(cells: Iterable[Cell], pending: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
+    """Ends those of `cells` of which even one number costs too much: over a quarter of the budget, or over their share.
+
+    pending: all cells still to come, these among them. Where fewer than four share the budget, each may take its part.
+    """
+    share = max(_BUDGET_SHARE, 1 / max(1, sum(c.status is None for c in pending)))
+    within = set(affordable(pending, costs, left))
+    total = budget - left + sum(costs.ready(c) for c in pending if c.status is None)
+    for cell in cells:
+        if cell.status is not None:
+            continue
+        need = costs.ready(cell)
+        each = f"{need:.2g} s predicted at {costs.call(cell):.2g} s a call"
+        if need > budget * share:
+            why = f"over {share:.0%} of the budget of {budget:.0f} s; --budget {_tens(need / share)} would do"
+            cell.end("skipped", f"{each} is {why}")
+        elif cell not in within:
+            why = f"more than the cheaper cells leave of the budget of {budget:.0f} s; --budget {_tens(total)} would do"
+            cell.end("skipped", f"{each} is {why}")
+
+
+def _tens(seconds: float) -> int:
+    return ceil(seconds / 10) * 10
+
+
+def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> list[Cell]:
+    """The open cells, without the dearest where the least that each needs is too much for `seconds` together.
+
+    So what is left out is left out for its own cost, wherever in the sweep it stands. Cells that are `ready` have paid.
+    """
+    need = {c: 0.0 if c in ready else costs.ready(c) for c in cells if c.status is None}
+    totals = accumulate(sorted(need.values()))
+    most = sum(total <= seconds for total in totals)  # cells
+    kept = set(sorted(need, key=need.__getitem__)[:most])
+    return [c for c in need if c in kept or c in ready]
+
+
+def allot(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> dict[Cell, int]:
+    """Rounds for each cell, so that all together take about `seconds`; none for those that are not `affordable`.
+
+    Every cell first gets the rounds that an interval needs; where that is too much, the dearest get fewer. What is
+    left is spread so that rounds go with 1 / sqrt(cost), which makes the summed variance least (Neyman 1934).
+    Cells that are `ready` have paid for that already.
+    """
+    open_cells = affordable(cells, costs, seconds, ready)
+    each = [costs.round(c) for c in open_cells]
+    rounds = [MIN_ROUNDS] * len(each)
+    left = seconds - sum(costs.ready(c) for c in open_cells if c not in ready) - sum(MIN_ROUNDS * c for c in each)
+    for fewer in FEW_ROUNDS:
+        for i in sorted(range(len(each)), key=lambda i: -each[i]):
+            if left >= 0 or each[i] < _CHEAP * seconds:
+                break
+            left += (rounds[i] - fewer) * each[i]
+            rounds[i] = fewer
+    if left > 0 and each:
+        rounds = _spread(each, rounds, left + sum(n * c for n, c in zip(rounds, each, strict=True)))
+    return dict(zip(open_cells, rounds, strict=True))
+
+
+def _spread(each: Sequence[float], least: Sequence[int], seconds: float) -> list[int]:
+    def at(share: float) -> list[int]:
+        return [min(MOST_ROUNDS, max(n, int(share / sqrt(c)))) for n, c in zip(least, each, strict=True)]
+
+    low, high = 0.0, MOST_ROUNDS * sqrt(max(each))
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = sum(n * c for n, c in zip(at(middle), each, strict=True)) <= seconds
+        low, high = (middle, high) if fits else (low, middle)
+    return at(low)
+
+
+def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:
+    """Cells that are alive together: resident bytes of all and the largest workspace fit; each with the baseline.
+
+    A cell joins the first group that has room for it: the baseline is measured once more in each.
+    """
+    result: list[list[Cell]] = []
+    for cell in cells:
+        if cell is baseline:
+            continue
+        room = next((group for group in result if _bytes_together([*group, cell]) <= memory), None)
+        if room is not None:
+            room.append(cell)
+        else:
+            result.append([baseline, cell] if baseline else [cell])
+    return result or ([[baseline]] if baseline else [])
+
+
+def _bytes_together(cells: Sequence[Cell]) -> int:
+    return sum(_WORKER_BYTES[c.workload.device] + c.tensor_bytes for c in cells) + max(c.workspace or 0 for c in cells)
+
+
+def choose(plugins: str, baseline: str) -> tuple[list[Request], Request | None]:
+    """The plugins asked for and the baseline (None for "none"), by metadata alone.
+
+    Raises:
+        AttnbenchError: a name is unknown, or the baseline is not one plugin.
+    """
+    found = find()
+    requests = select(plugins, found)
+    if baseline == "none":
+        return requests, None
+    base = select(baseline, found)
+    if len(base) != 1 or base[0].every:
+        raise AttnbenchError(f"--baseline {baseline!r} must name one plugin")
+    return requests, base[0]
+
+
+def plan(server: Forkserver, asked: Asked) -> tuple[list[Cell], str]:
+    """All cells, workload by workload with the baseline first, and the baseline's canonical name ("" for none).
+
+    Raises:
+        AttnbenchError: a plugin, an option or a combination of sizes is not to be had.
+    """
+    workloads = asked.sweep.workloads()
+    requests, base = choose(asked.plugins, asked.baseline)
+    limit = asked.memory if asked.sweep.device == "cpu" else None  # CUDA maps far more than it uses
+    base_cells = list(cells_of(base, ask(server, base, workloads, limit), workloads)) if base else []
+    cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads, limit), workloads)]
+    unique: dict[tuple[str, Any], Cell] = {}
+    for cell in [*base_cells, *cells]:
+        unique.setdefault((cell.plugin, cell.workload), cell)
+    order = {w: i for i, w in enumerate(workloads)}
+    return sorted(unique.values(), key=lambda c: order[c.workload]), base_cells[0].plugin if base_cells else ""

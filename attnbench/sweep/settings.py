@@ -1,0 +1,160 @@
+"""What a sweep was asked for, and how its session measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict, Unpack
+
+from attnbench.devices.machine import usable_cores
+from attnbench.errors import AttnbenchError
+from attnbench.sizes import (
+    STANDARD,
+    STANDARD_SWEEP,
+    Names,
+    Sizes,
+    Sweep,
+    as_names,
+    as_sizes,
+    parse_bytes,
+    parse_precision,
+)
+from attnbench.theory.models import preset as shape_of
+from attnbench.theory.roofline import Ceilings
+from attnbench.workload import DTYPES, MASKS, PHASES, flag
+
+_SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
+_NAMES = {"dtype": tuple(DTYPES), "mask": MASKS, "phase": PHASES}
+_PLAIN = ("tokens", "scope", "block", "norm", "lengths", "inputs", "seed")
+_SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
+
+BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
+
+
+class Given(TypedDict, total=False):
+    """What may be asked of a sweep, each None where nothing is asked: see `attnbench.run` for what it means."""
+
+    plugins: str
+    seq: Sizes | None
+    kv_seq: Sizes | None
+    batch: Sizes | None
+    tokens: int | None
+    heads: Sizes | None
+    kv_heads: Sizes | None
+    head_dim: Sizes | None
+    value_dim: Sizes | None
+    preset: str | None
+    dtype: Names | None
+    device: str
+    mask: Names | None
+    phase: Names | None
+    scope: str | None
+    block: str | None
+    norm: str | None
+    layers: Sizes | None
+    lengths: str | None
+    inputs: str | None
+    baseline: str
+    seed: int | None
+    threads: int | None
+    precision: str | float
+    budget: float
+    timeout: float
+    l2: str | None
+    memory: str | int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """All that a run was asked for; `run.json` keeps it, so that a resumed run asks the same.
+
+    Until a machine was asked, the sweep's device may be "auto", its dtype empty, and memory and l2 None.
+    """
+
+    plugins: str
+    baseline: str
+    sweep: Sweep
+    precision: float
+    budget: float
+    timeout: float
+    memory: int | None = None
+    l2: str | None = None
+
+    @classmethod
+    def of(cls, **given: Unpack[Given]) -> Asked:
+        """What was asked for in words.
+
+        Raises:
+            AttnbenchError: a size, a name or a preset is not to be had, or the standard sweep is asked to be another.
+        """
+        memory, precision = given.get("memory"), str(given.get("precision", PRECISION))
+        return cls(
+            plugins=given.get("plugins", "all"),
+            baseline=given.get("baseline", "sdpa"),
+            sweep=_sweep(given),
+            precision=parse_precision(precision),
+            budget=given.get("budget", BUDGET),
+            timeout=given.get("timeout", TIMEOUT),
+            memory=parse_bytes(str(memory)) if memory is not None else None,
+            l2=given.get("l2"),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Asked:
+        """The inverse of `as_dict`, from JSON.
+
+        Raises:
+            AttnbenchError: something is missing.
+        """
+        try:
+            sweep: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["sweep"].items()}
+            rest = {f.name: values[f.name] for f in fields(cls) if f.name not in ("sweep", "l2")}
+            return cls(sweep=Sweep(**sweep), l2=values.get("l2", "kept"), **rest)  # runs from before GPUs have none
+        except (KeyError, TypeError, AttributeError):
+            raise AttnbenchError("run.json does not say what the run was asked for; start a new run") from None
+
+
+def _sweep(given: Given) -> Sweep:
+    """Device and dtype stay open where they depend on the machine."""
+    values: dict[str, Any] = dict(given)
+    preset = values.get("preset")
+    asked: dict[str, Any] = {name: as_sizes(values.get(name), name) for name in _SIZES}
+    asked |= {name: as_names(values.get(name), name, known) for name, known in _NAMES.items()}
+    asked |= {name: values.get(name) for name in _PLAIN}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if preset == STANDARD:
+        if fixed := sorted(asked.keys() & STANDARD_SWEEP.keys()):
+            raise AttnbenchError(f"--preset standard is one fixed sweep; drop {flag(fixed[0])}")
+        asked = dict(STANDARD_SWEEP)
+    elif preset:
+        shape = shape_of(preset)
+        asked = {name: (getattr(shape, name),) for name in _SHAPE} | asked
+    threads = given.get("threads") or usable_cores()
+    return Sweep(**({"dtype": ()} | asked), device=given.get("device", "auto"), threads=threads)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; what is measured stands in the cells.
+
+    baseline: canonical name of the plugin that speedups refer to; "" for none.
+    precision: relative half-width at which an interval counts as converged.
+    budget, timeout: seconds for the whole sweep, and for one cell.
+    memory: bytes that may be in use at a time.
+    ceilings: of this machine, if it was calibrated; what claims to be faster is wrong.
+    l2: on a GPU, whether its L2 cache is "kept" or "flushed" before each call.
+    reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
+    """
+
+    baseline: str
+    precision: float
+    budget: float
+    timeout: float
+    memory: int
+    seed: int = 0
+    ceilings: Ceilings | None = None
+    l2: str = "kept"
+    reuse: bool = False

@@ -1,0 +1,52 @@
+"""What a plugin says of a workload before anything is built: whether it can, and what it will need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnbench.plugin import Plugin
+from attnbench.theory import costs
+from attnbench.workload import Workload
+
+_NO_PHASE = {"train": "it has no backward pass", "decode": "it cannot add tokens to a past"}
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A plugin's answer for one workload.
+
+    unsupported: why it can't, None where it can. workspace: bytes beside inputs and output, None if unknown.
+    flops: operations as it counts them, those of a block around it included.
+    """
+
+    unsupported: str | None
+    workspace: int | None = None
+    flops: int = 0
+
+
+def promise(plugin: Plugin, workload: Workload) -> Promise:
+    """What the plugin says of all attention problems of a workload. Runs its `supports`, `workspace_bytes`, `flops`."""
+    parts = [entry for part in costs.attentions(workload).values() for entry in part.entries()]
+    for part in dict.fromkeys(parts):
+        if reason := refusal(plugin, part):
+            return Promise(reason)
+    workspaces = [plugin.workspace_bytes(part) for part in parts]
+    # What a plugin counts is its forward pass; training is three times that, for it as for exact attention.
+    passes = 3 if workload.phase == "train" else 1
+    own = [costs.flops(part) if (f := plugin.flops(part)) is None else passes * f for part in parts]
+    others = costs.flops(workload) - workload.layers * sum(map(costs.flops, parts))
+    return Promise(
+        None,
+        None if None in workspaces else max(int(w) for w in workspaces if w is not None),
+        int(others + workload.layers * sum(own)),
+    )
+
+
+def refusal(plugin: Plugin, part: Workload) -> str | None:
+    """Why a plugin does not do one attention problem."""
+    if part.device not in plugin.devices:
+        return f"runs on {' and '.join(plugin.devices) or 'no device'} only"
+    if part.phase not in plugin.phases:
+        return _NO_PHASE.get(part.phase, f"has no {part.phase} phase")
+    reason = plugin.supports(part)
+    return str(reason) if reason else None

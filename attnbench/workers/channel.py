@@ -1,0 +1,96 @@
+"""Messages between the session and its workers: JSON with a length in front, on a private socket.
+
+A worker's stdout belongs to the plugin, so nothing of ours travels there.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+_HEADER = struct.Struct("!I")
+_LARGEST = 1 << 26
+Message = dict[str, Any]
+
+
+def printable(value: Any) -> Any:
+    """What a plugin said, without what would move a terminal's cursor or can't be encoded; lines stay lines."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value)
+    if isinstance(value, dict):
+        return {printable(k): printable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable(v) for v in value]
+    return value
+
+
+class Closed(Exception):
+    """The other end is gone."""
+
+
+class Expired(Exception):
+    """No whole message came before the deadline."""
+
+
+class Channel:
+    """One end of a socket pair that carries messages."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        left, right = socket.socketpair()
+        return cls(left), cls(right)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, message: Message) -> None:
+        """Raises: Closed."""
+        data = json.dumps(message).encode()
+        try:
+            self._socket.sendall(_HEADER.pack(len(data)) + data)
+        except OSError as error:
+            raise Closed from error
+
+    def receive(self, seconds: float | None = None) -> Message:
+        """The next message; waits at most `seconds` of wall time for all of it.
+
+        Raises:
+            Closed: the other end is gone, or sent what is no message.
+            Expired: the deadline passed.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        (size,) = _HEADER.unpack(self._read(_HEADER.size, deadline))
+        if size > _LARGEST:
+            raise Closed
+        try:
+            message = json.loads(self._read(size, deadline))
+        except ValueError as error:
+            raise Closed from error
+        if not isinstance(message, dict):
+            raise Closed
+        return message
+
+    def _read(self, size: int, deadline: float | None) -> bytes:
+        data = b""
+        while len(data) < size:
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._socket], [], [], wait)[0]:
+                raise Expired
+            try:
+                part = self._socket.recv(size - len(data))
+            except OSError as error:
+                raise Closed from error
+            if not part:
+                raise Closed
+            data += part
+        return data

@@ -1,0 +1,143 @@
+"""The fork server: a process that loads torch once and forks itself for each worker.
+
+It never starts a thread and never touches CUDA, so that its children may do both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import time
+import traceback
+from importlib import import_module
+from typing import NoReturn
+
+import psutil
+
+from attnbench.workers.channel import Channel, Closed
+
+# A worker that prints without end is stopped by this, not by a full disk.
+_LARGEST_FILE = 1 << 30
+# What plugins import most and torch loads late: seconds for each worker, unless the server has it already.
+_PRELOADED = ("torch.nn.attention.flex_attention", "torch._inductor.compile_fx")
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def serve_forks(fd: int) -> NoReturn:
+    """The server's loop. Runs in the server process."""
+    server = socket.socket(fileno=fd)
+    channel = Channel(server)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from attnbench.workers import serve  # loads torch, once for all
+
+    for module in _PRELOADED:
+        with contextlib.suppress(ImportError):
+            import_module(module)
+
+    workers: set[int] = set()
+    try:
+        while True:
+            message = channel.receive()
+            if message["op"] == "start":
+                _, fds, _, _ = socket.recv_fds(server, 1, 2)
+                pid = os.fork()
+                if pid == 0:
+                    code = 1
+                    try:
+                        _become_worker(server, fds, message["memory"], libc)
+                        serve.serve(Channel(socket.socket(fileno=fds[0])))
+                        code = 0
+                    except BaseException:
+                        traceback.print_exc()
+                    finally:
+                        os._exit(code)  # whatever happens, it must not go on as a second server
+                with contextlib.suppress(OSError):
+                    os.setpgid(pid, pid)  # the child does it too; whoever is first
+                for inherited in fds:
+                    os.close(inherited)
+                workers.add(pid)
+                channel.send({"pid": pid})
+            elif (pid := message["pid"]) in workers:
+                workers.discard(pid)
+                channel.send({"code": _end(pid)})
+                _end_orphans(workers)
+            else:  # a worker of a server before this one
+                channel.send({"code": None})
+    except Closed:
+        pass
+    finally:
+        for pid in workers:
+            _kill(pid)
+        for pid in workers:
+            _end(pid)
+        _end_orphans(set())
+        os._exit(0)
+
+
+def _become_worker(server: socket.socket, fds: list[int], memory: int | None, libc: ctypes.CDLL) -> None:
+    os.setpgid(0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    server.close()
+    os.dup2(fds[1], 1)
+    os.dup2(fds[1], 2)
+    os.close(fds[1])
+    _limit(resource.RLIMIT_FSIZE, _LARGEST_FILE)
+    _limit(resource.RLIMIT_CORE, 0)
+    if memory is not None:
+        with open("/proc/self/status") as status:
+            held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+        _limit(resource.RLIMIT_DATA, held + memory)
+
+
+def _limit(kind: int, value: int) -> None:
+    """Lowers a limit of this process for good; one that is lower already stays."""
+    least = min(v for v in (value, *resource.getrlimit(kind)) if v != resource.RLIM_INFINITY)
+    resource.setrlimit(kind, (least, least))
+
+
+def _end(pid: int) -> int | None:
+    """Kills a worker that has not ended yet, with its process group, and waits for it."""
+    deadline, code, killed = time.monotonic() + 20, None, False
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        # The session asks only after the channel has closed or its deadline passed; an orderly end needs a moment.
+        if killed or time.monotonic() > deadline - 19.5:
+            _kill(pid)
+            killed = True
+        time.sleep(0.002)
+    _kill_group(pid)
+    return code
+
+
+def _kill(pid: int) -> None:
+    """Kills a child that was not waited for yet: its group, and itself where it left that."""
+    _kill_group(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _end_orphans(workers: set[int]) -> None:
+    """Kills what dead workers left behind: the server is their reaper, so they are its children now."""
+    for _ in range(100):
+        orphans = [child for child in psutil.Process().children() if child.pid not in workers]
+        if not orphans:
+            return
+        for child in orphans:
+            with contextlib.suppress(psutil.Error, ChildProcessError):
+                child.kill()
+                os.waitpid(child.pid, 0)

@@ -1,0 +1,134 @@
+"""Starts workers in a tenth of a second, by a server process that forks itself for each: see `fork`.
+
+A worker leads its own process group; when it ends, its group and whatever it orphaned are killed, and when the session
+that owns the server dies, the server kills all and ends too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import IO
+
+from attnbench.errors import AttnbenchError
+from attnbench.workers.channel import Channel, Closed, Message, printable
+
+
+class Worker:
+    """The session's handle of one worker process."""
+
+    def __init__(self, server: Forkserver, pid: int, channel: Channel, log: IO[bytes]) -> None:
+        self._server, self.pid, self.channel, self._log = server, pid, channel, log
+        self._code: int | None = None
+        self._ended = False
+
+    def request(self, message: Message, seconds: float | None = None) -> Message:
+        """Sends a request and waits for its answer.
+
+        Raises:
+            Closed, Expired: see `Channel.receive`.
+        """
+        self.channel.send(message)
+        return self.channel.receive(seconds)
+
+    def end(self) -> int | None:
+        """Ends the worker, its process group and what it orphaned. The exit code, negative for a signal."""
+        if not self._ended:
+            self._ended = True
+            self.channel.close()
+            self._code = self._server.reap(self.pid)
+        return self._code
+
+    def output(self, limit: int = 2000) -> str:
+        """The last of what the worker printed."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - limit))
+        return str(printable(self._log.read().decode(errors="replace"))).strip()
+
+
+class Forkserver:
+    """The session's handle of the server process. A context manager: on exit every worker is gone."""
+
+    def __init__(self, threads: int) -> None:
+        # Idle workers must not spin: a waiting OpenMP pool would take the core of the one that is being timed.
+        # Nor may inductor's compiler processes, which outlive a compilation.
+        self._environment = os.environ | {
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OMP_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
+            # Whether there is a GPU is asked of NVML: asking CUDA itself would make it useless in every fork.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        self._launch()
+
+    def _launch(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._channel = Channel(self._socket)
+        program = f"from attnbench.workers.fork import serve_forks; serve_forks({theirs.fileno()})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=self._environment,
+        )
+        theirs.close()
+
+    def __enter__(self) -> Forkserver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def start(self, memory: int | None = None) -> Worker:
+        """A new worker that may allocate `memory` bytes beyond what it starts with (None: no limit).
+
+        Raises:
+            AttnbenchError: the server is gone, and a new one did not start a worker either.
+        """
+        for _ in range(2):
+            try:
+                return self._start(memory)
+            except Closed:  # something killed the server
+                self.close()
+                self._launch()
+        raise AttnbenchError("can't start a worker process: too little memory, or too many processes?")
+
+    def _start(self, memory: int | None) -> Worker:
+        ours, theirs = Channel.pair()
+        try:
+            log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
+        except OSError as error:
+            raise AttnbenchError(f"can't make a temporary file: {error.strerror}; set TMPDIR") from None
+        try:
+            self._channel.send({"op": "start", "memory": memory})
+            socket.send_fds(self._socket, [b"f"], [theirs.fileno(), log.fileno()])
+            pid = self._channel.receive()["pid"]
+        except OSError as error:
+            raise Closed from error
+        finally:
+            theirs.close()
+        return Worker(self, pid, ours, log)
+
+    def reap(self, pid: int) -> int | None:
+        """See `Worker.end`. None where the server itself is gone: it took its workers along."""
+        try:
+            self._channel.send({"op": "reap", "pid": pid})
+            code = self._channel.receive(30)["code"]
+        except Exception:
+            self._channel.close()  # a late answer would be taken for that of the next request
+            return None
+        return None if code is None else int(code)
