@@ -47,14 +47,6 @@ class Request:
     options: tuple[tuple[str, str], ...] = ()
     every: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.found.name,
-            "target": self.found.target,
-            "options": dict(self.options),
-            "every": self.every,
-        }
-
 
 def find() -> dict[str, Found]:
     """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem."""

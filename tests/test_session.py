@@ -13,7 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnbench.plugin import Attention, Plugin
 from attnbench.sweep import rounds
 from attnbench.sweep.cell import Cell, Measured
+from attnbench.sweep.precision import look
 from attnbench.sweep.rounds import Session, measure
+from attnbench.sweep.rows import figures
 from attnbench.sweep.settings import Settings
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.server import Forkserver
@@ -35,29 +37,29 @@ def measured(rounds: int, launches: int) -> Measured:
 
 def test_a_baseline_without_looks_of_its_own_leaves_with_the_last_of_the_others() -> None:
     """Several processes were planned for cells that then failed; the one that is left is looked at by rounds."""
-    it: Any = Session(SimpleNamespace(), Settings("base", precision=0.02, budget=1, timeout=1, memory=1))
     base, other = cell("base"), cell("other")
-    it._baseline, it._measured = base, {base: measured(40, 5), other: measured(200, 1)}
-    live = [SimpleNamespace(cell=base), SimpleNamespace(cell=other)]
+    known = {base: measured(40, 5), other: measured(200, 1)}
+    settings = Settings("base", precision=0.02, budget=1, timeout=1, memory=1)
 
-    it._look(live, 24, by_process=False)
-    assert not it._measured[base].converged
-    it._look(live, 25, by_process=False)
-    assert it._measured[other].converged
-    assert it._measured[base].converged
-    assert it._figures(other)["confidence"] == pytest.approx(1 - 0.05 * 0.2 / 4)
-    assert it._figures(base)["confidence"] == it._figures(other)["confidence"]
+    look([base, other], base, known, 24, by_process=False, precision=0.02)
+    assert not known[base].converged
+    look([base, other], base, known, 25, by_process=False, precision=0.02)
+    assert known[other].converged
+    assert known[base].converged
+    theirs, ours = (figures(c, known[c], known[base], settings) for c in (other, base))
+    assert theirs["confidence"] == pytest.approx(1 - 0.05 * 0.2 / 4)
+    assert ours["confidence"] == theirs["confidence"]
 
 
 def test_what_no_machine_can_do_is_wrong() -> None:
     ceilings = Ceilings("cpu", 1, {"float32": 1e9}, 1e9)
-    it: Any = Session(SimpleNamespace(), Settings("base", 0.02, 1, 1, 1, ceilings=ceilings))
+    session: Any = Session(SimpleNamespace(), Settings("base", 0.02, 1, 1, 1, ceilings=ceilings))
     one = cell("base")
     one.family = "exact"
     took = 1e-3  # seconds, for 8.4e6 operations
-    it._measured = {one: Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
-    it._baseline = one
-    row = it._row(one)
+    session._measured = {one: Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
+    session._baseline = one
+    row = session._ended(one)
     assert row["status"] == "wrong"
     assert "ceiling for float32 is 0.001" in row["reason"]
     assert row.get("latency_s") is None

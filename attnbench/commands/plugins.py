@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from attnbench.commands.options import print_table
+
+if TYPE_CHECKING:
+    from attnbench.workers.messages import Choice
 
 
 @click.command()
@@ -22,6 +25,7 @@ def command(names: tuple[str, ...], device: str) -> None:
 
     from attnbench.registry import Request, find, select
     from attnbench.workers.ask import ask
+    from attnbench.workers.messages import Failure
     from attnbench.workers.server import Forkserver
     from attnbench.workload import Workload
 
@@ -35,16 +39,15 @@ def command(names: tuple[str, ...], device: str) -> None:
                 table.add_row(plugin.name, "", "", "", f"not loaded; attnbench plugins {plugin.name}", plugin.origin)
                 continue
             answer = ask(server, Request(plugin), [probe])
-            if "failed" in answer:
-                table.add_row(plugin.name, "", "", "", f"{answer['failed']}: {answer['reason']}", plugin.origin)
+            if isinstance(answer, Failure):
+                table.add_row(plugin.name, "", "", "", f"{answer.status}: {answer.reason}", plugin.origin)
                 continue
-            says = answer["instances"][0]["answers"][0]
-            options = "\n".join(_option(key, value) for key, value in answer["options"].items())
-            fit = says["unsupported"] or "yes"
-            table.add_row(plugin.name, answer["family"], options, " ".join(answer["devices"]), fit, plugin.origin)
+            options = "\n".join(_option(key, value) for key, value in answer.options.items())
+            fit = answer.instances[0].promises[0].unsupported or "yes"
+            table.add_row(plugin.name, answer.family, options, " ".join(answer.devices), fit, plugin.origin)
     print_table(table)
 
 
-def _option(name: str, option: dict[str, Any]) -> str:
-    choices = "|".join(str(c) for c in option["choices"])
-    return f"{name}={option['default']}  {choices and f'({choices}) '}{option['help']}"
+def _option(name: str, option: Choice) -> str:
+    choices = "|".join(str(c) for c in option.choices)
+    return f"{name}={option.default}  {choices and f'({choices}) '}{option.help}"

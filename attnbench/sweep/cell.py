@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from attnbench.stats.intervals import CONFIDENCE
 from attnbench.sweep.stopping import Schedule, schedule
 from attnbench.theory import costs
-from attnbench.workers.channel import Message
+from attnbench.workers.messages import Columns
 from attnbench.workload import Workload
 
 
@@ -49,7 +50,10 @@ class Cell:
 class Measured:
     """What is known of a cell so far, over all its processes."""
 
-    facts: Message
+    columns: Columns
+    """Figures from the first process, and from the last calls of each."""
+    leak_bytes: float = inf
+    """The least that a call kept in any process: a leak shows in all, what the allocator happens to keep in some."""
     planned: int = 0
     """Rounds, in all processes together."""
     launches: int = 1

@@ -24,7 +24,6 @@ from attnbench.sweep.rounds import Progress, Session, Unwatched
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Settings
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.ask import ask_machine
-from attnbench.workers.channel import Message
 from attnbench.workers.server import Forkserver
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Plan:
     asked: Asked
     cells: list[Cell]
     baseline: str
-    facts: Message
+    facts: dict[str, Any]
 
 
 @contextmanager
@@ -73,7 +72,7 @@ def planned(asked: Asked) -> Iterator[Plan]:
         yield Plan(server, settled, cells, baseline, facts)
 
 
-def device_of(asked: str, facts: Message) -> str:
+def device_of(asked: str, facts: dict[str, Any]) -> str:
     """The device that is meant; "auto" is a GPU where there is one.
 
     Raises:
@@ -89,7 +88,7 @@ def _on(sweep: Sweep, device: str) -> Sweep:
     return replace(sweep, device=device, dtype=dtype)
 
 
-def _memory_limit(facts: Message, device: str) -> int:
+def _memory_limit(facts: dict[str, Any], device: str) -> int:
     """Bytes a run may use where nothing else is asked for."""
     free = int(facts["gpu_free_bytes"]) if device == "cuda" else machine.available_memory()
     return int(_MEMORY_SHARE * free)
@@ -121,7 +120,7 @@ def meta(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def check_same_machine(run: Run, facts: Message) -> None:
+def check_same_machine(run: Run, facts: dict[str, Any]) -> None:
     """Raises: AttnbenchError: the run was begun on another machine, with which its numbers would not compare."""
     before, here = identity(run.meta.get("machine", {})), identity(facts)
     if before != here:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
+import msgspec
+
 from attnbench.registry import find, select
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import cells_of
 from attnbench.workers.ask import ask, ask_machine, describe_exit
-from attnbench.workers.channel import Closed, Expired, Message
+from attnbench.workers.channel import Closed, Expired
+from attnbench.workers.messages import Failure, Generate
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
@@ -25,7 +28,7 @@ class Generation:
     prompt: int
     tokens: int
     repeats: int
-    machine: Message
+    machine: dict[str, Any]
     results: list[dict[str, Any]]
 
     @property
@@ -74,23 +77,23 @@ def generate(plugins: str, threads: int, **sizes: Unpack[Sizes]) -> Generation:
         return Generation(w, prompt, tokens, repeats, ask_machine(server), results)
 
 
-def _one(server: Forkserver, cell: Cell, asked: Message, timeout: float) -> Message:
+def _one(server: Forkserver, cell: Cell, asked: dict[str, int], timeout: float) -> dict[str, Any]:
     if cell.status:
         return {"failed": cell.status, "reason": cell.reason}
     worker = server.start()
-    message = {
-        "op": "generate", "workload": cell.workload.as_dict(), "target": cell.target, "options": cell.options, **asked
-    }  # fmt: skip
     try:
-        answer = worker.request(message, timeout)
+        found = worker.request(Generate(cell.workload, cell.target, cell.options, **asked), timeout)
     except Expired:
         return {"failed": "timeout", "reason": f"no answer within {timeout:.0f} s (--timeout)"}
     except Closed:
         return {"failed": "crashed", "reason": describe_exit(worker.end())}
     finally:
         worker.end()
+    if isinstance(found, Failure):
+        return {"failed": found.status, "reason": found.reason}
+    answer = msgspec.structs.asdict(found)
     allowed = _ALIKE[cell.workload.dtype]
-    if "failed" not in answer and cell.family not in _MAY_DIFFER and not answer["difference"] <= allowed:
+    if cell.family not in _MAY_DIFFER and not answer["difference"] <= allowed:
         off = f"with a cache it says something else than without: relative L2 {answer['difference']:.1e}"
         answer |= {"failed": "wrong", "reason": f"{off}, over {allowed:.0e}"}
     return answer

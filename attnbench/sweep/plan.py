@@ -17,7 +17,7 @@ from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
 from attnbench.sweep.settings import Asked
 from attnbench.workers.ask import ask
-from attnbench.workers.channel import Message
+from attnbench.workers.messages import Described, Failure
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
@@ -30,37 +30,37 @@ _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 _WORKER_BYTES = {"cpu": 200 << 20, "cuda": 600 << 20}
 
 
-def cells_of(request: Request, answer: Message, workloads: Sequence[Workload]) -> Iterator[Cell]:
+def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[Workload]) -> Iterator[Cell]:
     """The cells that a request stands for, by what its plugin answered.
 
     Raises:
         AttnbenchError: the request has an option or value that the plugin doesn't know.
     """
     found = request.found
-    if answer.get("failed") == "usage":
-        raise AttnbenchError(f"--plugins {found.name}: {answer['reason']}")
-    if "failed" in answer:
+    if isinstance(answer, Failure):
+        if answer.status == "usage":
+            raise AttnbenchError(f"--plugins {found.name}: {answer.reason}")
         name = ":".join([found.name, *(f"{k}={v}" for k, v in request.options), *(["*"] if request.every else [])])
         for workload in workloads:
             cell = Cell(name, found.name, found.origin, found.target, workload)
-            cell.end(answer["failed"], answer["reason"], answer.get("traceback", ""))
+            cell.end(answer.status, answer.reason, answer.traceback)
             yield cell
         return
-    for instance in answer["instances"]:
-        for workload, says in zip(workloads, instance["answers"], strict=True):
+    for instance in answer.instances:
+        for workload, promise in zip(workloads, instance.promises, strict=True):
             cell = Cell(
-                plugin=instance["plugin"],
+                plugin=instance.plugin,
                 variant=found.name,
                 distribution=found.origin,
                 target=found.target,
                 workload=workload,
-                family=answer["family"],
-                options=instance["options"],
-                workspace=says["workspace"],
-                flops=says["flops"],
+                family=answer.family,
+                options=instance.options,
+                workspace=promise.workspace,
+                flops=promise.flops,
             )
-            if says["unsupported"]:
-                cell.end("unsupported", says["unsupported"])
+            if promise.unsupported:
+                cell.end("unsupported", promise.unsupported)
             yield cell
 
 

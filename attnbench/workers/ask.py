@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.theory.roofline import Ceilings
-from attnbench.workers.channel import Closed, Expired, Message
+from attnbench.workers.channel import Closed, Expired
+from attnbench.workers.messages import AskMachine, Calibrate, Describe, Described, Failure
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
 _DESCRIBE_SECONDS = 60.0
+_MACHINE_SECONDS = 120.0
 _CALIBRATE_SECONDS = 600.0  # ten times what it takes
 
 
-def ask(server: Forkserver, request: Request, workloads: Sequence[Workload], memory: int | None = None) -> Message:
-    """What a plugin says of itself and of each workload; a `failed` message if it can't even be asked."""
+def ask(
+    server: Forkserver, request: Request, workloads: Sequence[Workload], memory: int | None = None
+) -> Described | Failure:
+    """What a plugin says of itself and of each workload; a failure if it can't even be asked."""
     found = request.found
     if found.problem:
-        return {"failed": "error", "reason": found.problem}
+        return Failure("error", found.problem)
     worker = server.start(memory)
     try:
-        message = {"op": "describe", **request.as_dict(), "workloads": [w.as_dict() for w in workloads]}
-        return worker.request(message, _DESCRIBE_SECONDS)
+        question = Describe(found.name, found.target, dict(request.options), request.every, list(workloads))
+        return worker.request(question, _DESCRIBE_SECONDS)
     except Expired:
-        return {"failed": "timeout", "reason": f"at import: no answer within {_DESCRIBE_SECONDS:.0f} s"}
+        return Failure("timeout", f"at import: no answer within {_DESCRIBE_SECONDS:.0f} s")
     except Closed:
-        return {"failed": "crashed", "reason": f"at import: {describe_exit(worker.end())}"}
+        return Failure("crashed", f"at import: {describe_exit(worker.end())}")
     finally:
         worker.end()
 
@@ -46,13 +51,20 @@ def describe_exit(code: int | None) -> str:
         return f"killed by signal {-code}"
 
 
-def ask_machine(server: Forkserver) -> Message:
-    """The facts of this machine, from a worker: what asks for the GPU should not live on here."""
+def ask_machine(server: Forkserver) -> dict[str, Any]:
+    """The facts of this machine, from a worker: what asks for the GPU should not live on here.
+
+    Raises:
+        AttnbenchError: a library that knows them failed.
+    """
     worker = server.start()
     try:
-        return worker.request({"op": "machine"}, 120)
+        answer = worker.request(AskMachine(), _MACHINE_SECONDS)
     finally:
         worker.end()
+    if isinstance(answer, Failure):
+        raise AttnbenchError(f"can't tell what machine this is: {answer.reason}")
+    return answer.values
 
 
 def ask_ceilings(server: Forkserver, device: str, threads: int) -> Ceilings:
@@ -63,12 +75,11 @@ def ask_ceilings(server: Forkserver, device: str, threads: int) -> Ceilings:
     """
     worker = server.start()
     try:
-        answer = worker.request({"op": "calibrate", "device": device, "threads": threads}, _CALIBRATE_SECONDS)
+        answer = worker.request(Calibrate(device, threads), _CALIBRATE_SECONDS)
     except (Expired, Closed):
         raise AttnbenchError("the process that measured the ceilings came to no end; try again") from None
     finally:
         worker.end()
-    found = Ceilings.from_dict(answer)
-    if found is None:
-        raise AttnbenchError(answer.get("reason", "no ceilings were measured"))
-    return found
+    if isinstance(answer, Failure):
+        raise AttnbenchError(answer.reason)
+    return answer.ceilings

@@ -1,35 +1,21 @@
-"""Messages between the session and its workers: JSON with a length in front, on a private socket.
+"""Carries messages between two processes: bytes with a length in front, on a private socket.
 
 A worker's stdout belongs to the plugin, so nothing of ours travels there.
 """
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import struct
 import time
-from typing import Any
 
 _HEADER = struct.Struct("!I")
 _LARGEST = 1 << 26
-Message = dict[str, Any]
-
-
-def printable(value: Any) -> Any:
-    """What a plugin said, without what would move a terminal's cursor or can't be encoded; lines stay lines."""
-    if isinstance(value, str):
-        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value)
-    if isinstance(value, dict):
-        return {printable(k): printable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [printable(v) for v in value]
-    return value
 
 
 class Closed(Exception):
-    """The other end is gone."""
+    """The other end is gone, or sent what is no message."""
 
 
 class Expired(Exception):
@@ -53,15 +39,14 @@ class Channel:
     def close(self) -> None:
         self._socket.close()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: bytes) -> None:
         """Raises: Closed."""
-        data = json.dumps(message).encode()
         try:
-            self._socket.sendall(_HEADER.pack(len(data)) + data)
+            self._socket.sendall(_HEADER.pack(len(message)) + message)
         except OSError as error:
             raise Closed from error
 
-    def receive(self, seconds: float | None = None) -> Message:
+    def receive(self, seconds: float | None = None) -> bytes:
         """The next message; waits at most `seconds` of wall time for all of it.
 
         Raises:
@@ -72,13 +57,7 @@ class Channel:
         (size,) = _HEADER.unpack(self._read(_HEADER.size, deadline))
         if size > _LARGEST:
             raise Closed
-        try:
-            message = json.loads(self._read(size, deadline))
-        except ValueError as error:
-            raise Closed from error
-        if not isinstance(message, dict):
-            raise Closed
-        return message
+        return self._read(size, deadline)
 
     def _read(self, size: int, deadline: float | None) -> bytes:
         data = b""

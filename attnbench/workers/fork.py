@@ -17,8 +17,10 @@ from importlib import import_module
 from typing import NoReturn
 
 import psutil
+from msgspec import msgpack
 
 from attnbench.workers.channel import Channel, Closed
+from attnbench.workers.messages import Reap, Start
 
 # A worker that prints without end is stopped by this, not by a full disk.
 _LARGEST_FILE = 1 << 30
@@ -41,16 +43,17 @@ def serve_forks(fd: int) -> NoReturn:
             import_module(module)
 
     workers: set[int] = set()
+    requests = msgpack.Decoder(Start | Reap)
     try:
         while True:
-            message = channel.receive()
-            if message["op"] == "start":
+            message = requests.decode(channel.receive())
+            if isinstance(message, Start):
                 _, fds, _, _ = socket.recv_fds(server, 1, 2)
                 pid = os.fork()
                 if pid == 0:
                     code = 1
                     try:
-                        _become_worker(server, fds, message["memory"], libc)
+                        _become_worker(server, fds, message.memory, libc)
                         serve.serve(Channel(socket.socket(fileno=fds[0])))
                         code = 0
                     except BaseException:
@@ -62,13 +65,13 @@ def serve_forks(fd: int) -> NoReturn:
                 for inherited in fds:
                     os.close(inherited)
                 workers.add(pid)
-                channel.send({"pid": pid})
-            elif (pid := message["pid"]) in workers:
+                channel.send(msgpack.encode(pid))
+            elif (pid := message.pid) in workers:
                 workers.discard(pid)
-                channel.send({"code": _end(pid)})
+                channel.send(msgpack.encode(_end(pid)))
                 _end_orphans(workers)
             else:  # a worker of a server before this one
-                channel.send({"code": None})
+                channel.send(msgpack.encode(None))
     except Closed:
         pass
     finally:

@@ -22,7 +22,7 @@ from attnbench.plugin import Call, Decoding, Plugin, built
 from attnbench.task import inputs
 from attnbench.task.transformer import Block, MultiHead, Stack
 from attnbench.theory import costs
-from attnbench.workers.channel import Message
+from attnbench.workers.messages import Generated, printable
 from attnbench.workload import Workload
 
 
@@ -44,7 +44,7 @@ class _Slot:
         return self.call(*tensors)
 
 
-def generate(plugin: Plugin, workload: Workload, prompt: int, tokens: int, repeats: int) -> Message:
+def generate(plugin: Plugin, workload: Workload, prompt: int, tokens: int, repeats: int) -> Generated:
     """Generates `tokens` tokens after a prompt, `repeats` times each way, the two ways in turn for each token.
 
     workload: a block of phase decode, whose lengths are not looked at. The tokens are drawn beforehand: nothing here
@@ -75,13 +75,13 @@ def generate(plugin: Plugin, workload: Workload, prompt: int, tokens: int, repea
                 seconds.append(took)
                 outs.append(out.double())
             off, norm = off + float((outs[0] - outs[1]).square().sum()), norm + float(outs[0].square().sum())
-    return {
-        "prompt_s": statistics.median(prompts),
-        "with_s": [statistics.median(s) for s in with_s],
-        "without_s": [statistics.median(s) for s in without_s],
-        "difference": (off / norm) ** 0.5,
-        "implementation": run.implementation,
-    }
+    return Generated(
+        prompt_s=statistics.median(prompts),
+        with_s=[statistics.median(s) for s in with_s],
+        without_s=[statistics.median(s) for s in without_s],
+        difference=(off / norm) ** 0.5,
+        implementation=printable(str(run.implementation)),
+    )
 
 
 class _Run:

@@ -1,4 +1,4 @@
-"""Runs inside a worker process: makes one plugin ready for one workload, then times blocks of it on request.
+"""Runs inside a worker process: answers what the session asks, one request after the other.
 
 Whatever a plugin does here (raise, hang, crash, print, exit) ends this process at worst, never the sweep.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -19,11 +17,12 @@ from attnbench.errors import AttnbenchError, Failed
 from attnbench.plugin import Plugin
 from attnbench.registry import canonical, instances, load
 from attnbench.task.call import NoGradient
-from attnbench.task.promise import promise, refusal
+from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
-from attnbench.workers import calibration
-from attnbench.workers.channel import Channel, Closed, Message, printable
+from attnbench.workers import calibration, messages
+from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
+from attnbench.workers.messages import AnyAnswer, AnyRequest, Failure, printable
 from attnbench.workers.subject import Subject
 from attnbench.workload import Workload
 
@@ -32,50 +31,62 @@ _LONGEST_TEXT = 4000
 
 def serve(channel: Channel) -> None:
     """Answers requests until the session hangs up."""
-    subject: Subject | None = None
-    process = os.getpid()
+    worker, process = _Worker(), os.getpid()
     try:
         while True:
-            message = channel.receive()
+            request = messages.decode_request(channel.receive())
             try:
-                match message.pop("op"):
-                    case "machine":
-                        answer = device.describe()
-                    case "calibrate":
-                        answer = calibration.measure(**message).as_dict()
-                    case "describe":
-                        answer = describe(load(message.pop("target")), **message)
-                    case "generate":
-                        answer = _generate(Workload.from_dict(message.pop("workload")), **message)
-                    case "prepare":
-                        subject = Subject(Workload.from_dict(message.pop("workload")), **message)
-                        answer = subject.prepare()
-                    case "burst":
-                        assert subject is not None
-                        answer = subject.burst(**message)
-                    case "release":  # the process goes on to another workload
-                        subject, answer = None, {}
-                        memory.release()
-                    case _:
-                        assert subject is not None
-                        answer = subject.finish(**message)
+                answer = messages.encode(worker.answer(request))
             except BaseException as problem:  # SystemExit and KeyboardInterrupt too: it is the plugin's doing
-                answer = _failure(problem, subject.stage if subject else "import")
+                answer = messages.encode(_failure(problem, worker.stage))
             if os.getpid() != process:  # a fork that a plugin made came back from its call: it has nothing to say
                 os._exit(0)
-            try:
-                channel.send(printable(answer))
-            except (TypeError, ValueError) as problem:  # the plugin said something that JSON can't hold
-                channel.send(printable(_failure(problem, subject.stage if subject else "import")))
+            channel.send(answer)
     except Closed:
         pass
 
 
-def _failure(problem: BaseException, stage: str) -> Message:
+class _Worker:
+    """What lives from one request to the next: the plugin that is ready for a workload."""
+
+    def __init__(self) -> None:
+        self._subject: Subject | None = None
+
+    @property
+    def stage(self) -> str:
+        """What was being done, for whoever asks why it failed."""
+        return self._subject.stage if self._subject else "import"
+
+    def answer(self, request: AnyRequest) -> AnyAnswer:
+        match request:
+            case messages.AskMachine():
+                return messages.Facts(device.describe())
+            case messages.Calibrate():
+                try:
+                    return messages.Calibrated(calibration.measure(request.device, request.threads))
+                except AttnbenchError as problem:
+                    raise Failed("usage", str(problem)) from None
+            case messages.Describe():
+                return _describe(request)
+            case messages.Generate():
+                return _generate(request)
+            case messages.Prepare():
+                self._subject = None
+                self._subject = Subject(request)
+                return self._subject.prepare()
+            case messages.Release():  # the process goes on to another workload
+                self._subject = None
+                memory.release()
+                return messages.Released()
+        assert self._subject is not None
+        return self._subject.burst(request) if isinstance(request, messages.Burst) else self._subject.finish(request)
+
+
+def _failure(problem: BaseException, stage: str) -> Failure:
     if isinstance(problem, NoGradient):
-        return {"failed": "unsupported", "reason": "its output carries no gradient: it has no backward pass"}
+        return Failure("unsupported", "its output carries no gradient: it has no backward pass")
     if isinstance(problem, Failed):
-        return {"failed": problem.status, "reason": problem.reason}
+        return Failure(problem.status, printable(problem.reason))
     try:
         text = str(problem)
     except BaseException:  # an exception of the plugin's own that can't even be printed
@@ -86,43 +97,41 @@ def _failure(problem: BaseException, stage: str) -> Message:
         or (isinstance(problem, RuntimeError) and "can't allocate memory" in text)
         or (isinstance(problem, OSError) and problem.errno == errno.ENOMEM)
     )
-    return {
-        "failed": "out-of-memory" if memory_ran_out else "error",
-        "reason": f"at {stage}: {type(problem).__name__}: {first_line}".removesuffix(": ")[:500],
-        "traceback": "".join(traceback.format_exception(problem))[-_LONGEST_TEXT:],
-    }
+    return Failure(
+        "out-of-memory" if memory_ran_out else "error",
+        printable(f"at {stage}: {type(problem).__name__}: {first_line}".removesuffix(": "))[:500],
+        printable("".join(traceback.format_exception(problem)))[-_LONGEST_TEXT:],
+    )
 
 
-def describe(
-    kind: type[Plugin], name: str, options: Mapping[str, str], every: bool, workloads: list[Message]
-) -> Message:
+def _describe(request: messages.Describe) -> messages.Described:
     """What a plugin is, and for each set of its options what it says of each workload."""
+    kind = load(request.target)
     try:
-        chosen = instances(kind, options, every)
+        chosen = instances(kind, request.options, request.every)
     except AttnbenchError as problem:
         raise Failed("usage", str(problem)) from None
-    known = [Workload.from_dict(w) for w in workloads]
-    return {
-        "family": kind.family,
-        "devices": list(kind.devices),
-        "doc": (kind.__doc__ or "").strip().partition("\n")[0],
-        "options": {
-            n: {"default": o.default, "help": o.help, "choices": list(o.choices)} for n, o in kind.options.items()
-        },
-        "instances": [
-            {
-                "plugin": canonical(name, values),
-                "options": values,
-                "answers": [asdict(promise(kind(**values), w)) for w in known],
-            }
+    return messages.Described(
+        family=kind.family,
+        devices=list(kind.devices),
+        options={n: messages.Choice(o.default, o.help, o.choices) for n, o in kind.options.items()},
+        instances=[
+            messages.Instance(
+                canonical(request.name, values), values, [_promised(kind(**values), w) for w in request.workloads]
+            )
             for values in chosen
         ],
-    }
+    )
 
 
-def _generate(workload: Workload, target: str, options: dict[str, Any], **sizes: int) -> Message:
-    plugin = load(target)(**options)
-    for part in costs.attentions(workload).values():
+def _promised(plugin: Plugin, workload: Workload) -> Promise:
+    said = promise(plugin, workload)
+    return replace(said, unsupported=said.unsupported and printable(said.unsupported))
+
+
+def _generate(request: messages.Generate) -> messages.Generated:
+    plugin = load(request.target)(**request.options)
+    for part in costs.attentions(request.workload).values():
         if reason := refusal(plugin, part):
             raise Failed("unsupported", reason)
-    return generate(plugin, workload, **sizes)
+    return generate(plugin, request.workload, request.prompt, request.tokens, request.repeats)

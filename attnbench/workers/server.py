@@ -11,10 +11,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from typing import IO
+from typing import IO, TypeVar
+
+from msgspec import DecodeError, msgpack
 
 from attnbench.errors import AttnbenchError
-from attnbench.workers.channel import Channel, Closed, Message, printable
+from attnbench.workers.channel import Channel, Closed
+from attnbench.workers.messages import Answer, Failure, Reap, Request, Start, decode_answer, encode, printable
+
+A = TypeVar("A", bound=Answer)
 
 
 class Worker:
@@ -25,14 +30,18 @@ class Worker:
         self._code: int | None = None
         self._ended = False
 
-    def request(self, message: Message, seconds: float | None = None) -> Message:
+    def request(self, request: Request[A], seconds: float | None = None) -> A | Failure:
         """Sends a request and waits for its answer.
 
         Raises:
             Closed, Expired: see `Channel.receive`.
         """
-        self.channel.send(message)
-        return self.channel.receive(seconds)
+        self.channel.send(encode(request))  # type: ignore[arg-type]
+        try:
+            answer = decode_answer(self.channel.receive(seconds))
+        except DecodeError as error:  # something else than `serve` has written to its socket
+            raise Closed from error
+        return answer  # type: ignore[return-value]
 
     def end(self) -> int | None:
         """Ends the worker, its process group and what it orphaned. The exit code, negative for a signal."""
@@ -46,7 +55,7 @@ class Worker:
         """The last of what the worker printed."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - limit))
-        return str(printable(self._log.read().decode(errors="replace"))).strip()
+        return printable(self._log.read().decode(errors="replace")).strip()
 
 
 class Forkserver:
@@ -114,9 +123,9 @@ class Forkserver:
         except OSError as error:
             raise AttnbenchError(f"can't make a temporary file: {error.strerror}; set TMPDIR") from None
         try:
-            self._channel.send({"op": "start", "memory": memory})
+            self._channel.send(msgpack.encode(Start(memory)))
             socket.send_fds(self._socket, [b"f"], [theirs.fileno(), log.fileno()])
-            pid = self._channel.receive()["pid"]
+            pid = msgpack.decode(self._channel.receive(), type=int)
         except OSError as error:
             raise Closed from error
         finally:
@@ -126,9 +135,8 @@ class Forkserver:
     def reap(self, pid: int) -> int | None:
         """See `Worker.end`. None where the server itself is gone: it took its workers along."""
         try:
-            self._channel.send({"op": "reap", "pid": pid})
-            code = self._channel.receive(30)["code"]
+            self._channel.send(msgpack.encode(Reap(pid)))
+            return msgpack.decode(self._channel.receive(30), type=int | None)
         except Exception:
             self._channel.close()  # a late answer would be taken for that of the next request
             return None
-        return None if code is None else int(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -15,38 +16,41 @@ from attnbench.judge.values import judge
 from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
-from attnbench.workers.channel import Message
-from attnbench.workload import Workload
+from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare, Prepared, Timed, printable
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the call that measured memory took, all calls of the checks together, its figures, and what is wrong."""
+
+    call_s: float = 0.0
+    call_start: float = 0.0
+    calls_s: float = 0.0
+    columns: Columns = field(default_factory=dict)
+    wrong: str | None = None
 
 
 class Subject:
     """One plugin made ready for one workload."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        target: str,
-        options: dict[str, Any],
-        thorough: bool,
-        l2: str = "kept",
-        memory_limit: int | None = None,
-    ) -> None:
-        self.workload, self.thorough, self.l2 = workload, thorough, l2
+    def __init__(self, asked: Prepare) -> None:
+        self.workload = workload = asked.workload
+        self.thorough, self.l2 = asked.thorough, asked.l2
         self.stage, self.calls, self.resident, self.call_s = "import", 0, 0, 0.0
         memory.return_freed_pages()
         self.gpu = None
         if workload.device == "cuda":
-            if memory_limit is not None:
-                memory.limit_gpu(memory_limit)
+            if asked.memory_limit is not None:
+                memory.limit_gpu(asked.memory_limit)
             self.gpu = nvml.current()
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.global_state = form.global_state()
-        self.plugin = load(target)(**options)
+        self.plugin = load(asked.target)(**asked.options)
         self.rows = reference.sample_rows(workload.seq, workload.seed)
 
-    def prepare(self) -> Message:
+    def prepare(self) -> Prepared:
         """Builds, makes the first calls, checks the output and measures memory."""
         self.stage = "build"
         start = bursts.clock()
@@ -66,31 +70,39 @@ class Subject:
         first_s, raw = device.once(call, self.buffers)
         self._check_form(raw)
         _wrong_if(form.disturbed(self.global_state))
-        facts: Message = {"setup_s": setup_s, "first_call_s": first_s, "calls_s": first_s}
-        began = bursts.clock()
+        calls_s, began, checked = first_s, bursts.clock(), _Checked()
         if self.thorough:
             self.stage = "memory and error"
             checked = self._measure_memory_and_error(raw)
-            facts["calls_s"] += checked.pop("calls_s")
-            facts |= checked
-        facts["checks_s"] = bursts.clock() - began  # what a further process of the same cell is spared
+        checks_s = bursts.clock() - began  # what a further process of the same cell is spared
         del raw
         memory.keep_freed_pages()
         self.stage = "warm-up"
         self.timer = device.timer(call, self.buffers, self.l2)
-        facts.setdefault("call_start", bursts.clock())
-        self.call_s, spent = self.timer.warm_up(facts.get("call_s", 0.0))
-        facts["calls_s"] += spent
-        facts["call_s"] = self.call_s
-        facts["timing"] = self.timer.how
+        call_start = checked.call_start or bursts.clock()
+        self.call_s, spent = self.timer.warm_up(checked.call_s)
+        columns = checked.columns | {
+            "setup_s": setup_s,
+            "first_call_s": first_s,
+            "timing": self.timer.how,
+            "implementation": printable(str(task.implementation)),
+            "density": None if task.density is None else float(task.density),
+        }
         if self.workload.device == "cuda":
-            facts |= self._watched("start", 0.0)
-        facts["implementation"] = str(task.implementation)
-        facts["density"] = None if task.density is None else float(task.density)
+            columns |= self._watched("start", 0.0)
         _wrong_if(form.disturbed(self.global_state))
         memory.give_back(self.buffers[0])
         self.resident, self.calls = memory.kept_bytes(self.buffers[0]), 0
-        return facts
+        return Prepared(
+            call_s=self.call_s,
+            call_start=call_start,
+            calls_s=calls_s + checked.calls_s + spent,
+            setup_s=setup_s,
+            first_call_s=first_s,
+            checks_s=checks_s,
+            columns=columns,
+            wrong=checked.wrong,
+        )
 
     def _show(self, index: int) -> None:
         for buffer, tensor in zip(self.buffers, self.sets[index], strict=True):
@@ -99,7 +111,7 @@ class Subject:
     def _check_form(self, raw: Any) -> None:
         _wrong_if(form.misshapen(outputs(raw), self.task.shapes(), self.buffers))
 
-    def _measure_memory_and_error(self, earlier: Any) -> Message:
+    def _measure_memory_and_error(self, earlier: Any) -> _Checked:
         """The second call, on other values in the same buffers, while the first one's output is still held."""
         self._show(1)
         form.poison(self.buffers[0])
@@ -113,11 +125,8 @@ class Subject:
         input_bytes = sum(b.nbytes for b in self.buffers) + self.task.parameter_bytes + self.task.cache_bytes
         output_bytes = sum(x.nbytes for x in outputs(raw))
         workspace = max(0, held - output_bytes - (saved or 0))
-        checks = self._judge(raw)
-        return checks | {
-            "call_start": start,
-            "call_s": seconds,
-            "calls_s": seconds + checks["calls_s"],
+        columns, calls_s, wrong = self._judge(raw)
+        columns |= {
             "input_bytes": input_bytes,
             "output_bytes": output_bytes,
             "saved_bytes": saved,
@@ -128,59 +137,58 @@ class Subject:
             "reserved_bytes": reserved,
             "process_bytes": self.gpu.process_bytes() if self.gpu else None,
         }
+        return _Checked(seconds, start, seconds + calls_s, columns, wrong)
 
     def _saved_bytes(self) -> int:
         """What the forward pass keeps for the backward one, beside its output, inputs and parameters."""
         (_, out), held = memory.held(lambda: self.task.forward(self.buffers[:-1]), like=self.buffers[0])
         return max(0, held - int(out.nbytes))
 
-    def _judge(self, raw: Any) -> Message:
-        """Both errors of an output for what the buffers hold now. A wrong one keeps its errors on record."""
+    def _judge(self, raw: Any) -> tuple[Columns, float, str | None]:
+        """Both errors of an output for what the buffers hold now, seconds of calls, and what is wrong."""
         start = bursts.clock()
         taps = self.task.taps(self.buffers, raw)
         calls_s = 0.0 if self.workload.scope == "attention" else bursts.clock() - start
         draw = self.workload.seed + self.draws
         found = judge(self.task, self.plugin.family, self.buffers, raw, taps, self.rows, draw)
-        wrong = {"failed": "wrong", "reason": found.problem} if found.problem else {}
-        return {**found.columns, "calls_s": calls_s, **wrong}
+        return {**found.columns}, calls_s, found.problem
 
-    def burst(self, calls: int, head: int, turn: int, check: bool) -> Message:
+    def burst(self, asked: Burst) -> Timed:
         """Times one burst on the next set of values. With `check`, on fresh values, and its output is checked."""
         self.stage = "timed call"
-        shown = turn % len(self.sets)
-        if check:
+        shown = asked.turn % len(self.sets)
+        if asked.check:
             inputs.fill(self.sets[shown], self.workload, self.draws)
             self.rows = reference.sample_rows(self.workload.seq, self.workload.seed + self.draws)
             self.draws += 1
         self._show(shown)
-        if check:
+        if asked.check:
             form.poison(self.buffers[0])
-        timed, raw = self.timer.burst(calls, head)
-        self.calls += calls + head
-        answer: Message = {"start": timed.start, "seconds": timed.seconds, "calls_s": timed.total_seconds}
-        if timed.wall_s is not None:
-            answer["wall_s"] = timed.wall_s
-        if check:
+        timed, raw = self.timer.burst(asked.calls, asked.head)
+        self.calls += asked.calls + asked.head
+        calls_s, wrong = timed.total_seconds, None
+        if asked.check:
             self._check_form(raw)
             _wrong_if(form.changed(self.buffers, self.sets[shown]))
-            # A block repeats a short call on the same values: one that remembers its last answer would win.
-            if calls + head > 1 and form.overwritten(outputs(self.task.call(*self.buffers))[:1], outputs(raw)[:1]):
+            # A burst repeats a short call on the same values: one that remembers its last answer would win.
+            again = asked.calls + asked.head > 1 and outputs(self.task.call(*self.buffers))[:1]
+            if again and form.overwritten(again, outputs(raw)[:1]):
                 raise Failed("wrong", "a call returns the output of the call before once more")
-            checks = self._judge(raw)
-            answer |= checks | {"calls_s": answer["calls_s"] + checks["calls_s"]}
+            _, more_s, wrong = self._judge(raw)
+            calls_s += more_s
         _wrong_if(form.disturbed(self.global_state))
         del raw
         memory.give_back(self.buffers[0])
-        return answer
+        return Timed(timed.start, timed.seconds, calls_s, timed.wall_s, wrong)
 
-    def finish(self, energy_s: float) -> Message:
+    def finish(self, asked: Finish) -> Finished:
         """Bytes gained a call since `prepare`; on a GPU its state, and over `energy_s` seconds what a call uses."""
         self.stage = "last calls"
         kept = memory.kept_bytes(self.buffers[0]) - self.resident
-        answer: Message = {"leak_bytes": kept / max(1, self.calls)}
-        return answer | self._watched("end", energy_s)
+        leak_bytes = kept / max(1, self.calls)
+        return Finished(leak_bytes, self._watched("end", asked.energy_s))
 
-    def _watched(self, when: str, energy_s: float) -> Message:
+    def _watched(self, when: str, energy_s: float) -> Columns:
         """The GPU's state while calls run, as columns; with energy_s also joules of a call, over that many seconds.
 
         Joules are of calls as a program makes them: where the GPU waits for the host, what it uses meanwhile counts.
@@ -195,7 +203,7 @@ class Subject:
         torch.cuda.synchronize()
         after = self.gpu.energy_j()
         self.calls += calls
-        facts: Message = {f"{when}_{name}": value for name, value in state.items()}
+        facts: Columns = {f"{when}_{name}": value for name, value in state.items()}
         if energy_s and before is not None and after is not None:
             facts["energy_j"] = (after - before) / calls
         return facts

@@ -1,0 +1,107 @@
+"""The worker processes of a sweep: who is alive, and what becomes of a cell whose process fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Set
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from attnbench.devices import machine
+from attnbench.devices.bursts import burst_size
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.settings import Settings
+from attnbench.workers.ask import describe_exit
+from attnbench.workers.channel import Closed, Expired
+from attnbench.workers.messages import Answer, Failure, Prepare, Prepared, Release, Released, Request
+from attnbench.workers.server import Forkserver, Worker
+
+_RELEASE_SECONDS = 10.0  # to free what a workload left
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass
+class Live:
+    """A cell with a worker that is ready to be timed.
+
+    start_s: seconds that starting it took, without its checks. took_s: with them.
+    """
+
+    cell: Cell
+    worker: Worker
+    ready: Prepared
+    took_s: float
+    wall_s: list[float] = field(default_factory=list)
+
+    @property
+    def start_s(self) -> float:
+        return self.took_s - self.ready.checks_s
+
+    @property
+    def burst(self) -> tuple[int, int]:
+        """Calls of a burst, and untimed ones before it."""
+        return burst_size(self.ready.call_s)
+
+
+class Crew:
+    """Starts, asks and ends the workers, each within its cell's time limit."""
+
+    def __init__(self, server: Forkserver, settings: Settings) -> None:
+        self._server, self._settings = server, settings
+        self._idle: dict[str, Worker] = {}
+        self.spent: dict[Cell, float] = {}
+        """Seconds of each cell's time limit."""
+
+    def start(self, cell: Cell, thorough: bool) -> Live | None:
+        """A worker that is ready for a cell; None where the cell has ended instead. thorough: see `Prepare`."""
+        began = time.monotonic()
+        # CUDA maps far more than it uses; there torch's own limit does the work.
+        limit = self._settings.memory if cell.workload.device == "cpu" else None
+        worker = self._idle.pop(cell.plugin, None) or self._server.start(limit)
+        asked = Prepare(cell.workload, cell.target, cell.options, thorough, self._settings.l2, self._settings.memory)
+        ready = self.ask(cell, worker, asked)
+        if ready is None:
+            worker.end()
+            return None
+        if ready.wrong:
+            cell.end("wrong", ready.wrong)
+        return Live(cell, worker, ready, time.monotonic() - began)
+
+    def ask(self, cell: Cell, worker: Worker, request: Request[A]) -> A | None:
+        """The answer, within what is left of the cell's time limit; what goes wrong instead is the cell's status."""
+        spent, limit = self.spent.get(cell, 0.0), self._settings.timeout
+        kills, began = machine.oom_kills(), time.monotonic()
+        answer: A | Failure | None = None
+        try:
+            answer = worker.request(request, max(0.001, limit - spent))
+        except Expired:
+            worker.end()
+            cell.end("timeout", f"no answer within {limit:.0f} s (--timeout)")
+        except Closed:
+            code = worker.end()
+            if code == -9 and machine.oom_kills() > kills:
+                cell.end("out-of-memory", "killed by the kernel: the cgroup's memory ran out")
+            else:
+                last = (worker.output().splitlines() or [""])[-1]
+                cell.end("crashed", describe_exit(code) + (f"; last output: {last[:200]}" if last else ""))
+        self.spent[cell] = spent + time.monotonic() - began
+        if isinstance(answer, Failure):
+            cell.end(answer.status, answer.reason, answer.traceback)
+            return None
+        return answer
+
+    def leave(self, one: Live) -> None:
+        """Ends a cell's worker, or lets it wait for its variant's next workload where nothing went wrong in it."""
+        if self._settings.reuse and one.cell.status is None:
+            with suppress(Closed, Expired):
+                if isinstance(one.worker.request(Release(), _RELEASE_SECONDS), Released):
+                    self._idle[one.cell.plugin] = one.worker
+                    return
+        one.worker.end()
+
+    def dismiss(self, but: Set[str] = frozenset()) -> None:
+        """Ends the waiting workers, but for those of these variants."""
+        for plugin in self._idle.keys() - but:
+            self._idle.pop(plugin).end()

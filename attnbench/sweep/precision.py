@@ -1,0 +1,62 @@
+"""How precisely cells are known: paired intervals, and the looks at which those that are precise enough leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from attnbench.stats.intervals import Interval, interval
+from attnbench.sweep.cell import Cell, Measured
+
+
+def intervals(cell: Measured, base: Measured | None, confidence: float) -> tuple[Interval, Interval | None]:
+    """Of a call's seconds, and of the speedup where there is one.
+
+    The speedup is paired: the baseline's seconds over this cell's, for each round in which both took part.
+
+    base: the baseline's; the cell's own where it is the baseline; None where there is none.
+    """
+    ours = cell.seconds
+    latency = _interval(ours, confidence)
+    if base is None or base is cell:
+        return latency, Interval(1.0, 1.0, 1.0) if base else None
+    theirs = base.seconds
+    ratios = {key: theirs[key] / ours[key] for key in ours if key in theirs}
+    return latency, _interval(ratios, confidence) if ratios else None
+
+
+def is_precise(latency: Interval, speedup: Interval | None, precision: float) -> bool:
+    """Whether both half-widths are within the precision that was asked for."""
+    widths = [found.half_width for found in (latency, speedup) if found]
+    return all(w is not None and w <= precision for w in widths)
+
+
+def look(
+    alive: Sequence[Cell],
+    baseline: Cell | None,
+    known: Mapping[Cell, Measured],
+    done: int,
+    by_process: bool,
+    precision: float,
+) -> None:
+    """At a look fixed beforehand, cells that are precise enough leave; the baseline stays with the last of them.
+
+    done: rounds, or with `by_process` processes, that have been measured.
+    """
+    others = [cell for cell in alive if cell is not baseline and cell.status is None]
+    base = known.get(baseline) if baseline and baseline.status is None else None
+    for cell in others or [cell for cell in alive if cell.status is None]:
+        measured = known[cell]
+        if by_process == (measured.launches > 1) and done in measured.schedule.looks:
+            confidence = measured.schedule.confidence(early=True)
+            if is_precise(*intervals(measured, base, confidence), precision):
+                measured.converged, measured.confidence = True, confidence
+    if others and baseline is not None and baseline in known:
+        first, beside = known[baseline], [known[cell] for cell in others]
+        first.converged = all(measured.converged for measured in beside)
+        if first.converged:
+            first.confidence = max(measured.confidence for measured in beside)
+
+
+def _interval(values: Mapping[tuple[float, float], float], confidence: float) -> Interval:
+    """Of values by (process, round)."""
+    return interval(list(values.values()), [process for process, _ in values], confidence)

@@ -1,0 +1,228 @@
+"""What a session and its workers say to each other: a request and the answer that fits it, or a `Failure`.
+
+They travel as MessagePack and are checked against these types when they arrive, so that nothing else can be said.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from attnbench.plugin import Value
+from attnbench.task.promise import Promise
+from attnbench.theory.roofline import Ceilings
+from attnbench.workload import Workload
+
+Columns: TypeAlias = dict[str, float | str | None]
+"""Figures of a cell, by their column of a record."""
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    """What a worker says."""
+
+
+class Failure(Answer, frozen=True):
+    """The request came to no good end: status and reason are those of the cell."""
+
+    status: str
+    reason: str
+    traceback: str = ""
+
+
+class Facts(Answer, frozen=True):
+    """Of the machine: see `device.describe`."""
+
+    values: dict[str, Any]
+
+
+class Calibrated(Answer, frozen=True):
+    """What the machine can do at best."""
+
+    ceilings: Ceilings
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """An option of a plugin: see `plugin.Option`."""
+
+    default: Value
+    help: str
+    choices: tuple[Value, ...]
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """A plugin with its options set, and what it says of each workload that was asked about, in their order."""
+
+    plugin: str
+    options: dict[str, Value]
+    promises: list[Promise]
+
+
+class Described(Answer, frozen=True):
+    """What a plugin says of itself."""
+
+    family: str
+    devices: list[str]
+    options: dict[str, Choice]
+    instances: list[Instance]
+
+
+class Generated(Answer, frozen=True):
+    """Seconds of generating token by token: see `workers.generation.generate`."""
+
+    prompt_s: float
+    with_s: list[float]
+    without_s: list[float]
+    difference: float
+    implementation: str
+
+
+class Prepared(Answer, frozen=True):
+    """A plugin is ready to be timed on a workload.
+
+    call_s, call_start: of the last call, now that it is warm. calls_s: of all calls so far, the variant's own alone.
+    setup_s, first_call_s: to build, and of the first call. checks_s: spent on memory and errors.
+    wrong: what is wrong with its answer, None where nothing is; errors are among the columns in either case.
+    """
+
+    call_s: float
+    call_start: float
+    calls_s: float
+    setup_s: float
+    first_call_s: float
+    checks_s: float
+    columns: Columns
+    wrong: str | None
+
+
+class Timed(Answer, frozen=True):
+    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock."""
+
+    start: float
+    seconds: float
+    calls_s: float
+    wall_s: float | None
+    wrong: str | None
+
+
+class Finished(Answer, frozen=True):
+    """After the last burst. leak_bytes: gained a call since it was ready."""
+
+    leak_bytes: float
+    columns: Columns
+
+
+class Released(Answer, frozen=True):
+    """The process is ready for another workload."""
+
+
+A_co = TypeVar("A_co", bound=Answer, covariant=True)
+
+
+class Request(msgspec.Struct, Generic[A_co], frozen=True, tag=True):
+    """What a session asks, to be answered by an A_co or a `Failure`."""
+
+
+class AskMachine(Request[Facts], frozen=True):
+    """What machine is this?"""
+
+
+class Calibrate(Request[Calibrated], frozen=True):
+    """What can it do at best?"""
+
+    device: str
+    threads: int
+
+
+class Describe(Request[Described], frozen=True):
+    """What does a plugin say of itself and of these workloads? See `registry.Request`."""
+
+    name: str
+    target: str
+    options: dict[str, str]
+    every: bool
+    workloads: list[Workload]
+
+
+class Generate(Request[Generated], frozen=True):
+    """Generate token by token with a plugin."""
+
+    workload: Workload
+    target: str
+    options: dict[str, Value]
+    prompt: int
+    tokens: int
+    repeats: int
+
+
+class Prepare(Request[Prepared], frozen=True):
+    """Make a plugin ready for a workload. thorough: measure its memory and its errors, too."""
+
+    workload: Workload
+    target: str
+    options: dict[str, Value]
+    thorough: bool
+    l2: str = "kept"
+    memory_limit: int | None = None
+
+
+class Burst(Request[Timed], frozen=True):
+    """Time so many calls after `head` untimed ones, on the values of this turn. check: look at what came out."""
+
+    calls: int
+    head: int
+    turn: int
+    check: bool
+
+
+class Finish(Request[Finished], frozen=True):
+    """No burst will follow. energy_s: how long to measure what calls use."""
+
+    energy_s: float
+
+
+class Release(Request[Released], frozen=True):
+    """Forget the workload."""
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """To the fork server: a worker that may allocate so many bytes beyond what it starts with; its files follow."""
+
+    memory: int | None
+
+
+class Reap(msgspec.Struct, frozen=True, tag=True):
+    """To the fork server: end this worker. Answered by an exit code; None where it is not one of its own."""
+
+    pid: int
+
+
+AnyRequest: TypeAlias = AskMachine | Calibrate | Describe | Generate | Prepare | Burst | Finish | Release
+AnyAnswer: TypeAlias = Failure | Facts | Calibrated | Described | Generated | Prepared | Timed | Finished | Released
+
+
+def printable(text: str) -> str:
+    """What a plugin said, without what would move a terminal's cursor or can't be encoded; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def encode(message: AnyRequest | AnyAnswer) -> bytes:
+    """Raises: TypeError, ValueError: a plugin said what is no figure, or a number that does not fit into 64 bits."""
+    try:
+        return msgspec.msgpack.encode(message)
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+_requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
+_answers: msgspec.msgpack.Decoder[AnyAnswer] = msgspec.msgpack.Decoder(AnyAnswer)
+
+
+def decode_request(data: bytes) -> AnyRequest:
+    """Raises: msgspec.DecodeError: it is none."""
+    return _requests.decode(data)
+
+
+def decode_answer(data: bytes) -> AnyAnswer:
+    """Raises: msgspec.DecodeError: it is none."""
+    return _answers.decode(data)

@@ -1,0 +1,93 @@
+"""What a session and its workers say to each other: typed, checked on arrival, and nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from attnbench.task.promise import Promise
+from attnbench.theory.roofline import Ceilings
+from attnbench.workers import messages as m
+from attnbench.workers.channel import Channel, Closed
+from attnbench.workers.server import Worker
+from attnbench.workload import Workload
+
+W = Workload(seq=8, kv_seq=8)
+REQUESTS: list[m.AnyRequest] = [
+    m.AskMachine(),
+    m.Calibrate("cpu", 2),
+    m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
+    m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
+    m.Prepare(W, "a:B", {}, True),
+    m.Burst(3, 1, 7, False),
+    m.Finish(0.5),
+    m.Release(),
+]
+ANSWERS: list[m.AnyAnswer] = [
+    m.Failure("error", "why", "where"),
+    m.Facts({"cpu": "Some CPU", "cores": 2, "gpu": None}),
+    m.Calibrated(Ceilings("cpu", 2, {"float32": 1e11}, 1e10, at={"float32": "x"})),
+    m.Described(
+        "exact", ["cpu"], {"rows": m.Choice(1, "of it", (1, 32))}, [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])]
+    ),
+    m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
+    m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, {"density": None, "timing": "clock", "tolerance": 1e-3}, "NaN"),
+    m.Timed(1.0, 2.0, 3.0, None, None),
+    m.Finished(0.0, {}),
+    m.Released(),
+]
+
+
+def test_every_kind_is_tried() -> None:
+    assert {type(each) for each in REQUESTS} == set(m.AnyRequest.__args__)
+    assert {type(each) for each in ANSWERS} == set(m.AnyAnswer.__args__)
+
+
+@pytest.mark.parametrize("message", REQUESTS, ids=lambda x: type(x).__name__)
+def test_a_request_comes_as_it_went(message: m.AnyRequest) -> None:
+    assert m.decode_request(m.encode(message)) == message
+
+
+@pytest.mark.parametrize("message", ANSWERS, ids=lambda x: type(x).__name__)
+def test_an_answer_comes_as_it_went(message: m.AnyAnswer) -> None:
+    assert m.decode_answer(m.encode(message)) == message
+
+
+def test_nan_stays_nan() -> None:
+    found = m.decode_answer(m.encode(m.Finished(math.nan, {"x": math.inf})))
+    assert isinstance(found, m.Finished)
+    assert math.isnan(found.leak_bytes)
+    assert found.columns["x"] == math.inf
+
+
+@pytest.mark.parametrize("column", [object(), 1 << 70, "\ud800"])
+def test_what_is_no_figure_can_not_be_said(column: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        m.encode(m.Finished(0.0, {"x": column}))  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"hello",
+        msgspec.msgpack.encode({"type": "Timed", "start": 1.0}),
+        msgspec.msgpack.encode(
+            {"type": "Timed", "start": "now", "seconds": 1.0, "calls_s": 1.0, "wall_s": None, "wrong": None}
+        ),
+        msgspec.msgpack.encode({"type": "Praise"}),
+        m.encode(m.Release()),
+    ],
+)
+def test_anything_else_on_the_socket_is_a_worker_that_is_gone(said: bytes) -> None:
+    ours, theirs = Channel.pair()
+    worker = Worker(None, 0, ours, None)  # type: ignore[arg-type]
+    theirs.send(said)
+    with pytest.raises(Closed):
+        worker.request(m.Burst(1, 0, 0, False), 5)
+
+
+def test_texts_keep_their_lines_and_lose_what_moves_a_cursor() -> None:
+    assert m.printable("one\ntwo\x1b[2J\ud800") == "one\ntwo\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
