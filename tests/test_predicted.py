@@ -14,9 +14,9 @@ from attnbench.analysis import crossings, growth, shares
 from attnbench.analysis.memory import longest, saved
 from attnbench.analysis.memory import workspace as workspace_of
 from attnbench.records.schema import COLUMNS
-from attnbench.report import page, predicted_tables
-from attnbench.report.panels import arrange
+from attnbench.report import prepare
 from attnbench.report.style import Style
+from attnbench.report.tables import predicted
 from attnbench.stats import powers
 from attnbench.stats.powers import BEFORE, BEYOND
 from attnbench.theory import costs
@@ -298,10 +298,10 @@ def test_only_exact_attentions_activations_are_predicted() -> None:
     assert math.isnan(found["inference"])
 
 
-def told(rows: pd.DataFrame, memory: int | None = 2**34) -> list[predicted_tables.Told]:
-    prepared = page.prepared(rows)
+def told(rows: pd.DataFrame, memory: int | None = 2**34) -> list[predicted.Told]:
+    prepared = prepare.prepared(rows)
     runs = [{"name": "a-run", "args": {"memory": memory}}]
-    return predicted_tables.tables(prepared, arrange(prepared, runs), runs, Style.of(prepared))
+    return predicted.tables(prepared, prepare.arrange(prepared, runs), runs, Style.of(prepared))
 
 
 def test_a_report_has_the_tables_that_have_rows() -> None:

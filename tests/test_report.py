@@ -26,8 +26,9 @@ from matplotlib.transforms import Bbox
 
 from attnbench.analysis.rows import records
 from attnbench.records.schema import COLUMNS
-from attnbench.report import figures, page, repeat_command, units, write_report
-from attnbench.report.panels import arrange
+from attnbench.report import drawing, page, repeat_command, units, write_report
+from attnbench.report.figures import block, errors, latency, memory, overview, speedup, tradeoff
+from attnbench.report.prepare import arrange, prepared
 from attnbench.report.style import Style, display_names
 from attnbench.sizes import Sweep
 from attnbench.sweep.settings import Asked, Given
@@ -388,7 +389,7 @@ def recorded() -> pd.DataFrame:
 
 
 def everything() -> pd.DataFrame:
-    return page.prepared(recorded())
+    return prepared(recorded())
 
 
 @pytest.fixture(scope="module")
@@ -396,14 +397,14 @@ def drawn() -> dict[str, Figure]:
     frame = everything()
     panels, style = arrange(frame, [RUN]), Style.of(frame)
     made = {
-        "latency": figures.latency(panels, style),
-        "memory": figures.memory(panels, style),
-        "speedup": figures.speedup(panels, style),
-        "errors": figures.errors(panels, style),
-        "trade": figures.speed_vs_error(panels[0], style),
-        "share": figures.attention_share(panels, style),
-        "amdahl": figures.amdahl(panels, style),
-        "overview": figures.overview(panels[0], style, "Some CPU"),
+        "latency": latency.latency(panels, style),
+        "memory": memory.memory(panels, style),
+        "speedup": speedup.speedup(panels, style),
+        "errors": errors.errors(panels, style),
+        "trade": tradeoff.tradeoff(panels[0], style),
+        "share": block.attention_share(panels, style),
+        "amdahl": block.amdahl(panels, style),
+        "overview": overview.overview(panels[0], style, "Some CPU"),
     }
     found = {name: figure for name, figure in made.items() if figure}
     assert found.keys() == made.keys()
@@ -484,8 +485,8 @@ def test_lengths_are_the_ticks(drawn: dict[str, Figure]) -> None:
 
 
 def test_many_lengths_do_not_crowd_the_axis() -> None:
-    frame = page.prepared(rows("naive", BASELINE, scope="attention", seq=tuple(range(512, 16385, 512))))
-    figure = figures.latency(arrange(frame, [RUN]), Style.of(frame))
+    frame = prepared(rows("naive", BASELINE, scope="attention", seq=tuple(range(512, 16385, 512))))
+    figure = latency.latency(arrange(frame, [RUN]), Style.of(frame))
     assert figure is not None
     FigureCanvasAgg(figure).draw()
     ticks = [label.get_window_extent() for label in figure.axes[0].xaxis.get_ticklabels()]
@@ -520,12 +521,12 @@ def test_tolerances_are_drawn_beside_the_implementation_error_alone(drawn: dict[
 
 
 def test_what_a_logarithm_cannot_show_is_left_out() -> None:
-    frame = page.prepared(rows("naive", BASELINE, scope="attention"))
+    frame = prepared(rows("naive", BASELINE, scope="attention"))
     frame.loc[frame["plugin"] == "naive", ["latency_s", "latency_low_s", "latency_high_s", "peak_bytes"]] = 0.0
     frame["approximation_rel_l2"] = math.inf
     frame.loc[frame["plugin"] == "naive", "implementation_rel_l2"] = 0.0
     panels, style = arrange(frame, [RUN]), Style.of(frame)
-    for draw in (figures.latency, figures.memory, figures.errors):
+    for draw in (latency.latency, memory.memory, errors.errors):
         figure = draw(panels, style)
         assert figure is not None
         FigureCanvasAgg(figure).draw()
@@ -536,8 +537,8 @@ def test_what_a_logarithm_cannot_show_is_left_out() -> None:
 @pytest.mark.parametrize("run", ["$x", "$x$", "a" * 200, "a b " * 50])
 def test_a_title_fits_whatever_the_run_is_called(run: str) -> None:
     frame = pd.concat([rows("naive", scope="attention", run=name) for name in (run, "two")])
-    frame = page.prepared(frame)
-    figure = figures.latency(arrange(frame, [RUN]), Style.of(frame))
+    frame = prepared(frame)
+    figure = latency.latency(arrange(frame, [RUN]), Style.of(frame))
     assert figure is not None
     FigureCanvasAgg(figure).draw()
     titles = [ax.title.get_window_extent() for ax in figure.axes]
@@ -545,11 +546,11 @@ def test_a_title_fits_whatever_the_run_is_called(run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.latency, figures.memory, figures.speedup, figures.errors, figures.attention_share, figures.amdahl]
+    "draw", [latency.latency, memory.memory, speedup.speedup, errors.errors, block.attention_share, block.amdahl]
 )
 def test_there_is_no_figure_of_nothing(draw: Callable[..., Figure | None]) -> None:
     frame = rows()
-    frame = page.prepared(fail(frame, frame["status"] == "ok", "timeout", "120 s"))
+    frame = prepared(fail(frame, frame["status"] == "ok", "timeout", "120 s"))
     assert draw(arrange(frame, [RUN]), Style.of(frame)) is None
 
 
@@ -637,9 +638,9 @@ def test_every_finished_cell_is_in_the_results(report: Path) -> None:
 
 def test_the_same_rows_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
     frame = everything()
-    figure = figures.memory(arrange(frame, [RUN]), Style.of(frame))
+    figure = memory.memory(arrange(frame, [RUN]), Style.of(frame))
     assert figure is not None
-    figures.save(figure, tmp_path / "memory")
+    drawing.save(figure, tmp_path / "memory")
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (report.parent / "figures" / path.name).read_bytes(), path.name
 
@@ -689,8 +690,8 @@ def test_names_are_data(tmp_path: Path) -> None:
 
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     frame = pd.concat([rows("naive", scope="attention", seq=(512,)).assign(plugin=n, variant=n) for n in EVIL])
-    frame = page.prepared(frame)
-    figure = figures.speedup(arrange(frame, [RUN]), Style.of(frame))
+    frame = prepared(frame)
+    figure = speedup.speedup(arrange(frame, [RUN]), Style.of(frame))
     assert figure is not None
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters stay letters
         figure.savefig(tmp_path / "x.svg")

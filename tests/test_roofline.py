@@ -22,8 +22,8 @@ from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import read_meta
 from attnbench.report import page, write_report
-from attnbench.report.panels import arrange
-from attnbench.report.roofline_figure import roofline as draw
+from attnbench.report.figures.roofline import roofline as draw
+from attnbench.report.prepare import arrange, prepared
 from attnbench.report.style import Style
 from attnbench.theory import costs, roofline
 from attnbench.theory.roofline import Ceilings, impossible
@@ -350,7 +350,7 @@ def attention(**axes: Any) -> pd.DataFrame:
 
 
 def test_columns_tell_how_much_was_reached() -> None:
-    frame = page.prepared(attention(seq=(1024,)), [CALIBRATED]).set_index("plugin")
+    frame = prepared(attention(seq=(1024,)), [CALIBRATED]).set_index("plugin")
     naive, int8 = frame.loc["naive"], frame.loc["int8"]
     sparse = frame.loc["block-sparse:pattern=window:window=256"]
     flops = 8 * 1024**2 * 256
@@ -375,7 +375,7 @@ def test_columns_tell_how_much_was_reached() -> None:
     ids=["none", "null", "broken", "another run's", "other threads"],
 )
 def test_without_ceilings_there_is_no_figure(run: dict[str, Any]) -> None:
-    frame = page.prepared(attention(seq=(512, 1024)), [run])
+    frame = prepared(attention(seq=(512, 1024)), [run])
     assert frame.get("roofline_fraction", pd.Series(dtype=float)).isna().all()
     assert draw(arrange(frame, [run]), Style.of(frame)) is None
 
@@ -398,13 +398,13 @@ def test_with_ceilings_there_are_both(tmp_path: Path) -> None:
 
 def test_of_two_runs_each_has_its_own() -> None:
     both = pd.concat([attention(seq=(512,)), attention(seq=(512,)).assign(run="two")])
-    frame = page.prepared(both, [CALIBRATED, RUN | {"name": "two"}])
+    frame = prepared(both, [CALIBRATED, RUN | {"name": "two"}])
     known = frame["roofline_fraction"].notna()
     assert known.equals(frame["run"] != "two")
 
 
 def test_the_figure_shows_each_cell_under_its_roof() -> None:
-    frame = page.prepared(attention(), [CALIBRATED])
+    frame = prepared(attention(), [CALIBRATED])
     figure = draw(arrange(frame, [CALIBRATED]), Style.of(frame))
     assert figure is not None
     FigureCanvasAgg(figure).draw()

@@ -44,7 +44,7 @@ PROBLEM = tuple(name for name in WORKLOAD if name not in ("seq", "kv_seq", "batc
 def series(frame: pd.DataFrame) -> Iterator[tuple[Row, pd.DataFrame]]:
     """What rows have in common that differ in length only, and those rows, sorted by their column `length` (tokens).
 
-    A panel's rows (`report.panels`) keep their `length`, and may differ in run and batch. Without such a column runs
+    A panel's rows (`report.prepare`) keep their `length`, and may differ in run and batch. Without such a column runs
     and batches are kept apart, and the length is that of the keys, or of the queries where they alone vary.
     """
     frame = filled(frame)

@@ -79,8 +79,8 @@ def write(found: Generation, folder: Path) -> None:
     Raises:
         AttnbenchError: the folder can't be written.
     """
-    from attnbench.report.figures import save
-    from attnbench.report.generation_figure import generation
+    from attnbench.report.drawing import save
+    from attnbench.report.figures.generation import generation
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

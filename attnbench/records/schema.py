@@ -9,6 +9,7 @@ from attnbench.workload import Workload
 SCHEMA = 1
 STATUSES = ("ok", "unsupported", "skipped", "out-of-memory", "timeout", "crashed", "error", "wrong")
 WELL = ("ok", "unsupported", "skipped")
+FAILED = ("out-of-memory", "timeout", "crashed", "error")
 Row = dict[str, Any]
 WORKLOAD = (
     "scope", "block", "norm", "layers", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",

@@ -12,86 +12,69 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from attnbench.analysis import attainable, rows, shares
-from attnbench.records.schema import GPU_COLUMNS
-from attnbench.report import figures, predicted_tables, tables
-from attnbench.report.panels import Panel, arrange, machine_name
-from attnbench.report.roofline_figure import roofline as draw_roofline
-from attnbench.report.side_by_side import side_by_side
+from attnbench.analysis import rows
+from attnbench.report import drawing
+from attnbench.report.figures import block, errors, latency, memory, overview, roofline, speedup, tradeoff
+from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
-from attnbench.report.verdict import verdict
-
-_TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution", "scope", "block", "norm", "phase",
-          "device", "dtype", "lengths", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
-          "converged", "timing", "l2", "start_throttled", "end_throttled")  # fmt: skip
-_NUMBERS = (
-    "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
-    "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
-    "workspace_bytes", "input_bytes", "output_bytes", "saved_bytes", "cache_bytes", "flops_per_s", "variant_flops",
-    "density", "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance", *tables.GRADIENTS,
-    "wall_s", "energy_j", "reserved_bytes", "process_bytes", *GPU_COLUMNS,
-)  # fmt: skip
+from attnbench.report.summary import summary
+from attnbench.report.tables import best, cells, predicted
+from attnbench.report.tables.machines import side_by_side
+from attnbench.report.tables.run import run_facts, variants, warnings
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
+DrawAll = Callable[[Sequence[Panel], Style, str], Sequence[Figure | None]]
+"""Of all the panels, the style and the machines' names, as many figures as it takes."""
 
+
+class Kind(NamedTuple):
+    """A kind of figure: its title on the page, how to read it, and what draws it."""
+
+    title: str
+    read: str
+    draw: DrawAll
+
+
+def _main(draw: Callable[[Panel, Style, str], Figure | None]) -> DrawAll:
+    """One figure, of the panel with the most finished cells, the first among equals."""
+
+    def drawn(panels: Sequence[Panel], style: Style, machines: str) -> Sequence[Figure | None]:
+        main = max(panels, key=lambda panel: len(rows.finished(panel.frame)), default=None)
+        return [draw(main, style, machines)] if main else []
+
+    return drawn
+
+
+def _each(draw: Callable[[Panel, Style], Figure | None]) -> DrawAll:
+    """A figure for each panel."""
+    return lambda panels, style, machines: [draw(panel, style) for panel in panels]
+
+
+def _parts(draw: Draw) -> DrawAll:
+    """As many panels in a figure as fit; those that do not go into a second one."""
+    size = drawing.PANELS
+    return lambda panels, style, machines: [draw(panels[i : i + size], style) for i in range(0, len(panels), size)]
+
+
+# By the file's name, in the order of the page. A new figure is a new file in figures/, imported above, and a line here.
 FIGURES = {
-    "overview": ("At a glance", "Every panel is explained with its own figure below."),
-    "latency": (
-        "Latency against length",
-        "Lower is faster, and a straight line is a power of the length l: the legend names the fitted power with its "
-        "95% interval (over the lengths from an eighth of the longest up). Points are medians; bands and bars are "
-        "their 95% intervals, often narrower than the marker. A cross at the top is a cell without a number.",
-    ),
-    "memory": (
-        "Peak memory against length",
-        "Inputs, output and workspace of one call, lower is leaner. The dotted line is inputs and output alone, which "
-        "no variant can avoid: what lies above it is workspace.",
-    ),
-    "speedup": (
-        "Speedup over the baseline",
-        "Measured in pairs with the baseline, round by round; above 1x is faster. Where a band holds 1x, the two were "
-        "not told apart.",
-    ),
-    "errors": (
-        "Two errors that mean different things",
-        "Left: is the code right? Its output against the function that the variant itself defines; it has to stay "
-        "under its tolerance. Right: what does that function cost? The same output against exact softmax attention on "
-        "these inputs; a variant can be perfectly right on the left and useless on the right.",
-    ),
-    "speed-vs-error": (
-        "Speed against error",
-        "Up is faster, left is closer to exact attention. Circled variants are on the Pareto front: no other is both "
-        "faster and closer. Exact variants count as equally close, since they differ by rounding only.",
-    ),
-    "attention-share": (
-        "Attention's share of the block's time",
-        "Latency of attention alone over that of the transformer block around it; the rest is projections, FFN and "
-        "norms, which no faster attention can shorten. The two are measured one after the other, so where a variant's "
-        "latency varies from minute to minute a share may even pass 100%; its interval says how far to trust it.",
-    ),
-    "amdahl": (
-        "What survives in the block",
-        "Solid: the block's speedup over the baseline's block, as measured. Dashed: what Amdahl's law makes of the "
-        "speedup of attention alone and of attention's share of the baseline's block. Where the solid line lies lower, "
-        "the variant costs the rest of the block something: caches, or the layout of its output; or the machine was "
-        "slower while attention alone was measured than while the block was.",
-    ),
-    "roofline": (
-        "What was reached of what is attainable",
-        "How fast a variant computes, against how many operations it has for each byte that has to move (inputs, "
-        "weights and output); operations are the variant's own, so one that leaves work out is not the faster here. "
-        "The grey line is what this machine reached at best, in products of each format and, the slope, in reading "
-        "memory: the closer below it, the less is left to gain for the same operations. Where tensors fit the caches "
-        "the slope is no bound. A larger marker is a longer length.",
-    ),
-}  # fmt: skip
+    "overview": Kind("At a glance", overview.READ, _main(overview.overview)),
+    "latency": Kind("Latency against length", latency.READ, _parts(latency.latency)),
+    "memory": Kind("Peak memory against length", memory.READ, _parts(memory.memory)),
+    "speedup": Kind("Speedup over the baseline", speedup.READ, _parts(speedup.speedup)),
+    "errors": Kind("Two errors that mean different things", errors.READ, _parts(errors.errors)),
+    "speed-vs-error": Kind("Speed against error", tradeoff.READ, _each(tradeoff.tradeoff)),
+    "attention-share": Kind("Attention's share of the block's time", block.READ_SHARE, _parts(block.attention_share)),
+    "amdahl": Kind("What survives in the block", block.READ_AMDAHL, _parts(block.amdahl)),
+    "roofline": Kind("What was reached of what is attainable", roofline.READ, _parts(roofline.roofline)),
+}
 
 
 @dataclass(frozen=True)
@@ -134,67 +117,27 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Pa
     return index
 
 
-def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
-    """All the columns that a report needs, whatever an older record lacks, with numbers as numbers.
-
-    runs: what run.json says, one a run; without, nothing is known of ceilings.
-    """
-    frame = frame.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*frame.columns, *_TEXTS, *_NUMBERS])))
-    for name in _NUMBERS:
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    bare = [str(plugin).partition(":")[0] for plugin in frame["plugin"]]
-    frame["variant"] = [v if isinstance(v, str) else b for v, b in zip(frame["variant"], bare, strict=True)]
-    frame["run"] = frame["run"].fillna("").astype(str)
-    frame["converged"] = frame["converged"].ne(False)
-    frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
-    return frame.join([shares.attention_share(frame), shares.amdahl(frame), attainable.columns(frame, runs)])
-
-
 def _drawn(
     panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style
 ) -> Iterator[tuple[str, str, Figure]]:
-    """(file name, title, figure) of whatever there is to draw; panels that do not fit go into a second figure."""
-    if main := _main_panel(panels):
-        machines = dict.fromkeys(machine_name(run) for run in runs)
-        glance = figures.overview(main, style, "; ".join(machines))
-        if glance:
-            yield "overview", FIGURES["overview"][0], glance
-    several: dict[str, Draw] = {
-        "latency": figures.latency,
-        "memory": figures.memory,
-        "speedup": figures.speedup,
-        "errors": figures.errors,
-    }
-    for name, draw in several.items():
-        yield from _numbered(name, _in_parts(draw, panels, style))
-    yield from _numbered("speed-vs-error", [figures.speed_vs_error(panel, style) for panel in panels])
-    yield from _numbered("attention-share", _in_parts(figures.attention_share, panels, style))
-    yield from _numbered("amdahl", _in_parts(figures.amdahl, panels, style))
-    yield from _numbered("roofline", _in_parts(draw_roofline, panels, style))
-
-
-def _main_panel(panels: Sequence[Panel]) -> Panel | None:
-    """The panel with the most finished cells, the first among equals."""
-    return max(panels, key=lambda panel: len(rows.finished(panel.frame)), default=None)
-
-
-def _in_parts(draw: Draw, panels: Sequence[Panel], style: Style) -> list[Figure | None]:
-    size = figures.PANELS
-    return [draw(panels[i : i + size], style) for i in range(0, len(panels), size)]
+    """(file name, title, figure) of whatever there is to draw."""
+    machines = "; ".join(_machines(runs))
+    for name, kind in FIGURES.items():
+        yield from _numbered(name, kind.draw(panels, style, machines))
 
 
 def _numbered(name: str, drawn: Sequence[Figure | None]) -> Iterator[tuple[str, str, Figure]]:
     some = [figure for figure in drawn if figure]
     for number, figure in enumerate(some, 1):
-        title = FIGURES[name][0] + (f" ({number} of {len(some)})" if len(some) > 1 else "")
+        title = FIGURES[name].title + (f" ({number} of {len(some)})" if len(some) > 1 else "")
         yield name if number == 1 else f"{name}-{number}", title, figure
 
 
 def _saved(name: str, title: str, figure: Figure, folder: Path) -> Picture:
-    figures.save(figure, folder / name)
+    drawing.save(figure, folder / name)
     svg = (folder / f"{name}.svg").read_bytes()
     # Only the first of several figures of a kind says how to read it.
-    read = FIGURES[name][1] if name in FIGURES else ""
+    read = FIGURES[name].read if name in FIGURES else ""
     return Picture(name, title, read, base64.b64encode(svg).decode(), round(100 * figure.get_figwidth()))
 
 
@@ -207,25 +150,29 @@ def _content(
 ) -> dict[str, Any]:
     finished = [panel for panel in panels if len(rows.finished(panel.frame))]
     return {
-        "machines": list(dict.fromkeys(machine_name(run) for run in runs)),
+        "machines": _machines(runs),
         "subtitle": "; ".join(
             [*dict.fromkeys(map(_when_and_where, runs)), "attnbench " + metadata.version("attnbench")]
         ),
-        "verdict": verdict(frame, panels, runs, style),
-        "best": [tables.best_by_length(panel, style) for panel in finished],
+        "summary": summary(frame, panels, runs, style),
+        "best": [best.best_by_length(panel, style) for panel in finished],
         "pictures": pictures,
-        "averages": tables.average_speedups(finished, style) if finished else None,
+        "averages": best.average_speedups(finished, style) if finished else None,
         "side_by_side": side_by_side(frame, runs, style),
-        "predicted": predicted_tables.tables(frame, panels, runs, style),
-        "on_the_gpu": [told for panel in panels if (told := tables.on_the_gpu(panel, style)).rows],
-        "results": [(tables.results(panel, style), tables.commands(panel, style)) for panel in panels],
-        "missing": tables.missing(panels, style),
-        "tracebacks": tables.tracebacks(panels, style),
-        "warnings": tables.warnings(frame, style),
-        "variants": tables.variants(frame, style),
-        "runs": [(str(run.get("name") or "unnamed"), tables.run_facts(run)) for run in runs],
-        "tables": tables.pull_request(panels, style),
+        "predicted": predicted.tables(frame, panels, runs, style),
+        "on_the_gpu": [told for panel in panels if (told := cells.on_the_gpu(panel, style)).rows],
+        "results": [(cells.results(panel, style), cells.commands(panel, style)) for panel in panels],
+        "missing": cells.missing(panels, style),
+        "tracebacks": cells.tracebacks(panels, style),
+        "warnings": warnings(frame, style),
+        "variants": variants(frame, style),
+        "runs": [(str(run.get("name") or "unnamed"), run_facts(run)) for run in runs],
+        "tables": best.pull_request(panels, style),
     }
+
+
+def _machines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(machine_name(run) for run in runs))
 
 
 def _when_and_where(run: Mapping[str, Any]) -> str:

@@ -30,29 +30,29 @@ def length_axis(ax: Axes, lengths: Sequence[float], label: str) -> None:
 
 
 def time_axis(ax: Axes, low: float, high: float) -> None:
-    _log_axis(
+    log_axis(
         ax,
         low,
         high,
-        lambda value: _trim(units.seconds(value)),
+        lambda value: trim(units.seconds(value)),
         base=10,
         steps=((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)),
     )
 
 
 def byte_axis(ax: Axes, low: float, high: float) -> None:
-    _log_axis(ax, low, high, lambda value: _trim(units.size(value)), base=2, steps=((1,), (1, 1.5)))
+    log_axis(ax, low, high, lambda value: trim(units.size(value)), base=2, steps=((1,), (1, 1.5)))
 
 
 def ratio_axis(ax: Axes, low: float, high: float) -> None:
-    _log_axis(ax, low, high, lambda value: f"{value:g}x", base=2, steps=((1,), (1, 1.5)))
+    log_axis(ax, low, high, lambda value: f"{value:g}x", base=2, steps=((1,), (1, 1.5)))
 
 
 def error_axis(ax: Axes, low: float, high: float, axis: str = "y") -> None:
-    _log_axis(ax, low, high, _power, base=10, steps=((1,), (1, 3), (1, 2, 5)), axis=axis)
+    log_axis(ax, low, high, _power, base=10, steps=((1,), (1, 3), (1, 2, 5)), axis=axis)
 
 
-def _trim(text: str) -> str:
+def trim(text: str) -> str:
     """ "1.00 ms" as "1 ms"."""
     return re.sub(r"\.0+ |(\.\d*?)0+ ", r"\1 ", text)
 
@@ -62,7 +62,7 @@ def _power(value: float) -> str:
     return f"{value:g}" if -3 < exponent < 4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _log_axis(
+def log_axis(
     ax: Axes,
     low: float,
     high: float,

@@ -1,8 +1,12 @@
-"""Numbers as people read them: 3.42 ms, 170 MiB, 2.31x [2.25, 2.38]. Whatever is missing becomes a dash."""
+"""Numbers, and lists of names, as people read them: 3.42 ms, 170 MiB, 2.31x [2.25, 2.38], "a, b and c".
+
+Whatever is missing becomes a dash.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 NOTHING = "-"
 
@@ -125,3 +129,8 @@ def lengths(values: list[float]) -> str:
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """ "1 cell", "3 cells"."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c" """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

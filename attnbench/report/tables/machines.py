@@ -9,9 +9,9 @@ import pandas as pd
 
 from attnbench.analysis.rows import Row, finished, records
 from attnbench.report import units
-from attnbench.report.panels import machine_name
+from attnbench.report.prepare import machine_name
 from attnbench.report.style import Style
-from attnbench.report.tables import Table
+from attnbench.report.tables.table import Table
 
 _SAME = ("scope", "block", "mask", "seq", "plugin")  # what the standard sweep varies
 

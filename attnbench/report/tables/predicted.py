@@ -1,4 +1,4 @@
-"""The tables of a report that put what was measured beside what theory says of it (`attnbench.predicted`)."""
+"""Tables that put what was measured beside what theory says of it (`analysis.growth` and its neighbours)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from attnbench.analysis.rows import Row, records, workload_of
 from attnbench.analysis.shares import shares as shares_of
 from attnbench.analysis.shares import with_attention
 from attnbench.report import units
-from attnbench.report.panels import Panel
+from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
-from attnbench.report.tables import Table
+from attnbench.report.tables.table import Table
 from attnbench.stats.powers import BEFORE, BEYOND
 
 MEMORIES = {"8 GiB": 2**33, "80 GB": 80 * 10**9}
@@ -40,8 +40,8 @@ class Told(Table):
 def tables(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style) -> list[Told]:
     """Measured beside predicted: those of the six tables that have rows.
 
-    frame: all rows, as `page.prepared` gives them. panels: as `panels.arrange` makes them of it. runs: what run.json
-    says, one a run.
+    frame: all rows, as `prepare.prepared` gives them. panels: as `prepare.arrange` makes them of it. runs: what
+    run.json says, one a run.
     """
     whole = with_attention(frame)
     added = [name for name in whole if name not in frame]

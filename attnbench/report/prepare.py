@@ -1,4 +1,7 @@
-"""Rows that may share an axis: a panel holds one problem at many lengths, and differs from its neighbours by name."""
+"""Rows as a report needs them: every column that it reads, and panels of those rows that may share an axis.
+
+A panel holds one problem at many lengths, and differs from its neighbours by name.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,46 @@ from typing import Any
 
 import pandas as pd
 
+from attnbench.analysis import attainable, shares
 from attnbench.analysis.rows import WORKLOAD, Row, records
 from attnbench.records.run import identity
+from attnbench.records.schema import GPU_COLUMNS
 from attnbench.report import units
+
+GRADIENTS = tuple(f"{name}_gradient_rel_l2" for name in ("query", "key", "value", "gate"))
+_TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution", "scope", "block", "norm", "phase",
+          "device", "dtype", "lengths", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
+          "converged", "timing", "l2", "start_throttled", "end_throttled")  # fmt: skip
+_NUMBERS = (
+    "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
+    "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
+    "workspace_bytes", "input_bytes", "output_bytes", "saved_bytes", "cache_bytes", "flops_per_s", "variant_flops",
+    "density", "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance", *GRADIENTS,
+    "wall_s", "energy_j", "reserved_bytes", "process_bytes", *GPU_COLUMNS,
+)  # fmt: skip
+
+
+def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """All the columns that a report needs, whatever an older record lacks, with numbers as numbers.
+
+    runs: what run.json says, one a run; without, nothing is known of ceilings.
+    """
+    frame = frame.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*frame.columns, *_TEXTS, *_NUMBERS])))
+    for name in _NUMBERS:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    bare = [str(plugin).partition(":")[0] for plugin in frame["plugin"]]
+    frame["variant"] = [v if isinstance(v, str) else b for v, b in zip(frame["variant"], bare, strict=True)]
+    frame["run"] = frame["run"].fillna("").astype(str)
+    frame["converged"] = frame["converged"].ne(False)
+    frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
+    return frame.join([shares.attention_share(frame), shares.amdahl(frame), attainable.columns(frame, runs)])
+
+
+def warning_kinds(value: Any) -> list[str]:
+    """The kinds of warning in one cell, whatever a reader of Parquet or JSON made of the list."""
+    if value is None or isinstance(value, float) or len(value) == 0:
+        return []
+    return [value] if isinstance(value, str) else [str(kind) for kind in value]
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ import pandas as pd
 
 from attnbench.analysis import compare
 from attnbench.analysis.rows import finished
+from attnbench.records.schema import FAILED
 from attnbench.report import units
-from attnbench.report.panels import Panel, machine_name
+from attnbench.report.prepare import Panel, machine_name, warning_kinds
 from attnbench.report.style import Style
 
 _FEW = 4  # winners are spelled out for so many panels, with so many changes of winner each; beyond, they are counted
 
-FAILED = ("out-of-memory", "timeout", "crashed", "error")
 
-
-def verdict(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
+def summary(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
     """How many cells of what status, from where, which variant is the fastest, and what to be wary of."""
     if frame.empty:
         return ["There is no cell in this report: the run planned none, or was stopped before its first."]
@@ -44,18 +43,6 @@ def verdict(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping
     if warned := int(frame["warnings"].map(warning_kinds).map(bool).sum()):
         said.append(f"{units.count(warned, 'cell carries', 'cells carry')} a warning (below).")
     return said
-
-
-def warning_kinds(value: Any) -> list[str]:
-    """The kinds of warning in one cell, whatever a reader of Parquet or JSON made of the list."""
-    if value is None or isinstance(value, float) or len(value) == 0:
-        return []
-    return [value] if isinstance(value, str) else [str(kind) for kind in value]
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c" """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _counts(frame: pd.DataFrame) -> str:
@@ -116,7 +103,7 @@ def _winners(frame: pd.DataFrame, style: Style) -> list[str]:
         if not all(found.certain for _, found in same):
             facts.append("no interval")
         told = ", ".join(fact for fact in facts if fact)
-        names, at = listed([style.names[p] for p in winners]), units.lengths([length for length, _ in same])
+        names, at = units.listed([style.names[p] for p in winners]), units.lengths([length for length, _ in same])
         parts.append(f"{names} at {at}" + (f" ({told})" if told else ""))
     return parts
 

@@ -9,32 +9,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attnbench.report import figures, scales, units
-from attnbench.report.panels import Panel
+from attnbench.report import drawing, scales, units
+from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
+
+READ = (
+    "How fast a variant computes, against how many operations it has for each byte that has to move (inputs, "
+    "weights and output); operations are the variant's own, so one that leaves work out is not the faster here. "
+    "The grey line is what this machine reached at best, in products of each format and, the slope, in reading "
+    "memory: the closer below it, the less is left to gain for the same operations. Where tensors fit the caches "
+    "the slope is no bound. A larger marker is a longer length."
+)
 
 _SMALLEST, _LARGEST = 5.0, 9.5  # points: markers of the shortest and of the longest length
 _STEPS = ((1,), (1, 3), (1, 2, 5))
+_LONGER = Line2D([], [], color=drawing.GREY, marker="o", markersize=_LARGEST, markeredgecolor="white", linewidth=1,
+                 label="larger marker: longer")  # fmt: skip
 
 
-@figures.styled
+@drawing.styled
 def roofline(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
 
-    The frames carry what `attnbench.roofline.columns` gives.
+    The frames carry what `analysis.attainable.columns` gives.
     """
     panels = [panel for panel in panels if len(_known(panel))]
     if not panels:
         return None
-    figure, axes = figures._grid(len(panels), height=3.8)
+    figure, axes = drawing.grid(len(panels), height=3.8)
     for ax, panel in zip(axes, panels, strict=True):
         _roofline(ax, panel, style, panels)
-    figures._legend(figure, style, [plugin for panel in panels for plugin in _known(panel)["plugin"]], [_LONGER])
-    return figures._titled(figure, "What was reached of what is attainable", panels)
-
-
-_LONGER = Line2D([], [], color=figures.GREY, marker="o", markersize=_LARGEST, markeredgecolor="white", linewidth=1,
-                 label="larger marker: longer")  # fmt: skip
+    drawing.legend(figure, style, [plugin for panel in panels for plugin in _known(panel)["plugin"]], [_LONGER])
+    return drawing.titled(figure, "What was reached of what is attainable", panels)
 
 
 def _known(panel: Panel) -> pd.DataFrame:
@@ -54,15 +60,15 @@ def _roofline(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> 
             ax.plot(x, y, color=colour, marker=style.markers[str(plugin)], markersize=size, markeredgecolor="white",
                     markeredgewidth=0.8, zorder=3)  # fmt: skip
     ridges = everywhere["ceiling_flops_per_s"] / everywhere["ceiling_bytes_per_s"]
-    left, right = figures._ends([everywhere["intensity"], ridges])
+    left, right = drawing.ends([everywhere["intensity"], ridges])
     right = max(1.3 * right, 4 * float(ridges.max()))  # room for the roofs' names
-    low, high = figures._ends([everywhere[["achieved_flops_per_s", "ceiling_flops_per_s"]]])
-    scales._log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=_STEPS, axis="x")
-    scales._log_axis(ax, low / 1.3, high * 1.3, lambda value: scales._trim(units.rate(value)), base=10, steps=_STEPS)
+    low, high = drawing.ends([everywhere[["achieved_flops_per_s", "ceiling_flops_per_s"]]])
+    scales.log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=_STEPS, axis="x")
+    scales.log_axis(ax, low / 1.3, high * 1.3, lambda value: scales.trim(units.rate(value)), base=10, steps=_STEPS)
     _roofs(ax, rows)
     ax.set_xlabel("operations a byte that has to move")
-    figures._ylabel(ax, "operations a second")
-    ax.set_title(figures._title(panel.title, 58))
+    drawing.ylabel(ax, "operations a second")
+    ax.set_title(drawing.folded(panel.title, 58))
 
 
 def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
@@ -71,14 +77,14 @@ def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
     roofs = rows[["ceiling", "ceiling_flops_per_s", "ceiling_bytes_per_s"]].drop_duplicates()
     for name, rate, memory in roofs.itertuples(index=False):
         ridge = rate / memory
-        ax.plot([left, ridge, right], [left * memory, rate, rate], color=figures.GREY, linewidth=1.4, zorder=1)
+        ax.plot([left, ridge, right], [left * memory, rate, rate], color=drawing.GREY, linewidth=1.4, zorder=1)
         # Beside the points: they are far to one side of the ridge, mostly.
         free_left = (rows["intensity"] > ridge).mean() > 0.5
-        ax.annotate(f"{name}: {scales._trim(units.rate(rate))}", (ridge if free_left else right, rate),
+        ax.annotate(f"{name}: {scales.trim(units.rate(rate))}", (ridge if free_left else right, rate),
                     (10 if free_left else -4, 3), textcoords="offset points", ha="left" if free_left else "right",
-                    fontsize=8, color=figures.GREY)  # fmt: skip
+                    fontsize=8, color=drawing.GREY)  # fmt: skip
     for memory in sorted(set(roofs["ceiling_bytes_per_s"])):
         # To the left of the slope there is nothing: nobody reads faster from memory.
         rate = roofs.loc[roofs["ceiling_bytes_per_s"] == memory, "ceiling_flops_per_s"].min()
         ax.annotate(f"memory:\n{units.size(memory)}/s", (rate / memory, rate), (-6, 2), textcoords="offset points",
-                    ha="right", va="bottom", fontsize=8, color=figures.GREY)  # fmt: skip
+                    ha="right", va="bottom", fontsize=8, color=drawing.GREY)  # fmt: skip

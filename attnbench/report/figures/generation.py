@@ -11,14 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attnbench.report import scales
-from attnbench.report.figures import GREY, styled
+from attnbench.report import drawing, scales
 from attnbench.report.style import Style
 
 _WAYS = {"without_s": "--", "with_s": "-"}
 
 
-@styled
+@drawing.styled
 def generation(results: Sequence[Mapping[str, Any]], prompt: int, title: str) -> Figure:
     """results: one a plugin, with "plugin", "variant", "prompt_s", "with_s" and "without_s"."""
     style = Style.of(pd.DataFrame(results)[["plugin", "variant"]])
@@ -34,8 +33,8 @@ def generation(results: Sequence[Mapping[str, Any]], prompt: int, title: str) ->
     totals = [s for r in results for w in _WAYS for s in (r["prompt_s"] + r[w][0], r["prompt_s"] + sum(r[w]))]
     _finish(axes[1], "seconds since the prompt began", totals)
     handles = [Line2D([], [], color=style.colours[p], label=style.figure_name(p)) for p in style.plugins]
-    handles.append(Line2D([], [], color=GREY, linestyle="-", label="with a cache"))
-    handles.append(Line2D([], [], color=GREY, linestyle="--", label="without: all tokens again"))
+    handles.append(Line2D([], [], color=drawing.GREY, linestyle="-", label="with a cache"))
+    handles.append(Line2D([], [], color=drawing.GREY, linestyle="--", label="without: all tokens again"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     figure.suptitle(title)
     return figure

@@ -1,0 +1,72 @@
+"""The figures of the transformer block: attention's share of its time, and what a speedup comes to in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from attnbench.report import drawing, scales
+from attnbench.report.prepare import Panel
+from attnbench.report.style import Style
+
+READ_SHARE = (
+    "Latency of attention alone over that of the transformer block around it; the rest is projections, FFN and "
+    "norms, which no faster attention can shorten. The two are measured one after the other, so where a variant's "
+    "latency varies from minute to minute a share may even pass 100%; its interval says how far to trust it."
+)
+
+READ_AMDAHL = (
+    "Solid: the block's speedup over the baseline's block, as measured. Dashed: what Amdahl's law makes of the "
+    "speedup of attention alone and of attention's share of the baseline's block. Where the solid line lies lower, "
+    "the variant costs the rest of the block something: caches, or the layout of its output; or the machine was "
+    "slower while attention alone was measured than while the block was."
+)
+
+_PREDICTED = Line2D([], [], color=drawing.GREY, linestyle="--", linewidth=1.2, label="by Amdahl's law")
+
+
+@drawing.styled
+def attention_share(panels: Sequence[Panel], style: Style) -> Figure | None:
+    """Attention's share of the block's time against length. The frames carry share, share_low and share_high."""
+    panels = [panel for panel in panels if panel.frame["share"].notna().any()]
+    if not panels:
+        return None
+    figure, axes = drawing.grid(len(panels), height=3.4)
+    for ax, panel in zip(axes, panels, strict=True):
+        rows = panel.frame.dropna(subset=["share"])
+        rows = rows.assign(**{name: 100 * rows[name] for name in ("share", "share_low", "share_high")})
+        drawing.lines(ax, rows, style, "share", "share_low", "share_high")
+        drawing.length_axis(ax, panel)
+        ax.set_ylim(0, max(100.0, 1.05 * np.nanmax(rows[["share", "share_high"]])))
+        drawing.ylabel(ax, "share of the block's time (%)")
+        ax.set_title(drawing.folded(panel.title, 58))
+    shown = [plugin for panel in panels for plugin in panel.frame.dropna(subset=["share"])["plugin"]]
+    drawing.legend(figure, style, shown)
+    return drawing.titled(figure, "Attention's share of the block's time", panels)
+
+
+@drawing.styled
+def amdahl(panels: Sequence[Panel], style: Style) -> Figure | None:
+    """The block's speedup, measured and after Amdahl's law, against length. The frames carry amdahl."""
+    panels = [panel for panel in panels if panel.frame["amdahl"].notna().any()]
+    if not panels:
+        return None
+    figure, axes = drawing.grid(len(panels), height=3.4)
+    columns = ["speedup", "speedup_low", "speedup_high"]
+    for ax, panel in zip(axes, panels, strict=True):
+        rows = panel.frame.dropna(subset=["amdahl"])
+        drawing.lines(ax, rows, style, *columns)
+        for plugin, part in rows.groupby("plugin"):
+            ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle="--", linewidth=1.2)
+        scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))
+        ax.axhline(1.0, color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
+        drawing.length_axis(ax, panel)
+        drawing.ylabel(ax, f"block's speedup over {drawing.baseline_name(rows, style)}", always=True)
+        ax.set_title(drawing.folded(panel.title, 58))
+    shown = [plugin for panel in panels for plugin in panel.frame.dropna(subset=["amdahl"])["plugin"]]
+    drawing.legend(figure, style, shown, [_PREDICTED])
+    return drawing.titled(figure, "What survives in the block", panels)

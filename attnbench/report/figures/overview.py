@@ -1,0 +1,56 @@
+"""The figure that stands first: latency, memory, speedup and speed against error of one panel."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from attnbench.report import drawing, units
+from attnbench.report.figures import latency, memory, speedup, tradeoff
+from attnbench.report.prepare import Panel
+from attnbench.report.style import Style
+
+READ = "Every panel is explained with its own figure below."
+
+
+@drawing.styled
+def overview(panel: Panel, style: Style, machine: str) -> Figure | None:
+    """Latency, memory, speedup and speed against error of one panel in one picture."""
+    done = latency.timed(panel.frame)
+    if not len(done):
+        return None
+    figure, axes = drawing.grid(4, height=3.3)
+    latency.fill(axes[0], panel, style, [panel])
+    axes[0].set_title("Latency")
+    if drawing.positive(done, "peak_bytes").any():
+        memory.fill(axes[1], panel, style, [panel])
+    else:
+        _empty(axes[1], "no memory was measured")
+    axes[1].set_title("Peak memory")
+    if len(drawing.compared(panel.frame)):
+        speedup.fill(axes[2], panel, style, [panel])
+    else:
+        _empty(axes[2], "no speedup: the baseline has no number")
+    axes[2].set_title("Speedup over the baseline")
+    traded = tradeoff.traded(panel.frame)
+    if len(traded):
+        # The longest length among those that the most variants finished.
+        counts = traded.groupby("length")["plugin"].nunique()
+        length = counts[counts == counts.max()].index.max()
+        traded = traded[traded["length"] == length]
+        tradeoff.fill(axes[3], traded, style, traded)
+        axes[3].set_title(f"Speed against error at {panel.axis} {units.length(length)}")
+    else:
+        _empty(axes[3], "no error was measured")
+        axes[3].set_title("Speed against error")
+    drawing.legend(figure, style, panel.frame["plugin"], [*drawing.explained(panel), memory.FLOOR, tradeoff.FRONT])
+    drawing.suptitle(figure, ", ".join(part for part in (panel.title, panel.shared) if part), machine)
+    drawing.lay_out(figure)
+    if len(traded):
+        tradeoff.label_front(figure, axes[3], traded, style)
+    return figure
+
+
+def _empty(ax: Axes, text: str) -> None:
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, text, ha="center", va="center", color=drawing.GREY, transform=ax.transAxes)

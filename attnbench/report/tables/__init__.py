@@ -1,0 +1,1 @@
+"""The tables of a report, by the question that they answer."""
