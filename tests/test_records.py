@@ -1,5 +1,6 @@
 """A run on disk: what is appended comes back, whatever cut the writing off, and nobody else writes meanwhile."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pandas.api.types import is_numeric_dtype
 import attnbench
 from attnbench import AttnbenchError, Workload, records
 from attnbench.commands.options import USAGE
+from attnbench.records import schema
 from attnbench.records.run import Run
 from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, Row
 
@@ -356,3 +358,18 @@ def test_on_another_machine_it_does_not(measured: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (USAGE, "", 1)
     assert "another machine" in done.stderr
     assert run.cells.read_bytes() == cells
+
+
+def test_the_page_of_columns_is_the_schema() -> None:
+    """To add a column is to add its line to the schema; this says what to put into the page."""
+    page = (Path(__file__).parents[1] / "docs/columns.md").read_text()
+    assert page.endswith("\n\n" + schema.table())
+
+
+def test_columns_are_what_their_kinds_and_names_say() -> None:
+    for column in schema.SCHEMA_COLUMNS:
+        ends = {"s": "_s", "bytes": "_bytes", "Hz": "_hz", "W": "_w", "J": "_j", "degrees C": "_c"}
+        if column.unit in ends and column.kind != "text":
+            assert column.name.endswith(ends[column.unit]), column
+        assert column.means, column
+    assert set(schema.WORKLOAD) == {field.name for field in dataclasses.fields(Workload)}

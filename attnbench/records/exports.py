@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.records.run import identity, load, read_meta, rows
-from attnbench.records.schema import COLUMNS, Row
+from attnbench.records.schema import COLUMNS, COUNTS, Row
 from attnbench.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_COUNTS = ("rounds", "processes", "flops", "variant_flops")
 _LAYOUT = "5.3.1"  # the version of pytest-benchmark whose layout is written
 _MIB = 2**20
 
@@ -120,9 +119,8 @@ def without_value(runs: Sequence[Path]) -> int:
 def _table(runs: Sequence[Path]) -> pd.DataFrame:
     """`records.load` with columns whose type does not hang on whether some row lacks a value."""
     frame = load(runs)
-    for column in frame.columns:
-        if column.endswith("_bytes") or column in _COUNTS:
-            frame[column] = frame[column].round().astype("Int64")
+    for column in COUNTS:
+        frame[column] = frame[column].round().astype("Int64")
     return frame
 
 

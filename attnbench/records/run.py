@@ -180,7 +180,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
     frame["converged"] = frame["converged"].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
-    for column in (*TEXTS[3:], "traceback", "block", "norm", "lengths"):
+    for column in TEXTS:
         frame[column] = frame[column].fillna("")
     return frame
 

@@ -1,8 +1,9 @@
-"""What a row holds: its columns, statuses and samples."""
+"""What a row holds: each column in one line, from which records, exports, reports and docs/columns.md take it."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 from attnbench.workload import Workload
 
@@ -11,32 +12,139 @@ STATUSES = ("ok", "unsupported", "skipped", "out-of-memory", "timeout", "crashed
 WELL = ("ok", "unsupported", "skipped")
 FAILED = ("out-of-memory", "timeout", "crashed", "error")
 Row = dict[str, Any]
-WORKLOAD = (
-    "scope", "block", "norm", "layers", "phase", "device", "dtype", "batch", "heads", "kv_heads", "seq", "kv_seq",
-    "head_dim", "value_dim", "lengths", "mask", "inputs", "seed", "threads",
-)  # fmt: skip
-TEXTS = (
-    "plugin", "variant", "family", "implementation", "distribution", "baseline", "status", "reason", "timing", "l2",
-    "start_throttled", "end_throttled",
-)  # fmt: skip
+
+
+class Column(NamedTuple):
+    """One thing that is known of a cell.
+
+    kind: "name" and "size" (a whole number) are always there; "text" may be empty, "count" (a whole number) and
+        "number" may be missing; "flag" is yes or no, "kinds" a list of names.
+    unit: as in the name, "" for none. means: in words. since: the release that wrote it first.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    means: str
+    since: str = "0.1.0"
+
+
+SCHEMA_COLUMNS = (
+    Column("plugin", "name", "", "the variant's name with every option: with the workload, the row's key"),
+    Column("variant", "name", "", "its bare name"),
+    Column("family", "name", "", "exact, sparse, quantized, kernel or recurrent: which tolerance it is held to"),
+    Column("implementation", "text", "", "what ran, as the variant says"),
+    Column("distribution", "text", "", "the package that brought it, with its version"),
+    Column("baseline", "text", "", "what speedup refers to; empty for nothing"),
+    Column("scope", "name", "", "attention alone or inside a block"),
+    Column("block", "text", "", "encoder, decoder or decoder-only; empty for attention alone"),
+    Column("norm", "text", "", "pre or post, of the block"),
+    Column("layers", "size", "", "blocks stacked on each other"),
+    Column("phase", "name", "", "forward, decode or train"),
+    Column("device", "name", "", "cpu or cuda"),
+    Column("dtype", "name", "", "of the inputs"),
+    Column("batch", "size", "", "entries"),
+    Column("heads", "size", "", "query heads"),
+    Column("kv_heads", "size", "", "key and value heads"),
+    Column("seq", "size", "tokens", "queries"),
+    Column("kv_seq", "size", "tokens", "keys"),
+    Column("head_dim", "size", "", "of queries and keys"),
+    Column("value_dim", "size", "", "of values"),
+    Column("lengths", "text", "tokens", "of each entry of a ragged batch; empty where all are kv_seq"),
+    Column("mask", "name", "", "full or causal"),
+    Column("inputs", "name", "", "how they were drawn: normal or outlier"),
+    Column("seed", "size", "", "of the inputs"),
+    Column("threads", "size", "", "of the CPU"),
+    Column("status", "name", "", "ok, unsupported, skipped, out-of-memory, timeout, crashed, error or wrong"),
+    Column("reason", "text", "", "why it is not ok, in one line"),
+    Column("timing", "text", "", "what the timer read: clock, events or graph"),
+    Column("l2", "text", "", "whether a GPU's L2 cache was kept or flushed before each call"),
+    Column("start_throttled", "text", "", "why the GPU held its clocks down as the cell began; empty for nothing"),
+    Column("end_throttled", "text", "", "why it did as the cell ended"),
+    Column("latency_s", "number", "s", "a call: the median over rounds, or the mean of processes' medians"),
+    Column("latency_low_s", "number", "s", "where the 95% interval of it begins; none where there were too few rounds"),
+    Column("latency_high_s", "number", "s", "where it ends"),
+    Column("speedup", "number", "x", "the baseline's seconds over this variant's, paired by round"),
+    Column("speedup_low", "number", "x", "where the 95% interval of it begins"),
+    Column("speedup_high", "number", "x", "where it ends"),
+    Column("rounds", "count", "", "bursts of calls that were timed"),
+    Column("processes", "count", "", "in how many processes, one after the other"),
+    Column("converged", "flag", "", "whether the intervals are within the precision that was asked for"),
+    Column("confidence", "number", "", "of the intervals, by the look that ended the cell"),
+    Column("peak_bytes", "count", "bytes", "the most that a call holds: inputs, output and workspace"),
+    Column("workspace_bytes", "count", "bytes", "of that, what is neither inputs nor output nor saved for training"),
+    Column("predicted_workspace_bytes", "count", "bytes", "what the variant said it would be"),
+    Column("input_bytes", "count", "bytes", "inputs, parameters of the block and the past's cache"),
+    Column("output_bytes", "count", "bytes", "output, and gradients in training"),
+    Column("saved_bytes", "count", "bytes", "what the forward pass keeps for the backward one"),
+    Column("cache_bytes", "count", "bytes", "what a decoding variant keeps of the past"),
+    Column("flops", "count", "operations", "of the products that exact attention needs, and of the block around it"),
+    Column("flops_per_s", "number", "operations/s", "these over the latency"),
+    Column("variant_flops", "count", "operations", "as the variant counts its own"),
+    Column("density", "number", "", "share of query-key pairs that are computed; none where it is not sparse"),
+    Column("setup_s", "number", "s", "to build the variant, compilation included"),
+    Column("first_call_s", "number", "s", "the first call"),
+    Column(
+        "implementation_rel_l2",
+        "number",
+        "",
+        "error against the function that the variant defines, in float64: relative L2",
+    ),
+    Column("implementation_max_abs", "number", "", "the same: the largest difference"),
+    Column("implementation_cosine", "number", "", "the same: cosine similarity"),
+    Column("approximation_rel_l2", "number", "", "error against exact softmax attention, in float64: relative L2"),
+    Column("approximation_max_abs", "number", "", "the same: the largest difference"),
+    Column("approximation_cosine", "number", "", "the same: cosine similarity"),
+    Column("tolerance", "number", "", "what the implementation error may reach, by dtype and family"),
+    Column("query_gradient_rel_l2", "number", "", "error of dQ against the definition's, in float64: relative L2"),
+    Column("key_gradient_rel_l2", "number", "", "of dK"),
+    Column("value_gradient_rel_l2", "number", "", "of dV"),
+    Column("gate_gradient_rel_l2", "number", "", "of the gates' gradients"),
+    Column("wall_s", "number", "s", "a call on a GPU by the host's clock"),
+    Column("energy_j", "number", "J", "a call's, by the GPU's counter"),
+    Column("reserved_bytes", "count", "bytes", "the most that torch had taken of the GPU, cached blocks included"),
+    Column("process_bytes", "count", "bytes", "that NVML counts for the process"),
+    Column("start_clock_hz", "number", "Hz", "the GPU's clock while the first calls ran"),
+    Column("end_clock_hz", "number", "Hz", "the GPU's clock while the last calls ran"),
+    Column("start_memory_clock_hz", "number", "Hz", "its memory's clock while the first calls ran"),
+    Column("end_memory_clock_hz", "number", "Hz", "its memory's clock while the last calls ran"),
+    Column("start_temperature_c", "number", "degrees C", "its temperature while the first calls ran"),
+    Column("end_temperature_c", "number", "degrees C", "its temperature while the last calls ran"),
+    Column("start_power_w", "number", "W", "its power while the first calls ran"),
+    Column("end_power_w", "number", "W", "its power while the last calls ran"),
+    Column("start_power_cap_w", "number", "W", "the most that it may take while the first calls ran"),
+    Column("end_power_cap_w", "number", "W", "the most that it may take while the last calls ran"),
+    Column("start_other_processes", "number", "", "processes on it that are not this run's while the first calls ran"),
+    Column("end_other_processes", "number", "", "processes on it that are not this run's while the last calls ran"),
+    Column("warnings", "kinds", "", "what to be wary of: see attnbench/stats/doubts.py"),
+    Column("traceback", "text", "", "of an error"),
+)
+
+COLUMNS = tuple(column.name for column in SCHEMA_COLUMNS)
+
+
+def of_kind(*kinds: str) -> tuple[str, ...]:
+    """The names of all columns of these kinds, in order."""
+    return tuple(column.name for column in SCHEMA_COLUMNS if column.kind in kinds)
+
+
+TEXTS, COUNTS, NUMBERS = of_kind("text"), of_kind("count"), of_kind("count", "number")
+WORKLOAD = tuple(name for name in COLUMNS if name in {field.name for field in fields(Workload)})
 GPU_STATE = (
     "clock_hz", "memory_clock_hz", "temperature_c", "power_w", "power_cap_w", "throttled", "other_processes"
 )  # fmt: skip
 """Of the GPU, from NVML: SI units but for degrees Celsius; `throttled` in words, "" for nothing."""
-GPU_COLUMNS = tuple(f"{when}_{what}" for what in GPU_STATE if what != "throttled" for when in ("start", "end"))
-"""Numbers of that while the cell's first and last calls ran."""
-NUMBERS = (
-    "latency_s", "latency_low_s", "latency_high_s", "speedup", "speedup_low", "speedup_high", "rounds", "processes",
-    "confidence", "peak_bytes", "workspace_bytes", "predicted_workspace_bytes", "input_bytes", "output_bytes",
-    "saved_bytes", "cache_bytes", "flops", "flops_per_s", "variant_flops", "density", "setup_s", "first_call_s",
-    "implementation_rel_l2", "implementation_max_abs", "implementation_cosine",
-    "approximation_rel_l2", "approximation_max_abs", "approximation_cosine", "tolerance",
-    "query_gradient_rel_l2", "key_gradient_rel_l2", "value_gradient_rel_l2", "gate_gradient_rel_l2",
-    "wall_s", "energy_j", "reserved_bytes", "process_bytes", *GPU_COLUMNS,
-)  # fmt: skip
-COLUMNS = (*TEXTS[:6], *WORKLOAD, *TEXTS[6:], *NUMBERS[:8], "converged", *NUMBERS[8:], "warnings", "traceback")
 SAMPLE = ("process", "round", "start", "calls", "seconds")
 
 
 def key(row: Row) -> tuple[str, Workload]:
+    """What names a cell: its plugin and its workload."""
     return row["plugin"], Workload.from_dict(row)
+
+
+def table() -> str:
+    """All columns as a table in Markdown, as docs/columns.md has it."""
+    lines = [f"| `{c.name}` | {c.kind} | {c.unit} | {c.means} | {c.since} |" for c in SCHEMA_COLUMNS]
+    return (
+        "\n".join(["| column | kind | unit | what it is | since |", "| --- | --- | --- | --- | --- |", *lines]) + "\n"
+    )

@@ -15,20 +15,11 @@ import pandas as pd
 from attnbench.analysis import attainable, shares
 from attnbench.analysis.rows import WORKLOAD, Row, records
 from attnbench.records.run import identity
-from attnbench.records.schema import GPU_COLUMNS
+from attnbench.records.schema import NUMBERS, of_kind
 from attnbench.report import units
 
-GRADIENTS = tuple(f"{name}_gradient_rel_l2" for name in ("query", "key", "value", "gate"))
-_TEXTS = ("run", "plugin", "variant", "family", "implementation", "distribution", "scope", "block", "norm", "phase",
-          "device", "dtype", "lengths", "mask", "inputs", "status", "reason", "traceback", "baseline", "warnings",
-          "converged", "timing", "l2", "start_throttled", "end_throttled")  # fmt: skip
-_NUMBERS = (
-    "batch", "heads", "kv_heads", "seq", "kv_seq", "head_dim", "value_dim", "layers", "seed", "threads", "latency_s",
-    "latency_low_s", "latency_high_s", "rounds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
-    "workspace_bytes", "input_bytes", "output_bytes", "saved_bytes", "cache_bytes", "flops_per_s", "variant_flops",
-    "density", "setup_s", "implementation_rel_l2", "approximation_rel_l2", "tolerance", *GRADIENTS,
-    "wall_s", "energy_j", "reserved_bytes", "process_bytes", *GPU_COLUMNS,
-)  # fmt: skip
+GRADIENTS = tuple(name for name in NUMBERS if name.endswith("_gradient_rel_l2"))
+_TEXTS, _NUMBERS = ("run", *of_kind("name", "text", "flag", "kinds")), of_kind("size", "count", "number")
 
 
 def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
