@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attnbench.errors import AttnbenchError
     from attnbench.judge.conformance import check
-    from attnbench.plugin import Attention, FeatureMap, Option, Plugin, Softmax
+    from attnbench.plugin import Attention, Choice, FeatureMap, Implementation, Option, Plugin, Softmax
     from attnbench.records.run import load
     from attnbench.sizes import Sweep
     from attnbench.sweep.engine import run
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttnbenchError": "errors",
     "Attention": "plugin",
+    "Choice": "plugin",
     "FeatureMap": "plugin",
+    "Implementation": "plugin",
     "Option": "plugin",
     "Plugin": "plugin",
     "Softmax": "plugin",
@@ -32,8 +34,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Attention", "AttnbenchError", "FeatureMap", "Option", "Plugin", "Softmax", "Sweep", "Workload", "attend", "check",
-    "load", "run",
+    "Attention", "AttnbenchError", "Choice", "FeatureMap", "Implementation", "Option", "Plugin", "Softmax", "Sweep",
+    "Workload", "attend", "check", "load", "run",
 ]  # fmt: skip
 
 

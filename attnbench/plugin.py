@@ -7,8 +7,8 @@ written; everything else has a default that fits an exact variant which can do w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from attnbench.errors import AttnbenchError
@@ -240,6 +240,92 @@ class Plugin:
             return made.call(query, state.keys, state.values), state
 
         return Decoding(Cache.of, step, made.implementation, made.density)
+
+
+def _nothing(workload: Workload) -> None:
+    """What an implementation says that has no answer to give."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute what a variant defines. Each function is asked about a workload.
+
+    name: its word in `impl=name`, where the option offers it.
+    build: as `Plugin.build`.
+    unsupported: None, or in a few words why it can't, on this machine included.
+    passed_over: None, or why `impl=auto` leaves this to others even where it can.
+    workspace_bytes, flops: as those of `Plugin`.
+    decoding: as `Plugin.decoding`; None where that is right, over `build`'s call.
+    """
+
+    name: str
+    build: Callable[[Workload], Call | Attention]
+    unsupported: Callable[[Workload], str | None] = _nothing
+    passed_over: Callable[[Workload], str | None] = _nothing
+    workspace_bytes: Callable[[Workload], int | None] = _nothing
+    flops: Callable[[Workload], int | None] = _nothing
+    decoding: Callable[[Workload], Decoding] | None = None
+
+
+class Choice(Plugin):
+    """A variant that is one definition and several implementations, with an option `impl` to choose among them.
+
+    `impl=auto` takes the first that can, and says why not those before it; `impl=name` takes that one or none. What a
+    variant says of a workload is said by what computes it; what holds for all of them it may say itself, as `flops`.
+    """
+
+    impl: str
+
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        """The better ones first, for this workload on this machine; the last should do whatever the variant can."""
+        raise NotImplementedError(f"{type(self).__name__} has no implementations")
+
+    def chosen(self, workload: Workload) -> tuple[Implementation | None, str]:
+        """What computes this workload, and why not what is better; or None, and why nothing does."""
+        reasons: dict[str, None] = {}  # in order, each once
+        for each in self.implementations(workload):
+            if self.impl not in ("auto", each.name):
+                continue
+            reason = (self.impl == "auto" and each.passed_over(workload)) or each.unsupported(workload)
+            if not reason:
+                return each, "; ".join(reasons)
+            reasons[reason] = None
+        return None, "; ".join(reasons) or f"impl={self.impl} is not for {workload.device}"
+
+    def supports(self, workload: Workload) -> str | None:
+        chosen, reason = self.chosen(workload)
+        return None if chosen else reason
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        return self._certain(workload)[0].workspace_bytes(workload)
+
+    def flops(self, workload: Workload) -> int | None:
+        return self._certain(workload)[0].flops(workload)
+
+    def build(self, workload: Workload) -> Attention:
+        chosen, reason = self._certain(workload)
+        made = chosen.build(workload)
+        if not isinstance(made, Attention):
+            made = Attention(made, chosen.name)
+        return replace(made, implementation=made.implementation + reason)
+
+    def decoding(self, workload: Workload) -> Decoding:
+        chosen, reason = self._certain(workload)
+        if chosen.decoding is None:
+            return super().decoding(workload)
+        made = chosen.decoding(workload)
+        return replace(made, implementation=made.implementation + reason)
+
+    def _certain(self, workload: Workload) -> tuple[Implementation, str]:
+        """`chosen`, with the reason as it stands behind an implementation.
+
+        Raises:
+            AttnbenchError: nothing can.
+        """
+        chosen, reason = self.chosen(workload)
+        if chosen is None:
+            raise AttnbenchError(reason)
+        return chosen, f" ({reason})" if reason else ""
 
 
 def built(plugin: Plugin, workload: Workload) -> Attention:

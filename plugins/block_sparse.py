@@ -6,7 +6,8 @@ import os
 import platform
 import shutil
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import groupby
@@ -18,7 +19,19 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Attention, Cache, Call, Decoding, Definition, Option, Plugin, Softmax, built
+from attnbench.plugin import (
+    Attention,
+    Cache,
+    Call,
+    Choice,
+    Decoding,
+    Definition,
+    Implementation,
+    Option,
+    Plugin,
+    Softmax,
+    built,
+)
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
@@ -30,7 +43,7 @@ from .tiled import Tiled
 STRIP_ROWS, BLOCK_KEYS = 128, 512  # the C++ kernel's tile
 
 
-class BlockSparse(Plugin):
+class BlockSparse(Choice):
     """Sparse attention by blocks of queries and keys: in C++, through torch's flex_attention or in plain torch.
 
     `impl=avx512` is the C++ kernel of `tiled` over those blocks alone, in bfloat16 on a CPU.
@@ -54,16 +67,13 @@ class BlockSparse(Plugin):
     pattern: str
     window: int
     block: int
-    impl: str
 
     def supports(self, workload: Workload) -> str | None:
         if self.window < 1 or self.block < 1:
             return "window and block must be at least 1"
         if workload.kv_seq < workload.seq:
             return "a pattern around the query's position needs kv_seq >= seq"
-        if self.impl == "avx512":
-            return kernels.unsupported(workload)
-        return flex_unsupported(workload, self.block) if self.impl == "flex" else None
+        return super().supports(workload)
 
     def definition(self, workload: Workload) -> Definition:
         return Softmax(allowed=self._pattern(workload).allowed)
@@ -72,66 +82,96 @@ class BlockSparse(Plugin):
         pairs = workload.batch * workload.heads * self._pattern(workload).pairs()
         return 2 * pairs * (workload.head_dim + workload.value_dim)
 
-    def workspace_bytes(self, workload: Workload) -> int | None:
-        w = workload
-        if w.phase == "train":
-            return None
-        if not self._no_kernel(w):
-            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.bf16_bytes(w))
-        if self._may_compile(w) and not flex_unsupported(w, self.block):
-            return flex_bytes(w, self.block)
-        return gather_bytes(w, self._pattern(w))
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        def no_kernel(w: Workload) -> str | None:
+            return kernels.unsupported(w, *kernels.exact_sources(w))
 
-    def build(self, workload: Workload) -> Attention:
-        mask = self._pattern(workload)
-        density = mask.pairs() / (workload.seq * workload.kv_seq)
-        missing = self._no_kernel(workload)
-        if not missing:
-            both = plan(mask)
-            call, missing = kernels.exact(workload, both, BLOCK_KEYS, both, BLOCK_KEYS, required=self.impl == "avx512")
-            if call:
-                return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", density)
-        if self._may_compile(workload):
-            missing = flex_unsupported(workload, self.block)
-            try:
-                if not missing:
-                    return Attention(flex(workload, mask), "flex_attention, compiled", density)
-            except Exception as error:  # whatever a toolchain can throw
-                if self.impl == "flex":
-                    raise
-                missing = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
+        def avx512_bytes(w: Workload) -> int:
+            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.bf16_bytes(w))
+
+        def gathered(w: Workload) -> int:
+            return gather_bytes(w, self._pattern(w))
+
+        no_flex, flex_size = partial(flex_unsupported, block=self.block), partial(flex_bytes, block=self.block)
+        avx512 = Implementation("avx512", self._avx512, no_kernel, workspace_bytes=_untrained(avx512_bytes))
+        flex = Implementation("flex", self._flex, no_flex, workspace_bytes=_untrained(flex_size))
+        gather = Implementation("gather", self._gather, workspace_bytes=_untrained(gathered))
+        return (flex, gather, avx512) if workload.device == "cuda" else (avx512, gather, flex)
+
+    def _avx512(self, workload: Workload) -> Attention:
+        both = plan(self._pattern(workload))
+        call = kernels.exact(workload, both, BLOCK_KEYS, both, BLOCK_KEYS)
+        return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", self._density(workload))
+
+    def _flex(self, workload: Workload) -> Attention:
+        try:
+            call = flex(workload, self._pattern(workload))
+        except Exception as error:  # whatever a toolchain can throw
+            if self.impl == "flex":
+                raise
+            # Compiled for this shape alone, and in each process anew: a promise can't wait for that to be sure.
+            reason = f"flex_attention failed to compile: {str(error).strip().splitlines()[0][:120]}"
+            made = self._gather(workload)
+            return replace(made, implementation=f"{made.implementation} ({reason})")
+        return Attention(call, "flex_attention, compiled", self._density(workload))
+
+    def _gather(self, workload: Workload) -> Attention:
         made, how = (gather_again, ", checkpointed") if workload.phase == "train" else (gather, "")
-        return Attention(made(workload, mask), f"plain torch, block gather{how} ({missing})", density)
+        asked = " (as asked)" if self.impl == "gather" else ""
+        call = made(workload, self._pattern(workload))
+        return Attention(call, f"plain torch, block gather{how}{asked}", self._density(workload))
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
+        if not _is_step(workload):
+            return super().workspace_bytes(workload)
+        w, (dense, part) = workload, self._seen(workload)
+        held = _dense_plugin(w).workspace_bytes(dense)
+        gathered = w.batch * w.kv_heads * dense.kv_seq * (w.head_dim + w.value_dim) * w.itemsize
+        return held if held is None or isinstance(part, slice) else held + gathered
 
     def decoding(self, workload: Workload) -> Decoding:
         """One new token reads the keys that it sees, and no others, by a dense kernel."""
-        w = workload
-        if w.seq > 1 or not w.is_causal:
-            return super().decoding(w)
-        every = torch.arange(w.kv_seq, device=w.device)
-        seen = self._pattern(w).allowed(every.new_zeros(1), every).nonzero()[:, 0]  # (keys seen,)
-        first, last = int(seen[0]), int(seen[-1])
-        part = slice(first, last + 1) if last - first + 1 == len(seen) else seen
-        dense = w.replace(phase="forward", mask="full", kv_seq=len(seen))
-        inner = built(Tiled() if w.device == "cpu" else Sdpa(), dense)
+        if not _is_step(workload):
+            return super().decoding(workload)
+        dense, part = self._seen(workload)
+        inner = built(_dense_plugin(workload), dense)
 
         def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
             state = state.append(key, value)
             return inner.call(query, state.keys[:, :, part], state.values[:, :, part]), state
 
         how = "a slice of" if isinstance(part, slice) else "blocks gathered from"
-        return Decoding(Cache.of, step, f"{how} the cache, {inner.implementation}", len(seen) / w.kv_seq)
+        return Decoding(Cache.of, step, f"{how} the cache, {inner.implementation}", dense.kv_seq / workload.kv_seq)
 
-    def _no_kernel(self, workload: Workload) -> str | None:
-        """None, or why the C++ kernel is not what runs."""
-        return "as asked" if self.impl in ("flex", "gather") else kernels.unsupported(workload)
+    def _seen(self, workload: Workload) -> tuple[Workload, slice | Tensor]:
+        """A step as attention over the keys alone that it sees, and which those are: a range, or indices."""
+        w = workload
+        every = torch.arange(w.kv_seq, device=w.device)
+        seen = self._pattern(w).allowed(every.new_zeros(1), every).nonzero()[:, 0]  # (keys seen,)
+        first, last = int(seen[0]), int(seen[-1])
+        part = slice(first, last + 1) if last - first + 1 == len(seen) else seen
+        return w.replace(phase="forward", mask="full", kv_seq=len(seen)), part
 
-    def _may_compile(self, workload: Workload) -> bool:
-        return self.impl == "flex" or (self.impl == "auto" and workload.device == "cuda")
+    def _density(self, workload: Workload) -> float:
+        return self._pattern(workload).pairs() / (workload.seq * workload.kv_seq)
 
     def _pattern(self, workload: Workload) -> Pattern:
         mask = pattern(self.pattern, workload.seq, workload.kv_seq, workload.is_causal, self.window, self.block)
         return mask.to(workload.device)
+
+
+def _is_step(workload: Workload) -> bool:
+    """Whether one new token of a decoder is what there is to compute."""
+    return workload.phase == "decode" and workload.seq == 1 and workload.is_causal
+
+
+def _dense_plugin(workload: Workload) -> Plugin:
+    return Tiled() if workload.device == "cpu" else Sdpa()
+
+
+def _untrained(size: Callable[[Workload], int]) -> Callable[[Workload], int | None]:
+    """`size`, but for training, for which nobody knows."""
+    return lambda workload: None if workload.phase == "train" else size(workload)
 
 
 def plan(mask: Pattern) -> Plan:

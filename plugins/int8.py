@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import product
@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnbench.plugin import Attention, Call, Decoding, Definition, Option, Plugin, Softmax
+from attnbench.plugin import Attention, Call, Choice, Definition, Implementation, Option, Softmax
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
 from .cpu import compiler
-from .int8_cache import KEYS, Int8Cache, reader
+from .int8_cache import implementations as cached_implementations
 from .int8_cache import operands as cached_operands
 from .quantize import LEVELS, quantize
 
@@ -27,7 +27,7 @@ STRIP_ROWS = 192  # the C++ kernels' tile
 BLOCK_KEYS = {"qk": 1024, "qkpv": 512}  # P in 8 bits loses by larger blocks: their keys share a maximum
 
 
-class Int8(Plugin):
+class Int8(Choice):
     """softmax(Q8 K8^T * scales) V: K smoothed by its mean over tokens, Q and K quantized to int8 inside the call.
 
     Subtracting the mean of K adds one constant to each row of scores, which softmax removes (section 4.2). The integer
@@ -49,113 +49,103 @@ class Int8(Plugin):
         "impl": Option("auto", "CPU: what computes it", ("auto", "torch", "qk", "qkpv")),
     }
     rows: int
-    impl: str
 
     phases: ClassVar[tuple[str, ...]] = ("forward", "decode")
 
     def supports(self, workload: Workload) -> str | None:
-        if workload.phase == "decode":
-            return (
-                None if self.rows == 1 and self.impl == "auto" else "the cache has a scale for each token and one way"
-            )
-        if workload.device == "cuda":
-            if self.impl != "auto":
-                return f"impl={self.impl} is for a CPU"
-            if not find_spec("triton"):
-                return "the CUDA kernel needs triton"
-            if max(workload.head_dim, workload.value_dim) > MAX_DIM:
-                return f"the CUDA kernel holds head and value dims up to {MAX_DIM}"
-        elif self.impl in ("qk", "qkpv"):
-            return self._no_kernel(workload)
-        elif workload.head_dim == 1 and self._kind(workload)[0] == "torch" and multiplies_int8():
-            return "torch._int_mm is wrong for a head dim of 1"
-        return None
+        if workload.phase == "decode" and (self.rows != 1 or self.impl != "auto"):
+            return "the cache has a scale for each token and one way"
+        if workload.device == "cuda" and self.impl != "auto":
+            return f"impl={self.impl} is for a CPU"
+        return super().supports(workload)
 
     def definition(self, workload: Workload) -> Definition:
         if workload.phase == "decode":
             return Softmax(operands=partial(cached_operands, workload))
-        kind, _ = self._kind(workload)
 
         def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             q8, q_scale = quantize(query.float(), self.rows)
             k8, k_scale = quantize(smooth(key), self.rows)
-            if kind == "qkpv":
+            if self.impl == "qkpv":
                 v8, v_scale = quantize(value.float().mT, 1)
                 value = (v8.double() * v_scale.double()).mT
             return q8.double() * q_scale.double(), k8.double() * k_scale.double(), value
 
         return Softmax(operands=operands)
 
-    def workspace_bytes(self, workload: Workload) -> int | None:
-        w = workload
-        if w.phase == "decode":
-            wide = min(KEYS, w.kv_seq) * w.batch * w.kv_heads * max(w.head_dim, w.value_dim)
-            return 4 * (3 * w.batch * w.heads * w.seq * w.kv_seq + wide)
-        kind, _ = self._kind(w)
-        if kind == "triton":
-            from . import int8_triton
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        if workload.phase == "decode":
+            return cached_implementations()
+        if workload.device == "cuda":
+            return (Implementation("triton", self._triton, _no_triton, workspace_bytes=_triton_bytes),)
+        if self.impl == "qkpv":  # not the same function: never one that auto takes
+            return (self._native("qkpv", "int8 Q K^T and P V"),)
+        plain = Implementation("torch", self._torch, _no_torch, workspace_bytes=_torch_bytes)
+        return self._native("qk", "int8 Q K^T, bf16 P V"), plain
 
-            return int8_triton.workspace_bytes(w)
-        if kind != "torch":
-            value = kernels.round_up(w.value_dim, kernels.LANES)
-            packed = kernels.round_up(w.head_dim, 4) + 4 + (2 * value if kind == "qk" else value)
-            return kernels.workspace_bytes(
-                w, min(STRIP_ROWS, w.seq), BLOCK_KEYS[kind], packed, 2 if kind == "qk" else 1
-            )
-        narrow = kernels.product_dtype(w.dtype) == torch.bfloat16
-        scores = strip_rows(w) * w.kv_seq * (6 if narrow else 4)
-        # int8 of Q and K, of these heads and the ones before, and the float32 that quantizing holds: smoothed K and
-        # K / scale, or Q and Q / scale.
-        q, k = (n * heads_together(w) * w.head_dim for n in (w.group * w.seq, w.kv_seq))
-        quantizing = 2 * (q + k) + 4 * max(2 * k, (2 if w.itemsize < 4 else 1) * q)
-        widened = 0 if multiplies_int8() else 4 * (w.kv_seq + strip_rows(w)) * w.head_dim
-        copies = 0 if narrow or w.itemsize == 4 else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
-        return scores + quantizing + widened + copies
+    def _native(self, kind: str, products: str) -> Implementation:
+        """int8.cpp's kernel of this name."""
 
-    def decoding(self, workload: Workload) -> Decoding:
-        """The cache is in 8 bits too; a step quantizes its own tokens alone."""
-        attend, how = reader(workload)
+        def build(w: Workload) -> Attention:
+            kernel, plan = getattr(compiler.load("int8.cpp"), f"int8_{kind}"), kernels.dense(w, min(STRIP_ROWS, w.seq))
+            return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS[kind]), f"C++ AVX512-VNNI, {products}")
 
-        def step(state: Int8Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Int8Cache]:
-            state = state.append(key, value)
-            return attend(state, query), state
+        def unsupported(w: Workload) -> str | None:
+            if self.rows != 1:
+                return "the AVX-512 kernel has a scale for each row"
+            return kernels.unsupported(w, "int8.cpp")
 
-        return Decoding(Int8Cache.of, step, f"{how}, over an int8 cache of keys and values")
+        def workspace_bytes(w: Workload) -> int:
+            weight = 2 if kind == "qk" else 1  # bytes of P, and of V
+            packed = kernels.round_up(w.head_dim, 4) + 4 + weight * kernels.round_up(w.value_dim, kernels.LANES)
+            return kernels.workspace_bytes(w, min(STRIP_ROWS, w.seq), BLOCK_KEYS[kind], packed, weight)
 
-    def build(self, workload: Workload) -> Attention:
-        w = workload
-        kind, reason = self._kind(w)
-        if kind == "triton":
-            from .int8_triton import attention
+        return Implementation(kind, build, unsupported, workspace_bytes=workspace_bytes)
 
-            def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-                return attention(query, key, value, w.scale, w.is_causal, self.rows)
+    def _triton(self, workload: Workload) -> Attention:
+        from .int8_triton import attention
 
-            return Attention(call, "triton, int8 tl.dot")
-        if kind != "torch":
-            kernel, problem = compiler.kernel("int8.cpp", f"int8_{kind}", required=self.impl != "auto")
-            if kernel:
-                plan = kernels.dense(w, min(STRIP_ROWS, w.seq))
-                products = "int8 Q K^T, bf16 P V" if kind == "qk" else "int8 Q K^T and P V"
-                return Attention(kernels.caller(kernel, w, plan, BLOCK_KEYS[kind]), f"C++ AVX512-VNNI, {products}")
-            reason = f" ({problem})"
+        def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return attention(query, key, value, workload.scale, workload.is_causal, self.rows)
+
+        return Attention(call, "triton, int8 tl.dot")
+
+    def _torch(self, workload: Workload) -> Attention:
         integers = multiplies_int8()
         product = "torch._int_mm" if integers else "int8 multiplied as float32"
-        return Attention(strips(w, self.rows, integers), f"{product}, strips of {strip_rows(w)} rows{reason}")
+        return Attention(strips(workload, self.rows, integers), f"{product}, strips of {strip_rows(workload)} rows")
 
-    def _kind(self, workload: Workload) -> tuple[str, str]:
-        """triton, torch, qk or qkpv, and why not the better one."""
-        if workload.device == "cuda":
-            return "triton", ""
-        if self.impl != "auto":
-            return self.impl, ""
-        missing = self._no_kernel(workload)
-        return ("torch", f" ({missing})") if missing else ("qk", "")
 
-    def _no_kernel(self, workload: Workload) -> str | None:
-        if self.rows != 1:
-            return "the AVX-512 kernel has a scale for each row"
-        return kernels.unsupported(workload)
+def _no_triton(workload: Workload) -> str | None:
+    if not find_spec("triton"):
+        return "the CUDA kernel needs triton"
+    if max(workload.head_dim, workload.value_dim) > MAX_DIM:
+        return f"the CUDA kernel holds head and value dims up to {MAX_DIM}"
+    return None
+
+
+def _triton_bytes(workload: Workload) -> int:
+    from . import int8_triton
+
+    return int8_triton.workspace_bytes(workload)
+
+
+def _no_torch(workload: Workload) -> str | None:
+    wrong = workload.head_dim == 1 and multiplies_int8()
+    return "torch._int_mm is wrong for a head dim of 1" if wrong else None
+
+
+def _torch_bytes(workload: Workload) -> int:
+    w = workload
+    narrow = kernels.product_dtype(w.dtype) == torch.bfloat16
+    scores = strip_rows(w) * w.kv_seq * (6 if narrow else 4)
+    # int8 of Q and K, of these heads and the ones before, and the float32 that quantizing holds: smoothed K and
+    # K / scale, or Q and Q / scale.
+    q, k = (n * heads_together(w) * w.head_dim for n in (w.group * w.seq, w.kv_seq))
+    quantizing = 2 * (q + k) + 4 * max(2 * k, (2 if w.itemsize < 4 else 1) * q)
+    widened = 0 if multiplies_int8() else 4 * (w.kv_seq + strip_rows(w)) * w.head_dim
+    copies = 0 if narrow or w.itemsize == 4 else 4 * (w.batch * w.heads * w.seq + w.kv_seq) * w.value_dim
+    return scores + quantizing + widened + copies
 
 
 def smooth(key: Tensor) -> Tensor:

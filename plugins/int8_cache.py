@@ -6,7 +6,7 @@ mean fixed, as their integers could not follow it. Subtracting any one vector fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
-from attnbench.plugin import visible
+from attnbench.plugin import Attention, Decoding, Implementation, visible
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
@@ -83,20 +83,48 @@ Reader: TypeAlias = Callable[[Int8Cache, Tensor], Tensor]
 """The cache, and new queries (batch, heads, seq, head_dim) that see it -> (batch, heads, seq, value_dim)."""
 
 
-def reader(workload: Workload) -> tuple[Reader, str]:
-    """What computes a step, and its name: the C++ kernel for bfloat16 on a CPU that has what it needs, else torch."""
-    reason = kernels.unsupported(workload)
-    if reason is None:
-        kernel, reason = compiler.kernel("decode_int8.cpp", "decode_int8", required=False)
-        if kernel:
-            decode = kernels.int8_decoder(kernel, workload)
+def implementations() -> Sequence[Implementation]:
+    """What computes a step: the C++ kernel for bfloat16 on a CPU that has what it needs, else torch."""
 
-            def read(cache: Int8Cache, query: Tensor) -> Tensor:
-                key, value = (cache.key, cache.key_scale), (cache.value, cache.value_scale)
-                return decode(quantize(query.float(), 1), key, value)
+    def unsupported(workload: Workload) -> str | None:
+        return kernels.unsupported(workload, "decode_int8.cpp")
 
-            return read, "C++ AVX512-VNNI"
-    return partial(in_torch, workload), f"plain torch ({reason})"
+    def native(workload: Workload) -> Decoding:
+        decode = kernels.int8_decoder(compiler.load("decode_int8.cpp").decode_int8, workload)
+
+        def read(cache: Int8Cache, query: Tensor) -> Tensor:
+            key, value = (cache.key, cache.key_scale), (cache.value, cache.value_scale)
+            return decode(quantize(query.float(), 1), key, value)
+
+        return _decoding(read, "C++ AVX512-VNNI")
+
+    def plain(workload: Workload) -> Decoding:
+        return _decoding(partial(in_torch, workload), "plain torch")
+
+    return (
+        Implementation("avx512", _no_call, unsupported, decoding=native),  # what it holds is little
+        Implementation("torch", _no_call, workspace_bytes=_torch_bytes, decoding=plain),
+    )
+
+
+def _decoding(read: Reader, how: str) -> Decoding:
+    """A step quantizes its own tokens alone."""
+
+    def step(state: Int8Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Int8Cache]:
+        state = state.append(key, value)
+        return read(state, query), state
+
+    return Decoding(Int8Cache.of, step, f"{how}, over an int8 cache of keys and values")
+
+
+def _no_call(workload: Workload) -> Attention:
+    raise AttnbenchError("an int8 cache is decoded from step by step")
+
+
+def _torch_bytes(workload: Workload) -> int:
+    w = workload
+    wide = min(KEYS, w.kv_seq) * w.batch * w.kv_heads * max(w.head_dim, w.value_dim)
+    return 4 * (3 * w.batch * w.heads * w.seq * w.kv_seq + wide)
 
 
 def in_torch(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:

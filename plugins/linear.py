@@ -9,7 +9,7 @@ Attention with Performers" (FAVOR+, lemma 1 and section 2.4); the chunked form o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnbench.plugin import Attention, Decoding, FeatureMap, Option, Plugin
+from attnbench.plugin import Attention, Choice, Decoding, FeatureMap, Implementation, Option
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
@@ -36,7 +36,7 @@ Phi: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 to keep it within float32's range; None where no factor was."""
 
 
-class Linear(Plugin):
+class Linear(Choice):
     """Linear attention in float32, whatever the dtype of the inputs.
 
     `impl=avx512` is a C++ kernel for elu features on a CPU, `impl=triton` kernels for them on CUDA, `impl=torch` plain
@@ -55,14 +55,11 @@ class Linear(Plugin):
     features: str
     count: int
     chunk: int
-    impl: str
 
     def supports(self, workload: Workload) -> str | None:
         if self.count < 1 or self.chunk < 0:
             return "count must be at least 1, chunk at least 0"
-        if self.impl == "triton":
-            return self._no_triton(workload)
-        return self._no_kernel(workload) if self.impl == "avx512" else None
+        return super().supports(workload)
 
     def definition(self, workload: Workload) -> FeatureMap:
         if self.features == "elu":
@@ -71,11 +68,20 @@ class Linear(Plugin):
         phi = partial(_favor_unscaled, projection=projection, scale=workload.scale)
         return FeatureMap(query=phi, key=phi)
 
-    def flops(self, workload: Workload) -> int:
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        def no_tensor_cores(w: Workload) -> str | None:
+            return "in float32 the Triton kernels do without tensor cores" if w.dtype == "float32" else None
+
+        gpu = Implementation(
+            "triton", self._triton, self._no_triton, no_tensor_cores, _triton_bytes, lambda w: _gpu_kernels().flops(w)
+        )
+        cpu = Implementation("avx512", self._avx512, self._no_kernel, workspace_bytes=_cpu_bytes, flops=self._products)
+        plain = Implementation("torch", self._torch, workspace_bytes=self._torch_bytes, flops=self._products)
+        return (gpu, plain, cpu) if workload.device == "cuda" else (cpu, plain, gpu)
+
+    def _products(self, workload: Workload) -> int:
         """Multiplications and additions: features, the sums, reading them, and the causal chunks' own scores."""
         w = workload
-        if self._no_triton(w) is None:
-            return _gpu_kernels().flops(w)
         n, d = self._size(w), w.value_dim + 1  # the normaliser is one more value
         rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * (w.kv_seq - w.past)
         total = 2 * n * d * (rows + keys)
@@ -85,34 +91,22 @@ class Linear(Plugin):
             total += 2 * rows * self._scan(w).step * (n + d)
         return total
 
-    def workspace_bytes(self, workload: Workload) -> int | None:
-        """The sums, and what one chunk of queries and of keys holds in float32; nothing of it grows with l.
+    def _torch_bytes(self, workload: Workload) -> int | None:
+        """The sums, and what one chunk of queries and of keys holds in float32; nothing of it grows with l."""
+        return None if workload.phase == "train" else 4 * self._scan(workload).floats()
 
-        The GPU kernels' sums do, up to as many as keep the GPU busy, and the normalisers of the rows.
-        """
-        if workload.phase == "train":
-            return None
-        if self._no_triton(workload) is None:
-            return _gpu_kernels().workspace_bytes(workload)
-        if self._no_kernel(workload) is None:
-            dims, columns = (kernels.round_up(n, kernels.LANES) for n in (workload.head_dim, workload.value_dim))
-            chunk = kernels.KEYS * (3 * dims + 2 * columns + kernels.KEYS)
-            return 4 * workload.threads * ((dims + 1) * columns + chunk)
-        return 4 * self._scan(workload).floats()
+    def _torch(self, workload: Workload) -> Attention:
+        scan, asked = self._scan(workload), " (as asked)" if self.impl == "torch" else ""
+        return Attention(scan, f"plain torch, {self._what()}, chunks of {scan.step}{asked}")
 
-    def build(self, workload: Workload) -> Attention:
-        w, what = workload, self._what()
-        reason = self._no_triton(w) if w.device == "cuda" else self._no_kernel(w)
-        if not reason and w.device == "cuda":
-            gpu = _gpu_kernels()
-            return Attention(partial(gpu.attention, is_causal=w.is_causal), f"triton, {what}, {gpu.described(w)}")
-        if not reason:
-            kernel, reason = compiler.kernel("linear.cpp", f"linear_{w.dtype}", required=self.impl == "avx512")
-            if kernel:
-                call = kernels.caller(kernel, w, kernels.dense(w, w.seq), kernels.KEYS)
-                return Attention(call, f"C++ AVX-512 in float32, {what}, chunks of {kernels.KEYS}")
-        scan = self._scan(w)
-        return Attention(scan, f"plain torch, {what}, chunks of {scan.step} ({reason})")
+    def _avx512(self, workload: Workload) -> Attention:
+        w, kernel = workload, getattr(compiler.load("linear.cpp"), f"linear_{workload.dtype}")
+        call = kernels.caller(kernel, w, kernels.dense(w, w.seq), kernels.KEYS)
+        return Attention(call, f"C++ AVX-512 in float32, {self._what()}, chunks of {kernels.KEYS}")
+
+    def _triton(self, workload: Workload) -> Attention:
+        gpu, w = _gpu_kernels(), workload
+        return Attention(partial(gpu.attention, is_causal=w.is_causal), f"triton, {self._what()}, {gpu.described(w)}")
 
     def decoding(self, workload: Workload) -> Decoding:
         """The state is the running sum, which does not grow: a token adds to it, and its query reads it."""
@@ -135,9 +129,8 @@ class Linear(Plugin):
         return "elu(x) + 1" if self.features == "elu" else f"FAVOR+ with {self.count} features"
 
     def _no_kernel(self, workload: Workload) -> str | None:
-        """None, or why the C++ kernel is not what runs."""
-        if self.impl == "torch" or workload.device != "cpu":
-            return "as asked" if self.impl == "torch" else "the AVX-512 kernel is for a CPU"
+        if workload.device != "cpu":
+            return "the AVX-512 kernel is for a CPU"
         if workload.phase == "decode":
             return "the AVX-512 kernel goes through all keys"
         if workload.phase == "train":
@@ -146,20 +139,17 @@ class Linear(Plugin):
             return "the AVX-512 kernel is for elu features and its own chunk"
         if workload.dtype == "float16":
             return "the AVX-512 kernel is for float32 and bfloat16"
-        return compiler.unsupported()
+        return compiler.unsupported("linear.cpp")
 
     def _no_triton(self, workload: Workload) -> str | None:
-        """None, or why the GPU kernels are not what runs."""
-        if self.impl == "torch" or workload.device != "cuda":
-            return "as asked" if self.impl == "torch" else "the Triton kernels are for CUDA"
+        if workload.device != "cuda":
+            return "the Triton kernels are for CUDA"
         if workload.phase == "decode":
             return "the Triton kernels go through all keys"
         if self.features != "elu" or self.chunk:
             return "the Triton kernels are for elu features and their own chunk"
         if max(workload.head_dim, workload.value_dim) > MAX_DIM:
             return f"the Triton kernels hold head and value dims up to {MAX_DIM}"
-        if self.impl == "auto" and workload.dtype == "float32":
-            return "in float32 the Triton kernels do without tensor cores"
         return None if find_spec("triton") else "the Triton kernels need triton"
 
     def _size(self, workload: Workload) -> int:
@@ -175,6 +165,18 @@ class Linear(Plugin):
             return _elu_kept if workload.phase == "train" else _elu
         projection = _orthogonal(self.count, workload.head_dim, workload.seed).to(workload.device, torch.float32)
         return partial(_favor, projection=projection, scale=workload.scale)
+
+
+def _triton_bytes(workload: Workload) -> int | None:
+    """The GPU kernels' sums, which grow with l up to as many as keep the GPU busy, and the rows' normalisers."""
+    return None if workload.phase == "train" else _gpu_kernels().workspace_bytes(workload)
+
+
+def _cpu_bytes(workload: Workload) -> int:
+    """The C++ kernel's sums and chunk, of each thread."""
+    dims, columns = (kernels.round_up(n, kernels.LANES) for n in (workload.head_dim, workload.value_dim))
+    chunk = kernels.KEYS * (3 * dims + 2 * columns + kernels.KEYS)
+    return 4 * workload.threads * ((dims + 1) * columns + chunk)
 
 
 def _gpu_kernels() -> ModuleType:

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from attnbench.errors import AttnbenchError
-from attnbench.plugin import Attention, Decoding, Option, Plugin, Recurrence
+from attnbench.plugin import Attention, Choice, Decoding, Implementation, Option, Recurrence
 from attnbench.workload import Workload
+
+Run: TypeAlias = Callable[..., tuple[Any, Tensor]]
+"""(state, query or None, key, value, *gates) -> (out, state)."""
 
 FEW = 16  # new tokens up to which a decoding step takes fla's kernel without chunks
 
 
-class Recurrent(Plugin):
+class Recurrent(Choice):
     """A recurrence in float32, whatever the dtype of the inputs; its state is all that it keeps of the past.
 
     `impl=fla` is flash-linear-attention's Triton kernels, `impl=torch` plain torch; `impl=auto` is fla's where they can
@@ -35,7 +37,6 @@ class Recurrent(Plugin):
         "impl": Option("auto", "what computes it", ("auto", "torch", "fla")),
     }
     chunk: int
-    impl: str
 
     kernel: ClassVar[str] = "simple_gla"
     """The recurrence's name in fla.ops."""
@@ -60,7 +61,13 @@ class Recurrent(Plugin):
             return "chunk must be at least 0"
         if not workload.is_causal:
             return "a recurrence runs forward: --mask causal"
-        return self._no_fla(workload) if self.impl == "fla" else None
+        return super().supports(workload)
+
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        return (
+            _implementation("fla", self._fla, unsupported=self._no_fla),
+            _implementation("torch", self._torch, workspace_bytes=self._torch_bytes),
+        )
 
     def flops(self, workload: Workload) -> int:
         """Multiplications and additions of the matrix products: the state made and read, and the chunks' own scores."""
@@ -68,38 +75,16 @@ class Recurrent(Plugin):
         tokens, rows, length = self._sizes(w)
         return 2 * (tokens + rows) * w.head_dim * w.value_dim + 2 * rows * length * (w.head_dim + w.value_dim)
 
-    def workspace_bytes(self, workload: Workload) -> int | None:
+    def _torch_bytes(self, workload: Workload) -> int | None:
         """Three states, what a chunk holds in float32, and the chunks' outputs until they are joined."""
         w = workload
-        if w.phase == "train" or self._no_fla(w) is None:
+        if w.phase == "train":
             return None
         length, dims = self._sizes(w)[2], w.head_dim + w.value_dim
         states = 3 * w.kv_heads * w.head_dim * w.value_dim
         # Each in float32, decayed, and as a step on the way to either; so with the scores and decays between them.
         held = 4 * (w.heads + w.kv_heads) * length * (dims + length)
         return w.batch * (4 * (states + held) + w.heads * w.seq * w.value_dim * w.itemsize)
-
-    def build(self, workload: Workload) -> Attention:
-        run, implementation = self._run(workload)
-
-        def call(query: Tensor, key: Tensor, value: Tensor, *gates: Tensor) -> Tensor:
-            offset, new = key.shape[2] - query.shape[2], query.shape[2]
-            past, own = zip(*(x.split((offset, new), 2) for x in (key, value, *gates)), strict=True)
-            return run(_behind(run, *past), query, *own)[0]
-
-        return Attention(call, implementation)
-
-    def decoding(self, workload: Workload) -> Decoding:
-        run, implementation = self._run(workload)
-
-        def start(key: Tensor, value: Tensor, *gates: Tensor, capacity: int) -> tuple[Tensor]:
-            return (_behind(run, key, value, *gates),)  # as large for any capacity
-
-        def step(state: tuple[Tensor], query: Tensor, *tokens: Tensor) -> tuple[Tensor, tuple[Tensor]]:
-            out, after = run(state[0], query, *tokens)
-            return out, (after,)
-
-        return Decoding(start, step, implementation)
 
     def _sizes(self, workload: Workload) -> tuple[int, int, int]:
         """Tokens that enter a call's states, query rows that read one, and tokens of a chunk."""
@@ -112,9 +97,8 @@ class Recurrent(Plugin):
         return self.chunk or 64
 
     def _no_fla(self, workload: Workload) -> str | None:
-        """None, or why fla's kernels are not what runs."""
-        if self.impl == "torch" or workload.device != "cuda":
-            return "as asked" if self.impl == "torch" else "fla's kernels are for CUDA"
+        if workload.device != "cuda":
+            return "fla's kernels are for CUDA"
         if self.chunk:
             return "fla's kernels choose their own chunk"
         if workload.group > 1 or workload.head_dim > 256:
@@ -125,16 +109,7 @@ class Recurrent(Plugin):
             return f"fla-core can't be imported: {error}"
         return None
 
-    def _run(self, workload: Workload) -> tuple[Callable[..., tuple[Any, Tensor]], str]:
-        """(state, query or None, key, value, *gates) -> (out, state), and what computes it."""
-        reason = self._no_fla(workload)
-        if reason is None:
-            return self._fla(workload), f"fla-core {version('fla-core')} {self.kernel}"
-        if self.impl == "fla":
-            raise AttnbenchError(reason)
-        return self._torch(workload), f"plain torch, chunks of {self._sizes(workload)[2]} ({reason})"
-
-    def _torch(self, workload: Workload) -> Callable[..., tuple[Any, Tensor]]:
+    def _torch(self, workload: Workload) -> tuple[Run, str]:
         w, terms, definition = workload, self.terms(workload), self.definition(workload)
 
         def one(state: Tensor, query: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,9 +135,10 @@ class Recurrent(Plugin):
                     outs.append(out.unflatten(2, (-1, w.group)).transpose(2, 3).to(tokens[0].dtype))
             return torch.cat(outs, 3).flatten(1, 2) if outs else None, state  # (batch, heads, seq, value_dim)
 
-        return run
+        asked = " (as asked)" if self.impl == "torch" else ""
+        return run, f"plain torch, chunks of {self._sizes(w)[2]}{asked}"
 
-    def _fla(self, workload: Workload) -> Callable[..., tuple[Any, Tensor]]:
+    def _fla(self, workload: Workload) -> tuple[Run, str]:
         w, terms, phi = workload, self.terms(workload), self.definition(workload).query
         module = import_module(f"fla.ops.{self.kernel}")
         chunked, one_by_one = (getattr(module, f"{how}_{self.kernel}") for how in ("chunk", "fused_recurrent"))
@@ -180,10 +156,38 @@ class Recurrent(Plugin):
             out, state = kernel(q, k, v, decay, **more, scale=1.0, initial_state=state, output_final_state=True)
             return out.transpose(1, 2), state
 
-        return run
+        return run, f"fla-core {version('fla-core')} {self.kernel}"
 
 
-def _behind(run: Callable[..., tuple[Any, Tensor]], key: Tensor, value: Tensor, *gates: Tensor) -> Tensor:
+def _implementation(name: str, make: Callable[[Workload], tuple[Run, str]], **says: Any) -> Implementation:
+    """What `make` returns, a run and its name, as a call over all tokens and as decoding from a state."""
+
+    def build(workload: Workload) -> Attention:
+        run, how = make(workload)
+
+        def call(query: Tensor, key: Tensor, value: Tensor, *gates: Tensor) -> Tensor:
+            offset, new = key.shape[2] - query.shape[2], query.shape[2]
+            past, own = zip(*(x.split((offset, new), 2) for x in (key, value, *gates)), strict=True)
+            return run(_behind(run, *past), query, *own)[0]
+
+        return Attention(call, how)
+
+    def decoding(workload: Workload) -> Decoding:
+        run, how = make(workload)
+
+        def start(key: Tensor, value: Tensor, *gates: Tensor, capacity: int) -> tuple[Tensor]:
+            return (_behind(run, key, value, *gates),)  # as large for any capacity
+
+        def step(state: tuple[Tensor], query: Tensor, *tokens: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+            out, after = run(state[0], query, *tokens)
+            return out, (after,)
+
+        return Decoding(start, step, how)
+
+    return Implementation(name, build, decoding=decoding, **says)
+
+
+def _behind(run: Run, key: Tensor, value: Tensor, *gates: Tensor) -> Tensor:
     """The state behind these tokens, of which there may be none: (batch, kv_heads, head_dim, value_dim) float32."""
     state = key.new_zeros(*key.shape[:2], key.shape[-1], value.shape[-1], dtype=torch.float32)
     return run(state, None, key, value, *gates)[1] if key.shape[2] else state

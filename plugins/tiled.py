@@ -22,7 +22,7 @@ cache with the strip's rows; sweep them to see the caches.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import ClassVar
@@ -30,7 +30,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attnbench.plugin import Attention, Call, Option, Plugin
+from attnbench.plugin import Attention, Call, Choice, Implementation, Option
 from attnbench.workload import Workload
 
 from .cpu import attention as kernels
@@ -44,7 +44,7 @@ LOG2_E = 1 / math.log(2)
 FEW = 4  # queries of a key/value head up to which packing it does not pay
 
 
-class Tiled(Plugin):
+class Tiled(Choice):
     """softmax(Q K^T * scale) V a tile at a time, on a CPU.
 
     `impl=auto` is avx512 for bfloat16 where this machine can, else strip if its CPU has bfloat16 products. Without
@@ -59,80 +59,67 @@ class Tiled(Plugin):
             0, f"avx512, backward: keys of a block, in 64s; 0: {BLOCK_KEYS}, avx512 backward {BACKWARD_KEYS}"
         ),
     }
-    impl: str
     rows: int
     keys: int
 
     def supports(self, workload: Workload) -> str | None:
         if self.rows < 0 or self.keys < 0 or self.keys % kernels.KEYS:
             return f"rows must not be negative, and keys a multiple of {kernels.KEYS}"
-        if self.impl == "strip" and workload.dtype == "float16":
-            return "float16 products run element by element on a CPU"
-        return kernels.unsupported(workload) if self.impl == "avx512" else None
+        return super().supports(workload)
 
-    def workspace_bytes(self, workload: Workload) -> int | None:
-        kind, _ = self._kind(workload)
-        if kind == "sdpa":
-            return Sdpa().workspace_bytes(workload)
-        if workload.phase == "train":
-            return None
-        if kind == "strip":
-            scores = self._rows(workload, kind) * (workload.kv_seq + workload.head_dim) * workload.itemsize
-            return min(workload.threads, workload.batch * workload.heads) * scores
-        if _few(workload):
-            return None  # little: a few kilobytes for each query
-        packed, keys = kernels.bf16_bytes(workload), self.keys or BLOCK_KEYS
-        return kernels.workspace_bytes(workload, self._rows(workload, kind), keys, packed)
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        def no_gain(w: Workload) -> str | None:
+            return None if w.dtype == "bfloat16" else f"tiles gain nothing in {w.dtype}"
 
-    def build(self, workload: Workload) -> Attention:
-        kind, reason = self._kind(workload)
-        if kind == "avx512":
-            built, problem = self._compiled(workload)
-            if built:
-                return built
-            kind, reason = "strip", f" ({problem})"
-        if kind == "strip":
-            rows = self._rows(workload, kind)
-            how = f"plain torch, strips of {rows} rows"
-            if workload.phase != "train":
-                return Attention(strips(workload, rows), f"{how}{reason}")
-            both = Strips(workload, rows, self.keys or BLOCK_KEYS)
-            return Attention(kernels.differentiable(both.forward, both.backward), f"{how} forward and backward{reason}")
-        sdpa = Sdpa().build(workload)
-        assert isinstance(sdpa, Attention)
-        return Attention(sdpa.call, f"{sdpa.implementation}{reason}")
+        def slow(w: Workload) -> str | None:
+            return "float16 products run element by element on a CPU" if w.dtype == "float16" else None
 
-    def _compiled(self, workload: Workload) -> tuple[Attention | None, str]:
-        """The C++ kernel, or None and why not."""
-        w, required = workload, self.impl == "avx512"
-        rows, keys = self._rows(w, "avx512"), self.keys or BLOCK_KEYS
-        plan = kernels.dense(w, rows)
+        avx512 = Implementation("avx512", self._avx512, _no_kernel, no_gain, self._avx512_bytes)
+        strip = Implementation("strip", self._strip, slow, no_gain, self._strip_bytes)
+        sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes)
+        return (avx512, strip, sdpa) if compiler.multiplies_bfloat16() else (avx512, sdpa, strip)
+
+    def _avx512(self, workload: Workload) -> Attention:
+        w = workload
+        rows, keys = self._rows(w, ROWS), self.keys or BLOCK_KEYS
+        plan, how = kernels.dense(w, rows), f"strips of {rows} rows, blocks of {keys} keys"
         if _few(w):
-            kernel, problem = compiler.kernel("decode.cpp", "decode", required)
-            call = kernel and kernels.caller(kernel, w, plan, keys)
-            how = "K and V read once"
+            call, how = kernels.caller(compiler.load("decode.cpp").decode, w, plan, keys), "K and V read once"
         elif w.phase == "train":
             more, wide = min(self.rows or BACKWARD_ROWS, w.seq), self.keys or BACKWARD_KEYS
-            call, problem = kernels.exact(w, plan, keys, kernels.dense(w, more), wide, required)
-            how = f"strips of {rows} rows, blocks of {keys} keys; backward {more} and {wide}"
+            call = kernels.exact(w, plan, keys, kernels.dense(w, more), wide)
+            how += f"; backward {more} and {wide}"
         else:
-            call, problem = kernels.exact(w, plan, keys, plan, keys, required)
-            how = f"strips of {rows} rows, blocks of {keys} keys"
-        return (Attention(call, f"C++ AVX512-BF16, {how}") if call else None), problem
+            call = kernels.exact(w, plan, keys, plan, keys)
+        return Attention(call, f"C++ AVX512-BF16, {how}")
 
-    def _kind(self, workload: Workload) -> tuple[str, str]:
-        """avx512, strip or sdpa, and why not the better one."""
-        if self.impl != "auto":
-            return self.impl, ""
-        if workload.dtype != "bfloat16":
-            return "sdpa", f" (tiles gain nothing in {workload.dtype})"
-        missing = kernels.unsupported(workload)
-        if not missing:
-            return "avx512", ""
-        return "strip" if compiler.multiplies_bfloat16() else "sdpa", f" ({missing})"
+    def _avx512_bytes(self, workload: Workload) -> int | None:
+        w = workload
+        if w.phase == "train" or _few(w):
+            return None  # of few it is little: some kilobytes for each query
+        return kernels.workspace_bytes(w, self._rows(w, ROWS), self.keys or BLOCK_KEYS, kernels.bf16_bytes(w))
 
-    def _rows(self, workload: Workload, kind: str) -> int:
-        return min(self.rows or (STRIP_ROWS if kind == "strip" else ROWS), workload.seq)
+    def _strip(self, workload: Workload) -> Attention:
+        rows = self._rows(workload, STRIP_ROWS)
+        how = f"plain torch, strips of {rows} rows"
+        if workload.phase != "train":
+            return Attention(strips(workload, rows), how)
+        both = Strips(workload, rows, self.keys or BLOCK_KEYS)
+        return Attention(kernels.differentiable(both.forward, both.backward), f"{how} forward and backward")
+
+    def _strip_bytes(self, workload: Workload) -> int | None:
+        w = workload
+        if w.phase == "train":
+            return None
+        scores = self._rows(w, STRIP_ROWS) * (w.kv_seq + w.head_dim) * w.itemsize
+        return min(w.threads, w.batch * w.heads) * scores
+
+    def _rows(self, workload: Workload, usual: int) -> int:
+        return min(self.rows or usual, workload.seq)
+
+
+def _no_kernel(workload: Workload) -> str | None:
+    return kernels.unsupported(workload, *(("decode.cpp",) if _few(workload) else kernels.exact_sources(workload)))
 
 
 def _few(workload: Workload) -> bool:

@@ -333,7 +333,7 @@ def test_a_compiler_that_fails_is_a_fallback_or_an_error_where_asked_for(tmp_pat
     said = elsewhere("tiled", "Tiled", **broken)
     assert "plain torch, strips of 70 rows (exit code 1)" in said.stdout
     asked = elsewhere("tiled", "Tiled", "impl='avx512'", **broken)
-    assert asked.stderr.splitlines()[-1].endswith("CompileError: exit code 1")
+    assert asked.stderr.splitlines()[-1].endswith("AttnbenchError: exit code 1")
 
 
 @needs_kernels

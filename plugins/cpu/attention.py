@@ -46,15 +46,15 @@ def dense(workload: Workload, rows: int) -> Plan:
     return Plan(tuple(strips), (-_FAR, w.offset))
 
 
-def unsupported(workload: Workload) -> str | None:
-    """None, or why the bfloat16 kernels can't compute this workload here."""
+def unsupported(workload: Workload, *sources: str) -> str | None:
+    """None, or why the bfloat16 kernels of these sources can't compute this workload here."""
     if workload.device != "cpu":
         return "the AVX-512 kernel is for a CPU"
     if workload.dtype != "bfloat16":
         return "the AVX-512 kernel is for bfloat16"
     if max(workload.head_dim, workload.value_dim) > MAX_DIM:
         return f"the AVX-512 kernel holds head and value dims up to {MAX_DIM}"
-    return compiler.unsupported()
+    return compiler.unsupported(*sources)
 
 
 def product_dtype(dtype: str) -> torch.dtype:
@@ -201,23 +201,24 @@ def differentiable(forward: Forward, backward: Backward) -> Call:
     return call
 
 
-def exact(
-    workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan, backward_keys: int, required: bool
-) -> tuple[Call | None, str]:
-    """tiled.cpp, in phase train with backward.cpp behind it; or None and why not.
+def exact_sources(workload: Workload) -> tuple[str, ...]:
+    """What `exact` needs compiled."""
+    return ("tiled.cpp", "backward.cpp") if workload.phase == "train" else ("tiled.cpp",)
+
+
+def exact(workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan, backward_keys: int) -> Call:
+    """tiled.cpp, in phase train with backward.cpp behind it.
 
     Raises:
-        CompileError: it can't be compiled, and is `required`.
+        CompileError: they can't be compiled, which `unsupported` tells before.
     """
-    kernel, problem = compiler.kernel("tiled.cpp", "tiled", required)
-    if not kernel or workload.phase != "train":
-        return kernel and caller(kernel, workload, forward_plan, keys), problem
-    back, problem = compiler.kernel("backward.cpp", "backward", required)
-    if not back:
-        return None, problem
+    kernel = compiler.load("tiled.cpp").tiled
+    if workload.phase != "train":
+        return caller(kernel, workload, forward_plan, keys)
+    back = compiler.load("backward.cpp").backward
     return differentiable(
         forward(kernel, workload, forward_plan, keys), backward(back, workload, backward_plan, backward_keys)
-    ), ""
+    )
 
 
 class _Differentiable(torch.autograd.Function):

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -46,12 +45,24 @@ def features() -> frozenset[str]:
     return frozenset(f for f in flags if not (most and f.startswith(("avx512", "avx_", "amx"))))
 
 
-def unsupported() -> str | None:
-    """None, or why the kernels can't run on this machine."""
+def unsupported(*sources: str) -> str | None:
+    """None, or why kernels can't run on this machine. Those of `sources` are compiled: only the compiler can tell."""
     if missing := [name for name in NEEDED if name not in features()]:
         hidden = f" ({HIDE} hides it)" if os.environ.get(HIDE) else ""
         return f"this CPU lacks {', '.join(missing)}{hidden}"
-    return None if shutil.which(_command()[0]) else f"no C++ compiler ({_command()[0]})"
+    if not shutil.which(_command()[0]):
+        return f"no C++ compiler ({_command()[0]})"
+    return next(filter(None, map(_failure, sources)), None)
+
+
+@cache
+def _failure(source: str) -> str | None:
+    """None, or why there is no library of this source. What failed once is not tried again in this process."""
+    try:
+        load(source)
+    except CompileError as error:
+        return str(error)
+    return None
 
 
 def multiplies_bfloat16() -> bool:
@@ -62,20 +73,6 @@ def multiplies_bfloat16() -> bool:
 def multiplies_int8() -> bool:
     """Whether this CPU has int8 products: without, torch's take a hundred times as long as those in float32."""
     return not features().isdisjoint(("avx512_vnni", "avx_vnni"))
-
-
-def kernel(source: str, name: str, required: bool) -> tuple[Callable[..., int] | None, str]:
-    """The function `name` of a source, or None and why there is none.
-
-    Raises:
-        CompileError: there is none, and it is `required`.
-    """
-    try:
-        return getattr(load(source), name), ""
-    except CompileError as error:
-        if required:
-            raise
-        return None, str(error)
 
 
 @cache
