@@ -13,8 +13,8 @@ from functools import partial
 import click
 import shared
 import torch
-from attnbench_plugins import block_sparse
 from attnbench_plugins.block_sparse import BlockSparse
+from attnbench_plugins.block_sparse.flex_attention import flex
 from attnbench_plugins.int8 import Int8
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def flex_calls(w: Workload, tensors: list[Tensor]) -> Iterator[Named]:
     for options in FLEX:
 
         def build(options: Mapping[str, int | bool] = options) -> Callable[[], Tensor]:
-            return partial(block_sparse.flex(w, pattern, options), *tensors)
+            return partial(flex(w, pattern, options), *tensors)
 
         yield str(dict(options) or "torch's own"), build
 

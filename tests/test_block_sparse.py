@@ -7,9 +7,8 @@ from math import ceil
 
 import pytest
 import torch
-from attnbench_plugins import block_sparse, patterns
-from attnbench_plugins.block_sparse import BlockSparse
-from attnbench_plugins.patterns import PATTERNS, Pattern
+from attnbench_plugins.block_sparse import BlockSparse, flex_attention, patterns
+from attnbench_plugins.block_sparse.patterns import PATTERNS, Pattern
 from test_task import judged
 from torch import Tensor
 
@@ -20,7 +19,7 @@ SHAPES = [(1, 1), (17, 17), (100, 257), (257, 257), (300, 1700), (1000, 1000)]
 MASKS = ("full", "causal")
 
 needs_compiler = pytest.mark.skipif(
-    block_sparse.flex_unsupported(Workload(seq=1, kv_seq=1), 128) is not None,
+    flex_attention.flex_unsupported(Workload(seq=1, kv_seq=1), 128) is not None,
     reason="flex_attention can't compile here",
 )
 
@@ -177,7 +176,7 @@ def test_flex_gets_the_blocks_and_the_mask_of_the_pattern(name: str, mask: str, 
     for seq, kv_seq in SHAPES:
         wanted = patterns.pattern(name, seq, kv_seq, mask == "causal", 40, 16)
         some, every = wanted.blocks()
-        blocks = block_sparse.block_mask(wanted, static)
+        blocks = flex_attention.block_mask(wanted, static)
         counts, whole = blocks.kv_num_blocks[0, 0], blocks.full_kv_num_blocks[0, 0]
         assert torch.equal(counts + whole, some.sum(1))
         assert torch.equal(whole, every.sum(1))
@@ -196,7 +195,7 @@ def test_a_window_hides_the_first_block_from_some_rows() -> None:
     """Why flex_attention must not be told ROWS_GUARANTEED_SAFE: each row must see something in its first tile for it."""
     for is_causal in (False, True):
         mask = patterns.pattern("window", 4096, 4096, is_causal, 1024, 128)
-        blocks = block_sparse.block_mask(mask, static=True)
+        blocks = flex_attention.block_mask(mask, static=True)
         rows = torch.arange(4096)[:, None]
         first = blocks.kv_indices[0, 0, :, 0][rows // 128] * 128 + torch.arange(128)  # (rows, 128)
         partial = (blocks.kv_num_blocks[0, 0] > 0)[rows[:, 0] // 128]
@@ -208,13 +207,13 @@ def test_a_window_hides_the_first_block_from_some_rows() -> None:
 @pytest.mark.parametrize("mask", MASKS)
 def test_flex_compiled_for_one_shape_is_softmax_over_the_mask(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA: static shapes and constants for the band."""
-    compiled, blocks = block_sparse._compiled, block_sparse.block_mask
-    monkeypatch.setattr(block_sparse, "_compiled", lambda threads, _static: compiled(threads, True))
-    monkeypatch.setattr(block_sparse, "block_mask", lambda pattern, _static: blocks(pattern, True))
+    compiled, blocks = flex_attention._compiled, flex_attention.block_mask
+    monkeypatch.setattr(flex_attention, "_compiled", lambda threads, _static: compiled(threads, True))
+    monkeypatch.setattr(flex_attention, "block_mask", lambda pattern, _static: blocks(pattern, True))
     for name, length in product(PATTERNS, (257, 512)):
         w = Workload(seq=length, kv_seq=length, mask=mask, heads=4, kv_heads=2)
         plugin, inputs = BlockSparse(pattern=name, window=200, impl="flex"), make(w)
-        call = block_sparse.flex(w, plugin._pattern(w))
+        call = flex_attention.flex(w, plugin._pattern(w))
         with torch.no_grad():
             wanted = expected(plugin.definition(w), w, *inputs, torch.arange(length))
             assert rel_l2(call(*inputs), wanted) < TOLERANCE["float32"]

@@ -6,7 +6,7 @@ Attention").
 
 from __future__ import annotations
 
-from attnbench_plugins.block_sparse import flex_over, flex_unsupported
+from attnbench_plugins.block_sparse.flex_attention import flex_over, flex_unsupported
 from torch.nn.attention.flex_attention import create_block_mask
 
 from attnbench.plugin import Attention, Plugin
