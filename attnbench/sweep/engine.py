@@ -219,8 +219,7 @@ def run(
 ) -> pd.DataFrame:
     """Measures attention variants over a sweep of workloads: `attnbench run` for a notebook or a script.
 
-    Each argument is the option of that name of `attnbench run`, None its default; sizes may be numbers and lists too.
-    Variants run in processes of their own, which need no `__main__` guard.
+    Each argument is the option of that name, None its default; sizes may be numbers and lists. It needs no main guard.
 
     plugins: "all", names "a,b", patterns "block*", options "name:key=value", or "name:*" for each choice.
     seq, kv_seq: query and key lengths, such as 1024, [512, 1000] or "512..16384", which doubles.
@@ -229,16 +228,14 @@ def run(
     scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
     baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
     budget, timeout: seconds for the sweep and for a cell. memory: what may be in use, such as "16GiB".
-    out: the run's folder, which must not exist yet; None keeps nothing on disk.
-    progress: called after each workload with its rows and the seconds that are left.
+    out: the run's folder, not there yet; None keeps nothing. progress: called with a workload's rows and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.
 
     Raises:
         AttnbenchError: something asked for is not to be had, said before anything is measured, or `out` can't be made.
     """
-    given = {name: value for name, value in locals().items() if name not in ("out", "progress")}
-    began = monotonic()
+    given, began = {name: value for name, value in locals().items() if name not in ("out", "progress")}, monotonic()
     asked = Asked.of(**given)
     spelled = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
     with ExitStack() as stack:

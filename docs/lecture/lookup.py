@@ -1,7 +1,7 @@
 """Attention as a soft lookup table: `python docs/lecture/lookup.py`.
 
 A lookup table compares a query with every key and returns the value of the best one, v[argmax(q k^T)]. Attention
-returns softmax(t * scale * q k^T) v, here in float64 by `attnbench.reference`. t = 1 is attention; the larger t is, the
+returns softmax(t * scale * q k^T) v, here in float64 by attnbench's reference. t = 1 is attention; the larger t is, the
 harder the lookup.
 
 Look for: how much of the weight is on the best key, and how far the answer is from the best key's value (relative L2).

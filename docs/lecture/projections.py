@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.devices.bursts import block_size
+from attnbench.devices.bursts import burst_size
 from attnbench.devices.device import describe, timer
 from attnbench.devices.machine import usable_cores
 from attnbench.sizes import parse_sizes
@@ -47,12 +47,12 @@ def measure(length: int, width: int, heads: int, rounds: int) -> dict[str, Any]:
     for name in ("per head", "three"):
         torch.testing.assert_close(torch.cat(calls[name](), 1), calls["one"](), rtol=1e-4, atol=1e-4)
     timers = {name: timer(lambda _, f=f: f(), [x]) for name, f in calls.items()}
-    blocks = {name: block_size(each.warm_up()[0]) for name, each in timers.items()}
+    bursts = {name: burst_size(each.warm_up()[0]) for name, each in timers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
-            block, _ = timers[name].burst(*blocks[name])
-            seconds[name].append(block.seconds / block.calls)
+            burst, _ = timers[name].burst(*bursts[name])
+            seconds[name].append(burst.seconds / burst.calls)
     row: dict[str, Any] = {"seq": length, "d_m": width, "heads": heads, "seconds": seconds}
     for over, under in RATIOS:
         paired = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
