@@ -1,4 +1,4 @@
-"""Statistics over the rows of `records.load`: exponents, fronts, averages and shares.
+"""Statistics over the rows of `records.load`: averages, the fastest, and the front of speed against error.
 
 Every function takes plain columns or a DataFrame whose columns are those of a record, and draws nothing.
 """

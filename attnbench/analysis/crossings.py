@@ -36,7 +36,7 @@ def crossings(frame: pd.DataFrame) -> pd.DataFrame:
     leaves of the block, the FFN is taken to have as large a part as of those operations.
 
     "scores over ..." weights; weights, input and output; and what fused attention's training step keeps
-    (`theory.saved_bytes`): one matrix (batch, heads, l, l) against these bytes, plugin is "" there. Of a variant that
+    (`costs.saved_bytes`): one matrix (batch, heads, l, l) against these bytes, plugin is "" there. Of a variant that
     holds such matrices it is the workspace, as it says and as it was measured alone, in the forward pass.
 
     Returns PROBLEM, plugin, what, predicted, measured with its interval low and high, shortest and longest length

@@ -19,7 +19,7 @@ def growth(frame: pd.DataFrame) -> pd.DataFrame:
     """The exponent p of l^p of latency, peak memory and workspace, measured and predicted over the same lengths.
 
     Latency is predicted to grow as operations do, peak memory as `peak` does. Both are fitted in the same way
-    (`analysis.fit_exponent`), so that what lower orders add at finite lengths is in both.
+    (`powers.fit_exponent`), so that what lower orders add at finite lengths is in both.
 
     Returns a row for each series and quantity that has three lengths: PROBLEM, plugin, quantity ("latency",
     "peak memory" or "workspace"), measured with its 95% interval low and high, predicted, shortest and longest length

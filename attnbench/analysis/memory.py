@@ -109,7 +109,7 @@ def _longest(row: Row, held: Callable[[Workload], float], size: int) -> float:
 
 
 def saved(frame: pd.DataFrame) -> pd.DataFrame:
-    """Bytes that training keeps for the backward pass, against `theory.saved_bytes`; of blocks, by layers.
+    """Bytes that training keeps for the backward pass, against `costs.saved_bytes`; of blocks, by layers.
 
     Returns PROBLEM, plugin, run, batch, seq, kv_seq, measured, predicted and ratio; and inference as measured and
     inference_predicted: workspace_bytes of the forward pass alone with the same plugin and sizes, where the run has it,

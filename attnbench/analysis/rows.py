@@ -59,7 +59,7 @@ def series(frame: pd.DataFrame) -> Iterator[tuple[Row, pd.DataFrame]]:
 
 
 def operations(row: Row) -> float:
-    """What the variant itself computes where it says so, else `theory.flops`."""
+    """What the variant itself computes where it says so, else `costs.flops`."""
     own = float(row["variant_flops"])
     return own if own > 0 else float(costs.flops(workload_of(row)))
 

@@ -16,7 +16,7 @@ def attention_share(frame: pd.DataFrame) -> pd.DataFrame:
     """Attention's share of a block's time: latency of attention alone over that of the block around it.
 
     Both are of the same run, plugin and sizes; a decoder block's share is of its two attentions together (see
-    `theory.attentions`). The projections W_Q, W_K, W_V and W_O count as the block's. The bounds take both intervals
+    `costs.attentions`). The projections W_Q, W_K, W_V and W_O count as the block's. The bounds take both intervals
     at their far ends, so they hold more than 95%.
 
     Returns (index of the block's row, columns share, share_low, share_high), a fraction each; blocks whose attention
@@ -41,7 +41,7 @@ def attention_share(frame: pd.DataFrame) -> pd.DataFrame:
 def amdahl(frame: pd.DataFrame) -> pd.Series:
     """The speedup that Amdahl's law gives a block: 1 / (1 - sum of f (1 - 1 / x)), by index of the block's row.
 
-    f is the share of an attention (see `theory.attentions`) in the baseline's block, x what the variant speeds it up
+    f is the share of an attention (see `costs.attentions`) in the baseline's block, x what the variant speeds it up
     when measured alone. Amdahl 1967, "Validity of the single processor approach". Blocks of which a part was not
     measured are left out, and those where more is saved than the block took.
     """
@@ -64,10 +64,10 @@ def amdahl(frame: pd.DataFrame) -> pd.Series:
 
 
 def shares(frame: pd.DataFrame) -> pd.DataFrame:
-    """Attention's share of a block: of its operations (`theory.flops_by_part`), of its time and of its peak memory.
+    """Attention's share of a block: of its operations (`costs.flops_by_part`), of its time and of its peak memory.
 
     Returns PROBLEM, plugin, length, predicted, measured with its interval low and high, and memory: fractions, for
-    single blocks whose attention was measured alone (`analysis.attention_share`). memory is the workspace of attention
+    single blocks whose attention was measured alone (`attention_share`). memory is the workspace of attention
     alone over the block's peak.
     """
     table = []
@@ -86,7 +86,7 @@ def shares(frame: pd.DataFrame) -> pd.DataFrame:
 def with_attention(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows, those of blocks with what their attention did when measured alone in the same run.
 
-    share, share_low and share_high as in `analysis.attention_share`, and attention_workspace_bytes: the workspace of
+    share, share_low and share_high as in `attention_share`, and attention_workspace_bytes: the workspace of
     the attention that holds most.
     """
     frame = filled(frame)

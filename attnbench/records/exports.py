@@ -60,7 +60,7 @@ def parquet(runs: Sequence[Path]) -> bytes:
 def pytest_benchmark(runs: Sequence[Path]) -> bytes:
     """What `pytest-benchmark compare` reads: a benchmark for each row, a group for each workload, seconds a call.
 
-    A round is a timed block and `iterations` its calls, which is what pytest-benchmark means by both.
+    A round is a timed burst and `iterations` its calls, which is what pytest-benchmark means by both.
 
     Raises:
         AttnbenchError: the runs are from several machines, or two rows would have one name.
@@ -158,7 +158,7 @@ def _benchmark(plugin: str, problem: str, row: Row) -> dict[str, Any]:
 
 
 def _stats(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """pytest-benchmark's statistics of the seconds a call took in each block."""
+    """pytest-benchmark's statistics of the seconds a call took in each burst."""
     data = [seconds / calls for _, _, _, calls, seconds in samples]
     ordered, n = sorted(data), len(data)
     mean = statistics.fmean(data)

@@ -41,7 +41,7 @@ class Costs:
         return seconds * cell.flops / max(1, flops)
 
     def round(self, cell: Cell) -> float:
-        """Seconds of one round: a block of calls and, where calls are short, an untimed one."""
+        """Seconds of one round: a burst of calls and, where calls are short, an untimed one."""
         call = self.call(cell)
         return max(call, BURST_SECONDS) + (call if call < HEAD_SECONDS else 0)
 

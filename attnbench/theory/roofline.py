@@ -2,7 +2,7 @@
 
 The roofline model (Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model for
 multicore architectures"): work takes at least as long as its operations take at the highest rate of the machine, and
-as moving its bytes takes at the highest rate of its memory. Both rates are measured, by `bench.ceilings`.
+as moving its bytes takes at the highest rate of its memory. Both rates are measured, by `workers.calibration`.
 """
 
 from __future__ import annotations
