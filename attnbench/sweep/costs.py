@@ -24,11 +24,6 @@ class Costs:
         self._calls.setdefault(self._like(cell), []).append((cell.flops, call_s))
         self._fixed[self._like(cell)] = fixed_s
 
-    @property
-    def known(self) -> bool:
-        """Whether anything was measured."""
-        return bool(self._calls)
-
     def call(self, cell: Cell) -> float:
         """Seconds of one call. Where none like it was measured, at the rate of the plugin's others, or of anyone's."""
         known = (

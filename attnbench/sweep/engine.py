@@ -181,7 +181,10 @@ class _Told(Unwatched):
     """Passes the rows of each workload on to a callback."""
 
     def __init__(self, callback: Callable[[Sequence[Row], float], object]) -> None:
-        self.rows = callback  # type: ignore[method-assign,assignment]
+        self._callback = callback
+
+    def rows(self, rows: Sequence[Row], seconds_left: float) -> None:
+        self._callback(rows, seconds_left)
 
 
 def run(

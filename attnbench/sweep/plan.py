@@ -106,9 +106,9 @@ def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Seque
     So what is left out is left out for its own cost, wherever in the sweep it stands. Cells that are `ready` have paid.
     """
     need = {c: 0.0 if c in ready else costs.ready(c) for c in cells if c.status is None}
-    totals = accumulate(sorted(need.values()))
-    most = sum(total <= seconds for total in totals)  # cells
-    kept = set(sorted(need, key=need.__getitem__)[:most])
+    cheapest_first = sorted(need, key=need.__getitem__)
+    totals = accumulate(need[c] for c in cheapest_first)
+    kept = {c for c, total in zip(cheapest_first, totals, strict=True) if total <= seconds}
     return [c for c in need if c in kept or c in ready]
 
 

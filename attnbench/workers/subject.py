@@ -20,7 +20,7 @@ from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare
 
 
 @dataclass(frozen=True)
-class _Checked:
+class _MemoryCall:
     """What the call that measured memory took, all calls of the checks together, its figures, and what is wrong."""
 
     call_s: float = 0.0
@@ -70,7 +70,7 @@ class Subject:
         first_s, raw = device.once(call, self.buffers)
         self._check_form(raw)
         _wrong_if(form.disturbed(self.global_state))
-        calls_s, began, checked = first_s, bursts.clock(), _Checked()
+        calls_s, began, checked = first_s, bursts.clock(), _MemoryCall()
         if self.thorough:
             self.stage = "memory and error"
             checked = self._measure_memory_and_error(raw)
@@ -111,7 +111,7 @@ class Subject:
     def _check_form(self, raw: Any) -> None:
         _wrong_if(form.misshapen(outputs(raw), self.task.shapes(), self.buffers))
 
-    def _measure_memory_and_error(self, earlier: Any) -> _Checked:
+    def _measure_memory_and_error(self, earlier: Any) -> _MemoryCall:
         """The second call, on other values in the same buffers, while the first one's output is still held."""
         self._show(1)
         form.poison(self.buffers[0])
@@ -137,7 +137,7 @@ class Subject:
             "reserved_bytes": reserved,
             "process_bytes": self.gpu.process_bytes() if self.gpu else None,
         }
-        return _Checked(seconds, start, seconds + calls_s, columns, wrong)
+        return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
 
     def _saved_bytes(self) -> int:
         """What the forward pass keeps for the backward one, beside its output, inputs and parameters."""
