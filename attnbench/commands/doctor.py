@@ -30,7 +30,7 @@ def command(threads: int | None, seconds: float, precision: str) -> None:
     wanted, threads = parse_precision(precision), threads or usable_cores()
     table = Table("", "found", "advice", box=None, pad_edge=False)
     with Forkserver(threads) as server:
-        checks = look(ask.ask_machine(server), threads)
+        checks = look(ask.ask_machine(server).machine, threads)
         checks.append(smallest_difference(server, threads, seconds, wanted))
     for check in checks:
         table.add_row(check.name, check.found, check.advice)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attnbench.devices.machine import usable_cores
+from attnbench.workload import DEVICES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +25,7 @@ class Seconds(click.FloatRange):
 
 
 THREADS = click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+DEVICE = click.option("--device", type=click.Choice(["auto", *DEVICES]), default="auto", show_default=True)
 
 
 def warn_of_threads(threads: int) -> None:

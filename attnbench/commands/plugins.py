@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attnbench.commands.options import print_table
+from attnbench.workload import DEVICES, Workload
 
 if TYPE_CHECKING:
     from attnbench.workers.messages import Choice
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
 def command(names: tuple[str, ...], device: str) -> None:
     """List the variants installed, or show NAMES in full.
 
@@ -23,15 +24,15 @@ def command(names: tuple[str, ...], device: str) -> None:
     """
     from rich.table import Table
 
+    from attnbench.devices.device import of
     from attnbench.registry import Request, find, select
     from attnbench.workers.ask import ask
     from attnbench.workers.messages import Failure
     from attnbench.workers.server import Forkserver
-    from attnbench.workload import Workload
 
     found = find()
     chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
-    probe = Workload(seq=128, kv_seq=128, device=device, dtype="float32" if device == "cpu" else "bfloat16")
+    probe = Workload(seq=128, kv_seq=128, device=device, dtype=of(device).dtype)
     table = Table("plugin", "family", "options", "devices", f"here on {device}", "from", box=None, pad_edge=False)
     with Forkserver(1) as server:
         for plugin in chosen:

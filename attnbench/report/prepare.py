@@ -17,6 +17,7 @@ from attnbench.analysis.rows import WORKLOAD, Row, records
 from attnbench.records.run import identity
 from attnbench.records.schema import NUMBERS, of_kind
 from attnbench.report import units
+from attnbench.workload import DEVICES
 
 GRADIENTS = tuple(name for name in NUMBERS if name.endswith("_gradient_rel_l2"))
 _TEXTS, _NUMBERS = ("run", *of_kind("name", "text", "flag", "kinds")), of_kind("size", "count", "number")
@@ -137,7 +138,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
         "ragged": "ragged batch" if isinstance(row["lengths"], str) and row["lengths"] else "",
         "inputs": "" if row["inputs"] == "normal" else f"{row['inputs']} inputs",
         "seed": f"seed {int(row['seed'])}" if row["seed"] else "",
-        "threads": units.count(int(row["threads"]), "thread") if row["device"] == "cpu" else "",
+        "threads": units.count(int(row["threads"]), "thread") if DEVICES[row["device"]].host else "",
         "l2": "L2 cache flushed" if row["l2"] == "flushed" else "",
     }
 

@@ -76,7 +76,7 @@ class Ceilings:
     def hold_for(self, workload: Workload) -> bool:
         """Whether they were measured on the workload's device, and with its threads."""
         same = self.device == workload.device
-        return same and (self.device == "cuda" or self.threads == workload.threads)
+        return same and (not workload.on_host or self.threads == workload.threads)
 
     def of(self, dtype: str, quantized: bool) -> tuple[str, float] | None:
         """What products allow the most operations a second for inputs of `dtype`, and how many; None if unknown.
@@ -124,7 +124,7 @@ def roof(
     """
     found = ceilings.of(workload.dtype, quantized=family == "quantized") if ceilings.hold_for(workload) else None
     moved: float = costs.min_bytes(workload)
-    if workload.phase == "decode" and family != "exact":
+    if workload.decodes and family != "exact":
         if family == "sparse" or state_bytes is None or not math.isfinite(state_bytes):
             return None
         moved += state_bytes - costs.cache_bytes(workload)
@@ -155,7 +155,7 @@ def impossible(row: Mapping[str, Any], ceilings: Ceilings | None) -> str | None:
     operations = necessary = costs.flops(workload)
     if family not in ("exact", "quantized"):
         operations = row.get("variant_flops") or 0
-        if operations == necessary or workload.phase == "decode":
+        if operations == necessary or workload.decodes:
             return None
     if not found or not operations / latency > MARGIN * found[1]:
         return None
