@@ -60,7 +60,7 @@ def planned(asked: Asked) -> Iterator[Plan]:
     """
     early = next(iter(DEVICES)) if asked.sweep.device == "auto" else asked.sweep.device
     _on(asked.sweep, early).workloads()  # what is wrong whatever the machine is said before anything is started
-    choose(asked.plugins, asked.baseline)
+    requests, base = choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads) as server:
         found = ask_machine(server)
         device = device_of(asked.sweep.device, found.devices)
@@ -74,7 +74,7 @@ def planned(asked: Asked) -> Iterator[Plan]:
             memory=asked.memory or int(_MEMORY_SHARE * here.free_bytes),
             l2=asked.l2 or next(iter(choices), None),
         )
-        cells, baseline = plan(server, settled)
+        cells, baseline = plan(server, settled, requests, base)
         yield Plan(server, settled, cells, baseline, found.machine | {"unmeasured": here.unmeasured})
 
 

@@ -184,14 +184,13 @@ def choose(plugins: str, baseline: str) -> tuple[list[Request], Request | None]:
     return requests, base[0]
 
 
-def plan(server: Forkserver, asked: Asked) -> tuple[list[Cell], str]:
+def plan(server: Forkserver, asked: Asked, requests: Sequence[Request], base: Request | None) -> tuple[list[Cell], str]:
     """All cells, workload by workload with the baseline first, and the baseline's canonical name ("" for none).
 
     Raises:
         AttnbenchError: a plugin, an option or a combination of sizes is not to be had.
     """
     workloads = asked.sweep.workloads()
-    requests, base = choose(asked.plugins, asked.baseline)
     limit = asked.memory if of(asked.sweep.device).limits_process else None
     base_cells = list(cells_of(base, ask(server, base, workloads, limit), workloads)) if base else []
     cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads, limit), workloads)]

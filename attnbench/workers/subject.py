@@ -78,8 +78,6 @@ class Subject:
         call_start = checked.call_start or bursts.clock()
         self.call_s, spent = self.timer.warm_up(checked.call_s)
         columns = checked.columns | {
-            "setup_s": setup_s,
-            "first_call_s": first_s,
             "timing": self.timer.how,
             "implementation": printable(str(task.implementation)),
             "density": None if task.density is None else float(task.density),
