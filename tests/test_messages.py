@@ -20,8 +20,8 @@ REQUESTS: list[m.AnyRequest] = [
     m.Calibrate("cpu", 2),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
-    m.Prepare(W, "a:B", {}, True),
-    m.Burst(3, 1, 7, False),
+    m.Prepare(W, "a:B", {}, True, 1 << 40),
+    m.Burst(3, 1, 7),
     m.Finish(0.5),
     m.Release(),
 ]
@@ -86,7 +86,7 @@ def test_anything_else_on_the_socket_is_a_worker_that_is_gone(said: bytes) -> No
     worker = Worker(None, 0, ours, None)  # type: ignore[arg-type]
     theirs.send(said)
     with pytest.raises(Closed):
-        worker.request(m.Burst(1, 0, 0, False), 5)
+        worker.request(m.Burst(1, 0, 0), 5)
 
 
 def test_texts_keep_their_lines_and_lose_what_moves_a_cursor() -> None:

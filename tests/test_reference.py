@@ -51,7 +51,7 @@ def whole_mask(w: Workload) -> Tensor:
 
 
 def row_sets(w: Workload) -> list[Tensor]:
-    return [torch.arange(w.seq), torch.tensor([w.seq - 1, 0]), sample_rows(w.seq, count=5)]
+    return [torch.arange(w.seq), torch.tensor([w.seq - 1, 0]), sample_rows(w.seq, 0, drawn=5, every=9)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -169,12 +169,12 @@ def test_memory_is_linear_in_length(definition: str) -> None:
     held = []
     for seq in (4096, 8192, 16384):
         w = Workload(seq=seq, kv_seq=seq, heads=2, kv_heads=1, head_dim=8, value_dim=8, mask="causal")
-        tensors, rows = qkv(w), sample_rows(seq)
+        tensors, rows = qkv(w), sample_rows(seq, 0)[:100]
         with LargestTensor() as largest:
             expected(DEFINITIONS[definition], w, *tensors, rows)
         held.append(largest.elements)
     assert held == [held[0], 2 * held[0], 4 * held[0]]
-    assert held[0] == 2 * 48 * 4096  # the scores of the sampled rows, for the two heads that share a key
+    assert held[0] == 2 * 100 * 4096  # the scores of the sampled rows, for the two heads that share a key
 
 
 def test_scores_of_many_rows_are_held_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +188,9 @@ def test_scores_of_many_rows_are_held_in_chunks(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("seq", [1, 2, 47, 48, 49, 50, 511, 512, 513, 1000, 1024, 4096, 5000, 16384, 131072])
 def test_sampled_rows(seq: int) -> None:
-    rows = sample_rows(seq).tolist()
+    rows = sample_rows(seq, 0).tolist()
     assert rows == sorted(set(rows))
-    assert len(rows) == min(seq, 48)
+    assert len(rows) == seq if seq <= 1024 else 164 <= len(rows) <= 198
     assert (rows[0], rows[-1]) == (0, seq - 1)
     assert {0, 1, seq - 2, seq - 1} & set(range(seq)) <= set(rows)
     for block in (16, 64, 128, 256, 1024):
@@ -198,10 +198,17 @@ def test_sampled_rows(seq: int) -> None:
             assert {first - 1, first} & set(range(seq)) <= set(rows)
 
 
+def test_a_wrong_eighth_of_the_rows_is_not_missed() -> None:
+    """By what is drawn alone, wherever the eighth lies: rows at its edges may be known to a plugin."""
+    known = set(sample_rows(16384, 0).tolist()) & set(sample_rows(16384, 1).tolist())
+    drawn = [len(set(sample_rows(16384, seed).tolist()) - known) for seed in range(20)]
+    assert (7 / 8) ** min(drawn) < 1e-9
+
+
 def test_a_seed_draws_the_rest() -> None:
     before = torch.get_rng_state()
-    assert torch.equal(sample_rows(4096, seed=5), sample_rows(4096, seed=5))
-    assert not torch.equal(sample_rows(4096, seed=5), sample_rows(4096, seed=6))
+    assert torch.equal(sample_rows(4096, 5), sample_rows(4096, 5))
+    assert not torch.equal(sample_rows(4096, 5), sample_rows(4096, 6))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -85,7 +85,7 @@ def judged(plugin: Plugin, w: Workload) -> dict[str, Any]:
     try:
         inputs.fill(tensors, w, 0)
         raw = task.call(*tensors)
-        return verdict(task, plugin.family, tensors, raw, reference.sample_rows(w.seq))
+        return verdict(task, plugin.family, tensors, raw, reference.sample_rows(w.seq, 0))
     finally:
         torch.set_grad_enabled(True)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +46,35 @@ class Timer:
     how = "clock"
     """What it reads: a record's `timing`."""
 
-    def __init__(self, call: Callable[..., Any], tensors: list[Tensor], last: Callable[..., Any] | None = None) -> None:
-        """last: what stands for the last call of a burst, such as one that waits for the device."""
-        self.call, self.tensors, self._last = call, tensors, last or call
+    kept: Sequence[Tensor]
+    """What the call whose output `burst` returned was given."""
 
-    def burst(self, calls: int, head: int = 0) -> tuple[Burst, Any]:
-        """Times `calls` calls after `head` untimed ones. Also returns what the last timed call did."""
+    def __init__(
+        self, call: Callable[..., Any], tensors: Sequence[Tensor], wait: Callable[[], None] = lambda: None
+    ) -> None:
+        """wait: what a burst ends with, such as waiting for a device."""
+        self.call, self.tensors, self._wait = call, tensors, wait
+
+    def burst(
+        self, calls: int, head: int = 0, given: Sequence[Sequence[Tensor]] = (), keep: int = -1
+    ) -> tuple[Burst, Any]:
+        """Times `calls` calls after `head` untimed ones. Also returns what one of the timed ones did.
+
+        given: tensors for one call after the other, taken in turn; the timer's own where there are none.
+        keep: which call's output to return.
+        """
+        turns, keep = cycle(given or (self.tensors,)), keep % calls
         began = clock()
-        for _ in range(head):
-            self.call(*self.tensors)
+        for tensors in islice(turns, head):
+            self.call(*tensors)
         start = clock()
-        for _ in range(calls - 1):
-            self.call(*self.tensors)
-        out = self._last(*self.tensors)
+        for tensors in islice(turns, keep):
+            self.call(*tensors)
+        self.kept = next(turns)
+        out = self.call(*self.kept)
+        for tensors in islice(turns, calls - 1 - keep):
+            self.call(*tensors)
+        self._wait()
         end = clock()
         return Burst(start, calls, end - start, end - began), out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Cpu(Device):
             _libc().mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP)
             _libc().mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP)
 
-    def timer(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "") -> Timer:
+    def timer(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "") -> Timer:
         return Timer(call, tensors)
 
     def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:

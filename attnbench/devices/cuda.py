@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnbench.devices.bursts import Timer
@@ -74,7 +74,7 @@ class Cuda(Device):
 
         torch.cuda.synchronize()
 
-    def timer(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "kept") -> Timer:
+    def timer(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "kept") -> Timer:
         from attnbench.devices.cuda_timer import CudaTimer
 
         return CudaTimer(call, tensors, l2)

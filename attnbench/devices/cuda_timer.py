@@ -11,7 +11,8 @@ Three things make such times lie, and each is seen to:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from math import ceil
 from typing import Any
 
@@ -32,11 +33,12 @@ class CudaTimer(Timer):
     l2: "kept" leaves in the L2 cache what the call before left there, "flushed" empties it before each call.
     """
 
-    def __init__(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "kept") -> None:
+    def __init__(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "kept") -> None:
         super().__init__(call, tensors)
         self.how, self.flushes = "events", l2 == "flushed"
         self._graphed = False
         self._host_s = 0.0  # of a call, by the host's clock
+        self._turns: Iterator[Sequence[Tensor]] = cycle([tensors])
 
     def warm_up(self, last_s: float = 0.0) -> tuple[float, float]:
         """As on a CPU. Then it is known whether the GPU waits for the host; if so, bursts replay a graph."""
@@ -57,15 +59,18 @@ class CudaTimer(Timer):
             return f"events, launch-bound: {(str(problem).splitlines() or [''])[0][:100]}", False
         return "graph", True
 
-    def burst(self, calls: int, head: int = 0) -> tuple[Burst, Any]:
-        """Times `calls` calls after at least one untimed one."""
+    def burst(
+        self, calls: int, head: int = 0, given: Sequence[Sequence[Tensor]] = (), keep: int = -1
+    ) -> tuple[Burst, Any]:
+        """Times `calls` calls after at least one untimed one. Where it replays or flushes, the last call's output."""
+        self._turns = cycle(given or [self.tensors])
         began = clock()
         for _ in range(max(1, head)):
-            self.call(*self.tensors)
+            self.call(*next(self._turns))
         torch.cuda.synchronize()
         start = clock()
         if not (self._graphed or self.flushes):
-            seconds, _, out = self._eager(calls)
+            seconds, _, out = self._eager(calls, keep)
             self._host_s = (clock() - start) / calls
             return Burst(start, calls, seconds, clock() - began, self._host_s), out
         few = min(calls, ceil(_WALL_SECONDS / (self._host_s or BURST_SECONDS)))
@@ -75,14 +80,16 @@ class CudaTimer(Timer):
         seconds, out = self._flushed(calls) if self.flushes else self._replayed(calls)
         return Burst(start, calls, seconds, clock() - began, self._host_s), out
 
-    def _eager(self, calls: int) -> tuple[float, float, Any]:
-        """Seconds of a burst on the device, seconds until the host had started it all, and the last output."""
+    def _eager(self, calls: int, keep: int = -1) -> tuple[float, float, Any]:
+        """Seconds of a burst on the device, seconds until the host had started it all, and the output to keep."""
         first, last = _event(), _event()
         start = clock()
         first.record()
-        for _ in range(calls - 1):
-            self.call(*self.tensors)
-        out = self.call(*self.tensors)
+        for _ in range(keep % calls):
+            self.call(*next(self._turns))
+        out = self._kept_call()
+        for _ in range(calls - 1 - keep % calls):
+            self.call(*next(self._turns))
         last.record()
         enqueued = clock() - start
         torch.cuda.synchronize()
@@ -90,8 +97,8 @@ class CudaTimer(Timer):
 
     def _replayed(self, calls: int) -> tuple[float, Any]:
         together = min(calls, _GRAPH_CALLS)
-        graph, out = self._capture(together)
         rest, _ = self._capture(calls % together) if calls % together else (None, None)
+        graph, out = self._capture(together)  # the one whose output is kept
         graph.replay()
         torch.cuda.synchronize()
         first, last = _event(), _event()
@@ -115,20 +122,24 @@ class CudaTimer(Timer):
             if graph:
                 graph.replay()
             else:
-                out = self.call(*self.tensors)
+                out = self._kept_call()
             last.record()
         torch.cuda.synchronize()
         return sum(first.elapsed_time(last) for first, last in pairs) / 1e3, out
 
     def _capture(self, calls: int) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A graph of so many calls on the same tensors, and the output that the last of them writes at each replay."""
+        """A graph of so many calls, and the output that the last of them writes at each replay."""
         graph = torch.cuda.CUDAGraph()
         # The outer one comes back to this stream: where a capture fails, torch's own end of it does not.
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
             for _ in range(calls - 1):
-                self.call(*self.tensors)
-            out = self.call(*self.tensors)
+                self.call(*next(self._turns))
+            out = self._kept_call()
         return graph, out
+
+    def _kept_call(self) -> Any:
+        self.kept = next(self._turns)
+        return self.call(*self.kept)
 
 
 def _event() -> torch.cuda.Event:

@@ -72,9 +72,9 @@ class Device:
     def synchronise(self) -> None:
         """Waits until the device has done all that it was given."""
 
-    def timer(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "") -> Timer:
+    def timer(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "") -> Timer:
         """What times this call. l2: one of `l2`."""
-        return _Waiting(call, tensors, self)
+        return Timer(call, tensors, self.synchronise)
 
     def once(self, call: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[float, Any]:
         """Seconds of one call by the host's clock, from nothing to do to all done, and what it returned."""
@@ -122,18 +122,6 @@ class Device:
         """Frees all that nothing refers to any more."""
         gc.collect()
         self.give_back()
-
-
-class _Waiting(Timer):
-    """The host's clock around calls that return before their work is done: the last one waits for all."""
-
-    def __init__(self, call: Callable[..., Any], tensors: list[Tensor], device: Device) -> None:
-        def last(*given: Tensor) -> Any:
-            out = call(*given)
-            device.synchronise()
-            return out
-
-        super().__init__(call, tensors, last)
 
 
 @cache

@@ -24,8 +24,6 @@ from attnbench.workload import Workload
 Variant: TypeAlias = str | Plugin | type[Plugin] | Callable[..., Tensor]
 """A spec as `--plugins` takes it, a plugin or its class, or a function (query, key, value) -> out."""
 
-_EVERY_ROW = 1024  # query rows up to which all of them are compared
-
 
 @dataclass(frozen=True)
 class Checked:
@@ -99,26 +97,23 @@ def _called(plugin: Plugin, task: Task, strided: bool) -> Checked:
     w, before = task.workload, form.global_state()
     gates = task.gates["self"] if w.scope == "attention" else ()
     tensors = inputs.empty(w, gates, strided)
-    every = torch.arange(w.seq) if w.seq <= _EVERY_ROW else None
     said, measures, earlier = str(task.implementation), dict[str, float](), ()
-    for draw in range(2):
-        inputs.fill(tensors, w, draw)
+    for number in (w.seed, w.seed + 1):
+        inputs.fill(tensors, w, number)
         values = [x.clone() for x in tensors]
         form.poison(tensors[0])
         raw = task.call(*tensors)
         outs: tuple[Any, ...] = outputs(raw)
-        problem = (
-            form.misshapen(outs, task.shapes(), tensors)
-            or form.overwritten(outs, earlier)
-            or form.changed(tensors, values)
-            or form.disturbed(before)
-        )
+        if problem := form.misshapen(outs, task.shapes(), tensors):
+            return Checked("wrong", problem, said, measures)
+        seen = form.glimpse(outs, number)
+        problem = form.overwritten(outs, earlier) or form.changed(tensors, values) or form.disturbed(before)
         if problem:
             return Checked("wrong", problem, said, measures)
-        rows = reference.sample_rows(w.seq, w.seed + draw) if every is None else every
-        found = judge(task, plugin.family, tensors, raw, task.taps(tensors, raw), rows, w.seed + draw)
+        rows = reference.sample_rows(w.seq, number)
+        found = judge(task, plugin.family, tensors, raw, task.taps(tensors, raw), rows, number)
         measures = {name: max(value, measures.get(name, value)) for name, value in found.columns.items()}
-        if found.problem:
-            return Checked("wrong", found.problem, said, measures)
+        if problem := form.unfinished(outs, seen) or found.problem:
+            return Checked("wrong", problem, said, measures)
         earlier = outs
     return Checked("ok", "", said, measures)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ def poison(like: Tensor) -> None:
 
 def misshapen(outs: Sequence[Any], shapes: Sequence[tuple[int, ...]], tensors: Sequence[Tensor]) -> str | None:
     """Of what a call on `tensors` returned: the output, and in phase train the gradients behind it."""
-    if not isinstance(outs[0], Tensor) or len(outs) != len(shapes):
-        return f"returned a {type(outs[0] if len(outs) == 1 else outs).__name__}, not a tensor"
+    if len(outs) != len(shapes):
+        return f"returned {len(outs)} results, not {len(shapes)}"
     like, taken = tensors[0], {storage(x) for x in tensors}
     for i, (out, shape) in enumerate(zip(outs, shapes, strict=True)):
         what = "output" if i == 0 else "a gradient"
+        if type(out) is not Tensor:  # one of a class of its own may compute only when somebody looks
+            return f"returned a {type(out).__name__} as {what}, not a plain tensor"
         if tuple(out.shape) != shape:
             return f"{what} has shape {tuple(out.shape)}, not {shape}"
         if out.dtype != like.dtype:
@@ -40,6 +42,29 @@ def overwritten(outs: Iterable[Tensor], earlier: Iterable[Tensor]) -> str | None
     """Whether a call put its results where those of the call before still are."""
     kept = {storage(x) for x in earlier}
     return "a call overwrites the output of the call before" if any(storage(x) in kept for x in outs) else None
+
+
+Glimpse: TypeAlias = "list[tuple[tuple[Tensor, ...], Tensor]]"
+_SEEN = 64  # elements of each output
+
+
+def glimpse(outs: Iterable[Tensor], number: int) -> Glimpse:
+    """Some elements of what a call returned, as they are now; `number` says which."""
+    draws = torch.Generator().manual_seed(number)
+    found = []
+    for out in outs:
+        at = tuple(torch.randint(n, (_SEEN,), generator=draws).to(out.device) for n in out.shape)
+        found.append((at, out.detach()[at]))
+    return found
+
+
+def unfinished(outs: Iterable[Tensor], seen: Glimpse) -> str | None:
+    """Whether results are no longer what they were when the call returned."""
+    for out, (at, was) in zip(outs, seen, strict=True):
+        now = out.detach()[at]
+        if not bool(((now == was) | (now.isnan() & was.isnan())).all()):
+            return "its output changes after the call has returned"
+    return None
 
 
 def changed(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> str | None:

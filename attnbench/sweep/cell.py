@@ -38,8 +38,8 @@ class Cell:
 
     @property
     def tensor_bytes(self) -> int:
-        """Inputs thrice (two sets to rotate and the buffers that calls see) and two outputs."""
-        return 3 * costs.input_bytes(self.workload) + 2 * costs.output_bytes(self.workload)
+        """Inputs twice (the values, and what calls see of them) and two outputs."""
+        return 2 * costs.input_bytes(self.workload) + 2 * costs.output_bytes(self.workload)
 
     @property
     def predicted_bytes(self) -> int | None:

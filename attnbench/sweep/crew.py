@@ -55,12 +55,13 @@ class Crew:
         self.spent: dict[Cell, float] = {}
         """Seconds of each cell's time limit."""
 
-    def start(self, cell: Cell, thorough: bool) -> Live | None:
-        """A worker that is ready for a cell; None where the cell has ended instead. thorough: see `Prepare`."""
+    def start(self, cell: Cell, thorough: bool, number: int) -> Live | None:
+        """A worker that is ready for a cell; None where the cell has ended instead. thorough, number: see `Prepare`."""
         began = time.monotonic()
         limit = self._settings.memory if of(cell.workload.device).limits_process else None
         worker = self._idle.pop(cell.plugin, None) or self._server.start(limit)
-        asked = Prepare(cell.workload, cell.target, cell.options, thorough, self._settings.l2, self._settings.memory)
+        settings = self._settings
+        asked = Prepare(cell.workload, cell.target, cell.options, thorough, number, settings.l2, settings.memory)
         ready = self.ask(cell, worker, asked)
         if ready is None:
             worker.end()

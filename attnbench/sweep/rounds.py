@@ -30,6 +30,8 @@ from attnbench.workers.server import Forkserver
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
 _OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times what was allotted stops after so many
 
+_BITS = 40  # of a number that values are drawn from
+
 
 class Progress(Protocol):
     """What the session tells whoever watches."""
@@ -59,6 +61,7 @@ class Session:
         self._settings, self._crew = settings, Crew(server, settings)
         self._costs = Costs()
         self._random = random.Random(settings.seed)
+        self._secret = random.SystemRandom()  # for what no plugin may know beforehand
         self._baseline: Cell | None = None
         self._measured: dict[Cell, Measured] = {}
         self._process = 0
@@ -110,7 +113,7 @@ class Session:
             try:
                 if launch == 0:
                     launches = self._schedule(live, pending, left)
-                    checked = {0, self._random.randrange(launches)}
+                    checked = {0, self._secret.randrange(launches)}
                 self._rounds(live, launch, launch in checked, progress)
                 self._finish(live, left / len(pending))
             finally:
@@ -127,10 +130,10 @@ class Session:
         return launch == 0 or (cell in self._measured and launch < self._measured[cell].launches)
 
     def _start(self, group: Sequence[Cell], progress: Progress) -> list[Live]:
-        live = []
+        live, number = [], self._secret.getrandbits(_BITS)
         for cell in group:
             progress.cell(cell, "getting ready")
-            one = self._crew.start(cell, thorough=cell not in self._measured)
+            one = self._crew.start(cell, thorough=cell not in self._measured, number=number)
             if one is None:
                 continue
             ready = one.ready
@@ -190,8 +193,12 @@ class Session:
         longest = max(planned.values(), default=0)
         allotted = sum(planned[one.cell] * costs[one.cell] for one in live)
         began = time.monotonic()
-        # The checked round is drawn, so that no plugin can tell which of its answers will be looked at.
-        checked = {cell: self._random.randrange(max(1, min(n, MIN_ROUNDS))) for cell, n in planned.items()}
+        # The checked round is drawn, so that no plugin can tell which of its answers will be looked at. Where there are
+        # several it is not the first: what a call before may have kept is tried too, see `Subject.burst`.
+        checked = {
+            cell: self._secret.randrange(1, most) if (most := min(n, MIN_ROUNDS)) > 1 else 0
+            for cell, n in planned.items()
+        }
         for turn in range(MOST_ROUNDS):
             # Cells planned for the most rounds go on where the time allotted to the workload is not used up.
             taking_part = [
@@ -207,9 +214,10 @@ class Session:
             if turn >= _LEAST_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
                 break
             self._random.shuffle(taking_part)
+            number = self._secret.getrandbits(_BITS)
             for one in taking_part:
                 progress.cell(one.cell, f"round {turn + 1} of {planned[one.cell]}")
-                self._burst(one, turn, check=check and checked[one.cell] == turn)
+                self._burst(one, turn, number, check=check and checked[one.cell] == turn)
             if launch == 0:
                 self._look(live, turn + 1, by_process=False)
         if launch == 0:
@@ -222,9 +230,10 @@ class Session:
         if one.cell.status is None and all(sample[0] != self._process for sample in measured.samples):
             measured.samples.append([self._process, 0, one.ready.call_start, 1, one.ready.call_s])
 
-    def _burst(self, one: Live, turn: int, check: bool) -> None:
+    def _burst(self, one: Live, turn: int, number: int, check: bool) -> None:
         calls, head = one.burst
-        timed = self._crew.ask(one.cell, one.worker, Burst(calls, head, turn, check))
+        which = self._secret.randrange(calls) if check else None
+        timed = self._crew.ask(one.cell, one.worker, Burst(calls, head, number, which))
         if timed is None:
             return
         self.seconds.calls += timed.calls_s

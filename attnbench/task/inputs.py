@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from random import Random
 
 import torch
 from torch import Tensor
@@ -65,3 +67,58 @@ def empty(workload: Workload, gates: Sequence[int] = (), strided: bool = False) 
 
 def _empty(workload: Workload, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=getattr(torch, workload.dtype), device=workload.device)
+
+
+_LINE, _PLACES = 128, 1024  # bytes between the places at which a tensor may begin, and how many places there are
+_PERIOD, _ALTERED = 4096, 512  # elements, and how many of so many `alter` changes
+
+
+class Pools:
+    """The values that calls see, each call through views of its own that begin at places of their own.
+
+    So no call is given what another was, and what was computed for one answers no other. Nothing is copied in between,
+    and the same memory stays in the caches. Places and values come from numbers that only who asks for the calls knows.
+    """
+
+    def __init__(self, workload: Workload, gates: Sequence[int] = ()) -> None:
+        self._workload, self._shapes = workload, shapes(workload, gates)
+        self._step = _LINE // workload.itemsize
+        sizes = [-(-(prod(shape) + _PLACES * self._step) // _PERIOD) for shape in self._shapes]
+        self._pools = [_empty(workload, (size, _PERIOD)) for size in sizes]
+        self._values = [_empty(workload, (size, _PERIOD)) for size in sizes]
+
+    def draw(self, number: int) -> None:
+        """All values."""
+        fill(self._values, self._workload, number)
+        self._show()
+
+    def alter(self, number: int) -> None:
+        """Some of the values, so that who knows a call's tensors by where they are or by a look at them is mistaken."""
+        columns = torch.tensor(Random(number).sample(range(_PERIOD), _ALTERED), device=self._workload.device)
+        drawn = [values.new_empty(len(values), _ALTERED) for values in self._values]
+        fill(drawn, self._workload, number)
+        for values, some in zip(self._values, drawn, strict=True):
+            values[:, columns] = some
+        self._show()
+
+    def _show(self) -> None:
+        for pool, values in zip(self._pools, self._values, strict=True):
+            pool.data.copy_(values)  # a tensor's version does not tell of it
+
+    def views(self, count: int, number: int) -> list[list[Tensor]]:
+        """Tensors for so many calls, contiguous and of the right shapes; the same number gives the same places."""
+        places = Random(number)
+        return [[self._view(i, places.randrange(_PLACES)) for i in range(len(self._pools))] for _ in range(count)]
+
+    def _view(self, i: int, place: int) -> Tensor:
+        shape, start = self._shapes[i], place * self._step
+        return self._pools[i].view(-1)[start : start + prod(shape)].view(shape)
+
+    def touch(self) -> None:
+        """Reads all values once: what others did meanwhile has taken them out of the caches."""
+        for pool in self._pools:
+            pool.view(torch.int32).amax()
+
+    def are_changed(self) -> bool:
+        """Whether a call has written into them."""
+        return not all(torch.equal(pool, values) for pool, values in zip(self._pools, self._values, strict=True))

@@ -168,23 +168,30 @@ class Generate(Request[Generated], frozen=True):
 
 
 class Prepare(Request[Prepared], frozen=True):
-    """Make a plugin ready for a workload. thorough: measure its memory and its errors, too."""
+    """Make a plugin ready for a workload. thorough: measure its memory and its errors, too.
+
+    number: what its values are drawn from.
+    """
 
     workload: Workload
     target: str
     options: dict[str, Value]
     thorough: bool
+    number: int = 0
     l2: str = ""
     memory_limit: int | None = None
 
 
 class Burst(Request[Timed], frozen=True):
-    """Time so many calls after `head` untimed ones, on the values of this turn. check: look at what came out."""
+    """Time so many calls after `head` untimed ones. number: what their values are drawn from.
+
+    check: of which call to look at what came out, on values that are new; None of none.
+    """
 
     calls: int
     head: int
-    turn: int
-    check: bool
+    number: int
+    check: int | None = None
 
 
 class Finish(Request[Finished], frozen=True):

@@ -73,7 +73,7 @@ class _Worker:
             case messages.Prepare():
                 self._subject = None
                 self._subject = Subject(request)
-                return self._subject.prepare()
+                return self._subject.prepare(request)
             case messages.Release():  # the process goes on to another workload
                 assert self._subject is not None
                 on, self._subject = self._subject.device, None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnbench.devices import bursts, device
 from attnbench.devices.bursts import BURST_SECONDS
@@ -17,6 +19,8 @@ from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
 from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare, Prepared, Timed, printable
+
+_SETS = 512  # of tensors for the calls of a burst; one that holds more calls uses them again
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,8 @@ class Subject:
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.global_state = form.global_state()
         self.plugin = load(asked.target)(**asked.options)
-        self.rows = reference.sample_rows(workload.seq, workload.seed)
 
-    def prepare(self) -> Prepared:
+    def prepare(self, asked: Prepare) -> Prepared:
         """Builds, makes the first calls, checks the output and measures memory."""
         self.stage = "build"
         start = bursts.clock()
@@ -54,27 +57,24 @@ class Subject:
         setup_s = bursts.clock() - start
         task = self.task = Task(self.plugin, self.workload, made)
         call, gates = task.call, task.gates["self"] if self.workload.scope == "attention" else ()
-        # Two sets of values to rotate between, and the buffers that the calls see.
-        self.sets = [inputs.empty(self.workload, gates) for _ in range(2)]
-        self.buffers = inputs.empty(self.workload, gates)
-        self.draws = len(self.sets)
-        for draw, tensors in enumerate(self.sets):
-            inputs.fill(tensors, self.workload, draw)
+        self.pools = inputs.Pools(self.workload, gates)
+        self.pools.draw(asked.number)
+        self.places = asked.number
         self.stage = "first call"
-        self._show(0)
-        form.poison(self.buffers[0])
-        first_s, raw = self.device.once(call, self.buffers)
-        self._check_form(raw)
+        (given,) = self.pools.views(1, asked.number)
+        form.poison(given[0])
+        first_s, raw = self.device.once(call, given)
+        self._check_form(raw, given)
         _wrong_if(form.disturbed(self.global_state))
         calls_s, began, checked = first_s, bursts.clock(), _MemoryCall()
         if self.thorough:
             self.stage = "memory and error"
-            checked = self._measure_memory_and_error(raw)
+            checked = self._measure_memory_and_error(given, raw, asked.number)
         checks_s = bursts.clock() - began  # what a further process of the same cell is spared
         del raw
         self.device.before_timing()
         self.stage = "warm-up"
-        self.timer = self.device.timer(call, self.buffers, self.l2)
+        self.timer = self.device.timer(call, given, self.l2)
         call_start = checked.call_start or bursts.clock()
         self.call_s, spent = self.timer.warm_up(checked.call_s)
         columns = checked.columns | {
@@ -97,28 +97,23 @@ class Subject:
             wrong=checked.wrong,
         )
 
-    def _show(self, index: int) -> None:
-        for buffer, tensor in zip(self.buffers, self.sets[index], strict=True):
-            buffer.copy_(tensor)
+    def _check_form(self, raw: Any, given: Sequence[Tensor]) -> None:
+        _wrong_if(form.misshapen(outputs(raw), self.task.shapes(), given))
 
-    def _check_form(self, raw: Any) -> None:
-        _wrong_if(form.misshapen(outputs(raw), self.task.shapes(), self.buffers))
-
-    def _measure_memory_and_error(self, earlier: Any) -> _MemoryCall:
-        """The second call, on other values in the same buffers, while the first one's output is still held."""
-        self._show(1)
-        form.poison(self.buffers[0])
-        saved = self._saved_bytes() if self.workload.trains else None
+    def _measure_memory_and_error(self, given: list[Tensor], earlier: Any, number: int) -> _MemoryCall:
+        """The second call, on some other values, while the first one's output is still held."""
+        self.pools.alter(number + 1)
+        form.poison(given[0])
+        saved = self._saved_bytes(given) if self.workload.trains else None
         start = bursts.clock()
-        (seconds, raw), held = self.device.peak(lambda: self.device.once(self.task.call, self.buffers))
+        (seconds, raw), held = self.device.peak(lambda: self.device.once(self.task.call, given))
         reserved = self.device.reserved_bytes()
-        self._check_form(raw)
+        self._check_form(raw, given)
         _wrong_if(form.overwritten(outputs(raw), outputs(earlier)))
-        _wrong_if(form.changed(self.buffers, self.sets[1]))
-        input_bytes = sum(b.nbytes for b in self.buffers) + self.task.parameter_bytes + self.task.cache_bytes
+        input_bytes = sum(x.nbytes for x in given) + self.task.parameter_bytes + self.task.cache_bytes
         output_bytes = sum(x.nbytes for x in outputs(raw))
         workspace = None if held is None else max(0, held - output_bytes - (saved or 0))
-        columns, calls_s, wrong = self._judge(raw)
+        columns, calls_s, wrong = self._judge(raw, given, number)
         columns |= {
             "input_bytes": input_bytes,
             "output_bytes": output_bytes,
@@ -132,42 +127,46 @@ class Subject:
         }
         return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
 
-    def _saved_bytes(self) -> int | None:
+    def _saved_bytes(self, given: Sequence[Tensor]) -> int | None:
         """What the forward pass keeps for the backward one, beside its output, inputs and parameters."""
-        (_, out), held = self.device.held(lambda: self.task.forward(self.buffers[:-1]))
+        (_, out), held = self.device.held(lambda: self.task.forward(given[:-1]))
         return None if held is None else max(0, held - int(out.nbytes))
 
-    def _judge(self, raw: Any) -> tuple[Columns, float, str | None]:
-        """Both errors of an output for what the buffers hold now, seconds of calls, and what is wrong."""
+    def _judge(self, raw: Any, given: Sequence[Tensor], number: int) -> tuple[Columns, float, str | None]:
+        """Both errors of what a call returned that was given these, seconds of calls, and what is wrong.
+
+        number: which elements and rows are looked at.
+        """
+        seen = form.glimpse(outputs(raw), number)
         start = bursts.clock()
-        taps = self.task.taps(self.buffers, raw)
+        taps = self.task.taps(given, raw)
         calls_s = 0.0 if self.workload.scope == "attention" else bursts.clock() - start
-        draw = self.workload.seed + self.draws
-        found = judge(self.task, self.plugin.family, self.buffers, raw, taps, self.rows, draw)
+        rows = reference.sample_rows(self.workload.seq, number)
+        found = judge(self.task, self.plugin.family, given, raw, taps, rows, number)
+        _wrong_if(form.unfinished(outputs(raw), seen))
+        if self.pools.are_changed():
+            raise Failed("wrong", "a call changes its inputs")
         return {**found.columns}, calls_s, found.problem
 
     def burst(self, asked: Burst) -> Timed:
-        """Times one burst on the next set of values. With `check`, on fresh values, and its output is checked."""
+        """Times one burst. Each of its calls gets values of its own; the output of `check` is checked."""
         self.stage = "timed call"
-        shown = asked.turn % len(self.sets)
-        if asked.check:
-            inputs.fill(self.sets[shown], self.workload, self.draws)
-            self.rows = reference.sample_rows(self.workload.seq, self.workload.seed + self.draws)
-            self.draws += 1
-        self._show(shown)
-        if asked.check:
-            form.poison(self.buffers[0])
-        timed, raw = self.timer.burst(asked.calls, asked.head)
+        if asked.check is not None:
+            self.pools.alter(asked.number)
+        else:
+            self.places = asked.number
+        # Where calls of the burst before were given theirs: what is kept of them would be taken for the answer.
+        given = self.pools.views(min(asked.calls + asked.head, _SETS), self.places)
+        if asked.check is not None:
+            form.poison(given[0][0])
+        if not asked.head:
+            self.pools.touch()
+        timed, raw = self.timer.burst(asked.calls, asked.head, given, -1 if asked.check is None else asked.check)
         self.calls += asked.calls + asked.head
         calls_s, wrong = timed.total_seconds, None
-        if asked.check:
-            self._check_form(raw)
-            _wrong_if(form.changed(self.buffers, self.sets[shown]))
-            # A burst repeats a short call on the same values: one that remembers its last answer would win.
-            again = asked.calls + asked.head > 1 and outputs(self.task.call(*self.buffers))[:1]
-            if again and form.overwritten(again, outputs(raw)[:1]):
-                raise Failed("wrong", "a call returns the output of the call before once more")
-            _, more_s, wrong = self._judge(raw)
+        if asked.check is not None:
+            self._check_form(raw, self.timer.kept)
+            _, more_s, wrong = self._judge(raw, self.timer.kept, asked.number)
             calls_s += more_s
         _wrong_if(form.disturbed(self.global_state))
         del raw
@@ -191,7 +190,7 @@ class Subject:
         self.device.synchronise()
         before, calls = self.device.energy_j(), max(1, ceil(max(energy_s, BURST_SECONDS) / self.call_s))
         for _ in range(calls):
-            self.task.call(*self.buffers)
+            self.task.call(*self.timer.tensors)
         state = self.device.state()
         self.device.synchronise()
         after = self.device.energy_j()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnbench.judge.reference import sample_rows
 from attnbench.plugin import Attention, Call, Definition, Option, Plugin, Softmax, Value, visible
 from attnbench.workload import Workload
 
@@ -87,12 +86,11 @@ class NotANumber(Good):
 
 
 class NanRow(Good):
-    """One row is NaN: the first that a sample of rows leaves out."""
+    """One row is NaN, of many."""
 
     def fault(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        sampled = set(sample_rows(query.shape[2]).tolist())
         out = right(query, key, value)
-        out[:, :, next(row for row in range(query.shape[2]) if row not in sampled)] = float("nan")
+        out[:, :, query.shape[2] // 3] = float("nan")
         return out
 
 
@@ -143,9 +141,10 @@ class ByPointer(Good):
     """Remembers by where the input lies, and only from the fifth call on, when rehearsals are over."""
 
     def fault(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.calls < 5 or query.data_ptr() != self.pointer:
-            self.out, self.pointer = right(query, key, value), query.data_ptr()
-        return self.out.clone()
+        known = self.__dict__.setdefault("known", {})
+        if self.calls < 5 or query.data_ptr() not in known:
+            known[query.data_ptr()] = right(query, key, value)
+        return known[query.data_ptr()].clone()
 
 
 class LastAnswer(Good):
