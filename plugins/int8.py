@@ -14,10 +14,10 @@ from torch import Tensor
 from attnbench.plugin import Attention, Call, Choice, Definition, Implementation, Option, Softmax
 from attnbench.workload import Workload
 
-from .cpu import attention as kernels
-from .cpu import compiler
 from .int8_cache import implementations as cached_implementations
 from .int8_cache import operands as cached_operands
+from .native import attention as kernels
+from .native import compiler
 from .quantize import LEVELS, quantize
 
 SCORES = 1 << 21  # scores held at a time on a CPU: 8 MiB, about what its caches hold

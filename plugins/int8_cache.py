@@ -17,8 +17,8 @@ from attnbench.errors import AttnbenchError
 from attnbench.plugin import Attention, Decoding, Implementation, visible
 from attnbench.workload import Workload
 
-from .cpu import attention as kernels
-from .cpu import compiler
+from .native import attention as kernels
+from .native import compiler
 from .quantize import quantize
 
 KEYS = 4096  # keys widened at a time

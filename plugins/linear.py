@@ -22,8 +22,8 @@ from torch.nn.functional import pad
 from attnbench.plugin import Attention, Choice, Decoding, FeatureMap, Implementation, Option
 from attnbench.workload import Workload
 
-from .cpu import attention as kernels
-from .cpu import compiler
+from .native import attention as kernels
+from .native import compiler
 
 LOG2_E = 1 / math.log(2)
 STEP = 1024  # tokens at a time where nothing but memory asks for chunks

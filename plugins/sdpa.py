@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv, visible
 from attnbench.workload import Workload
 
-from .cpu.attention import differentiable
+from .autograd import differentiable
 
 BACKENDS = {
     "math": SDPBackend.MATH,

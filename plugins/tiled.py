@@ -8,7 +8,7 @@ Naive attention writes the l x l scores to memory and reads them back: for softm
 - `impl=avx512` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
   and the scores of six rows with a block, 24 KiB, stay in the first-level cache. Softmax over pieces needs a running
   maximum m and sum s: where a block raises m to m', what was summed so far is multiplied by e^(m - m').
-  plugins/cpu has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
+  plugins/native has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
   token to its cache, there is nothing to reuse: `decode.cpp` reads K and V once, from where they lie.
 
 Training needs the scores once more. Neither way keeps them: FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1)
@@ -33,8 +33,9 @@ from torch import Tensor
 from attnbench.plugin import Attention, Call, Choice, Implementation, Option
 from attnbench.workload import Workload
 
-from .cpu import attention as kernels
-from .cpu import compiler
+from .autograd import differentiable
+from .native import attention as kernels
+from .native import compiler
 from .sdpa import Sdpa
 
 STRIP_ROWS = 512
@@ -105,7 +106,7 @@ class Tiled(Choice):
         if workload.phase != "train":
             return Attention(strips(workload, rows), how)
         both = Strips(workload, rows, self.keys or BLOCK_KEYS)
-        return Attention(kernels.differentiable(both.forward, both.backward), f"{how} forward and backward")
+        return Attention(differentiable(both.forward, both.backward), f"{how} forward and backward")
 
     def _strip_bytes(self, workload: Workload) -> int | None:
         w = workload

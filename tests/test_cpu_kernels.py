@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from attnbench_plugins.block_sparse import BlockSparse
-from attnbench_plugins.cpu import attention as kernels
-from attnbench_plugins.cpu import compiler
-from attnbench_plugins.cpu.attention import KEYS, round_up
 from attnbench_plugins.int8 import Int8, multiplies_int8, quantize
 from attnbench_plugins.linear import Linear
+from attnbench_plugins.native import attention as kernels
+from attnbench_plugins.native import compiler
+from attnbench_plugins.native.attention import KEYS, round_up
 from attnbench_plugins.tiled import Strips, Tiled
 from torch import Tensor
 

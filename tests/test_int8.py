@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from attnbench_plugins import int8
-from attnbench_plugins.cpu import compiler
 from attnbench_plugins.int8 import Int8, quantize, smooth
+from attnbench_plugins.native import compiler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

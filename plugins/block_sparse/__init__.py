@@ -24,7 +24,7 @@ from attnbench.plugin import (
 )
 from attnbench.workload import Workload
 
-from ..cpu import attention as kernels
+from ..native import attention as kernels
 from ..sdpa import Sdpa
 from ..tiled import Tiled
 from .flex_attention import flex, flex_bytes, flex_unsupported

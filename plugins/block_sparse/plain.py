@@ -13,7 +13,7 @@ from attnbench.plugin import (
 )
 from attnbench.workload import Workload
 
-from ..cpu import attention as kernels
+from ..native import attention as kernels
 from .patterns import Pattern
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from attnbench.plugin import Call
 from attnbench.workload import Workload
 
+from ..autograd import Backward, Forward, dense_rows, differentiable
 from . import compiler
 
 KEYS, LANES, ROWS = 64, 16, 6  # as in tile.h
@@ -134,10 +133,6 @@ def _tensor(x: Tensor) -> _Tensor:
     return _Tensor(x.data_ptr(), *x.stride()[:3])
 
 
-def _dense_rows(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
-
-
 def _run(kernel: Callable[..., int], *structures: ctypes.Structure) -> None:
     if kernel(*map(ctypes.byref, structures)):
         raise MemoryError("the kernel's workspace could not be allocated")
@@ -148,7 +143,7 @@ def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int
     w, problem = workload, _Problems(workload, plan, keys)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = _dense_rows(query, key, value)
+        query, key, value = dense_rows(query, key, value)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         _run(kernel, problem(query, key, value, out))
         return out
@@ -156,19 +151,12 @@ def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int
     return call
 
 
-Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""query, key, value -> out and the log-sum-exp of each row's scores, (batch, heads, seq) in float32."""
-
-Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""query, key, value, out, log-sum-exp and out's gradient, whose rows are dense -> those of query, key and value."""
-
-
 def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Forward:
     """As `caller`, with what the backward pass needs."""
     w, problem = workload, _Problems(workload, plan, keys)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        query, key, value = _dense_rows(query, key, value)
+        query, key, value = dense_rows(query, key, value)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32)
         _run(kernel, problem(query, key, value, out, lse))
@@ -183,20 +171,10 @@ def backward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: i
     def call(
         query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = _dense_rows(query, key, value)
+        query, key, value = dense_rows(query, key, value)
         dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value))
         _run(kernel, problem(query, key, value, out, lse), _Gradients(*map(_tensor, (out_gradient, dq, dk, dv))))
         return dq, dk, dv
-
-    return call
-
-
-def differentiable(forward: Forward, backward: Backward) -> Call:
-    """Attention that torch can differentiate, once."""
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = _Differentiable.apply(forward, backward, query, key, value)
-        return out
 
     return call
 
@@ -219,21 +197,6 @@ def exact(workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan
     return differentiable(
         forward(kernel, workload, forward_plan, keys), backward(back, workload, backward_plan, backward_keys)
     )
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> Tensor:
-        out, lse = forward(*(x.detach() for x in inputs))  # torch records what threads of one's own do, but for this
-        ctx.save_for_backward(*inputs, out, lse)
-        ctx.made_by = backward
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, out_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        up, *_ = _dense_rows(out_gradient)
-        return None, None, *ctx.made_by(*(x.detach() for x in ctx.saved_tensors), up)
 
 
 class _Scales(ctypes.Structure):
