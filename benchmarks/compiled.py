@@ -23,7 +23,8 @@ import click
 import torch
 import triton
 import triton.language as tl
-from attnbench_plugins import int8_triton, linear_triton
+from attnbench_plugins import linear_triton
+from attnbench_plugins.int8 import triton_kernels as int8_triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 

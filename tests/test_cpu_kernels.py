@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from attnbench_plugins.block_sparse import BlockSparse
-from attnbench_plugins.int8 import Int8, multiplies_int8, quantize
+from attnbench_plugins.int8 import Int8
+from attnbench_plugins.int8.plain import multiplies_int8
+from attnbench_plugins.int8.quantization import quantize
 from attnbench_plugins.linear import Linear
 from attnbench_plugins.native import attention as kernels
 from attnbench_plugins.native import compiler

@@ -17,9 +17,10 @@ from attnbench.errors import AttnbenchError
 from attnbench.plugin import Attention, Decoding, Implementation, visible
 from attnbench.workload import Workload
 
-from .native import attention as kernels
-from .native import compiler
-from .quantize import quantize
+from ..native import attention as kernels
+from ..native import compiler
+from ..pieces import parts
+from .quantization import quantize
 
 KEYS = 4096  # keys widened at a time
 
@@ -73,9 +74,9 @@ def past_mean(key: Tensor) -> Tensor:
 
 def operands(workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the cache makes of query, key and value, in float64: the definition of what a step computes."""
-    smooth = key.float() - past_mean(key[:, :, : workload.past])
-    parts = (quantize(x, 1) for x in (query.float(), smooth, value.float()))
-    q, k, v = (x8.double() * scale.double() for x8, scale in parts)
+    smooth = key.float() - past_mean(key[:, :, : workload.past])  # (batch, kv_heads, kv_seq, head_dim)
+    narrow = (quantize(x, 1) for x in (query.float(), smooth, value.float()))
+    q, k, v = (x8.double() * scale.double() for x8, scale in narrow)  # each of its input's shape
     return q, k, v
 
 
@@ -131,17 +132,16 @@ def in_torch(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
     """A `Reader` in plain torch. Integers are multiplied as float32, which holds their sums exactly."""
     w = workload
     q8, q_scale = quantize(query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim).float(), 1)
-    q, rows = q8.float(), torch.arange(w.seq, device=query.device)
-    scores = query.new_empty(*q.shape[:3], cache.length, dtype=torch.float32)
-    parts = [slice(i, min(i + KEYS, cache.length)) for i in range(0, cache.length, KEYS)]
-    for part in parts:
-        scores[..., part] = q @ cache.key[:, :, part].float().mT
+    q, rows = q8.float(), torch.arange(w.seq, device=query.device)  # (batch, kv_heads, group * seq, head_dim), (seq,)
+    scores = query.new_empty(*q.shape[:3], cache.length, dtype=torch.float32)  # (batch, kv_heads, group * seq, length)
+    for part in parts(cache.length, KEYS):
+        scores[..., part] = q @ cache.key[:, :, part].float().mT  # (batch, kv_heads, group * seq, keys)
     scores *= (q_scale * w.scale) * cache.key_scale[:, :, : cache.length].mT
     if w.is_causal and w.seq > 1:
         hidden = visible(w, rows[:, None], torch.arange(cache.length, device=query.device)).logical_not_()
-        scores.view(w.batch, w.kv_heads, w.group, w.seq, -1).masked_fill_(hidden, -torch.inf)
-    weights = torch.softmax(scores, -1) * cache.value_scale[:, :, : cache.length].mT
-    out = query.new_zeros(*q.shape[:3], w.value_dim, dtype=torch.float32)
-    for part in parts:
+        scores.view(w.batch, w.kv_heads, w.group, w.seq, -1).masked_fill_(hidden, -torch.inf)  # hidden: (seq, length)
+    weights = torch.softmax(scores, -1) * cache.value_scale[:, :, : cache.length].mT  # as scores
+    out = query.new_zeros(*q.shape[:3], w.value_dim, dtype=torch.float32)  # (batch, kv_heads, group * seq, value_dim)
+    for part in parts(cache.length, KEYS):
         out += weights[..., part] @ cache.value[:, :, part].float()
     return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim)
