@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 from attnbench.workload import Workload
 
@@ -16,6 +18,11 @@ def unsupported(workload: Workload) -> str | None:
     if max(workload.head_dim, workload.value_dim) > MAX_DIM:
         return f"the Triton kernels hold head and value dims up to {MAX_DIM}"
     return None if find_spec("triton") else "the Triton kernels need triton"
+
+
+def kernels(variant: str) -> ModuleType:
+    """A variant's `triton_kernels`, loaded where they are asked for: triton need not be there."""
+    return import_module(f"{variant}.triton_kernels")
 
 
 def padded(dim: int, least: int = 16) -> int:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Attention, Option, Plugin, visible
+from attnbench.plugin import Attention, Call, Option, Plugin, visible
 from attnbench.workload import Workload
+
+from .pieces import parts, strips
 
 LOG2_E = 1 / math.log(2)
 TILE_SCORES = 1 << 19  # scores a thread works on at a time: 2 MiB of float32, about a core's L2 cache
@@ -64,8 +67,7 @@ class Xformers(Plugin):
                 return Attention(tiles, f"{how} (xformers has no CPU operator)")
             return Attention(tiles.checkpointed, f"{how}, checkpointed (xformers has no CPU operator)")
         operator, bias = _cuda_operator(workload)
-        attend = _CudaAttention(workload.kv_heads, workload.group, operator, bias)
-        return Attention(attend, f"xformers {version('xformers')} {operator.NAME}")
+        return Attention(_cuda_attention(workload, operator, bias), f"xformers {version('xformers')} {operator.NAME}")
 
 
 class _Tiles:
@@ -102,11 +104,7 @@ class _Tiles:
 
     def chunks(self) -> Iterator[tuple[slice, list[slice]]]:
         """Chunks of query rows, each with those chunks of keys that its last row sees any of."""
-        w = self.workload
-        for i in range(0, w.seq, self.rows):
-            end = min(i + self.rows, w.seq)
-            last = min(end + w.offset, w.kv_seq) if w.is_causal else w.kv_seq
-            yield slice(i, end), [slice(j, min(j + self.keys, last)) for j in range(0, last, self.keys)]
+        return ((rows, list(parts(seen.stop, self.keys))) for rows, seen in strips(self.workload, self.rows))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         w = self.workload
@@ -115,14 +113,12 @@ class _Tiles:
         size = self.together * w.group * self.rows * self.keys
         scores = torch.empty(size)
         products = torch.empty(size, dtype=query.dtype) if self.low else scores
-        for b in range(w.batch):
-            for h in range(0, w.kv_heads, self.together):
-                heads = slice(h, h + self.together)
-                for rows, columns in self.chunks():
-                    q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
-                    o = self.attend(q, key[b, heads], value[b, heads], rows, columns, scores, products)
-                    place = out[b, heads, :, rows]  # (together, group, rows, value_dim)
-                    place.copy_(o.view(place.shape))
+        for b, heads in product(range(w.batch), parts(w.kv_heads, self.together)):
+            for rows, columns in self.chunks():
+                q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
+                o = self.attend(q, key[b, heads], value[b, heads], rows, columns, scores, products)
+                place = out[b, heads, :, rows]  # (together, group, rows, value_dim)
+                place.copy_(o.view(place.shape))
         return out.flatten(1, 2)
 
     def attend(
@@ -133,10 +129,10 @@ class _Tiles:
         n, length, _ = q.shape
         top = torch.full((n, length, 1), -torch.inf)  # running maximum of Q K^T
         total = torch.zeros(n, length, 1)  # running sum of exponentials
-        o = torch.zeros(n, length, v.shape[-1])
+        o = torch.zeros(n, length, v.shape[-1])  # (n, group * rows, value_dim)
         for part in columns:
             shape = (n, length, part.stop - part.start)
-            s, p = (buffer[: math.prod(shape)].view(shape) for buffer in (scores, products))
+            s, p = (buffer[: math.prod(shape)].view(shape) for buffer in (scores, products))  # (n, group * rows, keys)
             torch.bmm(q, k[:, part].mT, out=p)  # in the inputs' dtype: narrow matrix products are the fast ones
             self.hide(p, rows, part)
             old, top = top, torch.maximum(top, p.amax(-1, keepdim=True))
@@ -156,16 +152,14 @@ class _Tiles:
         w = self.workload
         grouped = query.unflatten(1, (w.kv_heads, w.group))
         out = []  # (together, group, rows, value_dim) each
-        for b in range(w.batch):
-            for h in range(0, w.kv_heads, self.together):
-                heads = slice(h, h + self.together)
-                parts = []
-                for rows, columns in self.chunks():
-                    q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
-                    operands = q, key[b, heads], value[b, heads], rows, columns
-                    o = checkpoint(self.chunk, *operands, use_reentrant=False, preserve_rng_state=False)
-                    parts.append(o.unflatten(1, (w.group, -1)))
-                out.append(torch.cat(parts, 2))
+        for b, heads in product(range(w.batch), parts(w.kv_heads, self.together)):
+            strip = []
+            for rows, columns in self.chunks():
+                q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
+                operands = q, key[b, heads], value[b, heads], rows, columns
+                o = checkpoint(self.chunk, *operands, use_reentrant=False, preserve_rng_state=False)
+                strip.append(o.unflatten(1, (w.group, -1)))  # (together, group, rows, value_dim)
+            out.append(torch.cat(strip, 2))
         return torch.cat(out).view(w.batch, w.heads, w.seq, w.value_dim)
 
     def chunk(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: list[slice]) -> Tensor:
@@ -174,13 +168,13 @@ class _Tiles:
         top = torch.full((*q.shape[:2], 1), -torch.inf)
         total = o = torch.zeros(())
         for part in columns:
-            s = torch.bmm(q, k[:, part].mT)
+            s = torch.bmm(q, k[:, part].mT)  # (n, group * rows, keys)
             self.hide(s, rows, part)
             old, top = top, torch.maximum(top, s.detach().amax(-1, keepdim=True))
-            p = torch.exp2(torch.add(top * -scale, s, alpha=scale))
-            keep = torch.exp2((old - top) * scale)
+            p = torch.exp2(torch.add(top * -scale, s, alpha=scale))  # (n, group * rows, keys)
+            keep = torch.exp2((old - top) * scale)  # (n, group * rows, 1)
             total = total * keep + p.sum(-1, keepdim=True)
-            o = o * keep + torch.bmm(p.to(q.dtype), v[:, part])
+            o = o * keep + torch.bmm(p.to(q.dtype), v[:, part])  # (n, group * rows, value_dim)
         return (o / total).to(q.dtype)
 
     def hide(self, p: Tensor, rows: slice, part: slice) -> None:
@@ -194,21 +188,20 @@ class _Tiles:
             p.view(len(p), w.group, -1, p.shape[-1]).masked_fill_(visible(w, row, key).logical_not_(), -torch.inf)
 
 
-class _CudaAttention:
+def _cuda_attention(workload: Workload, operator: Any, bias: Any) -> Call:
     """xformers.ops.memory_efficient_attention with the operator found in `build`, so that what is recorded runs."""
+    from xformers.ops import memory_efficient_attention
 
-    def __init__(self, kv_heads: int, group: int, operator: Any, bias: Any) -> None:
-        from xformers.ops import memory_efficient_attention
+    w = workload
 
-        self.attention = memory_efficient_attention
-        self.kv_heads, self.group, self.operator, self.bias = kv_heads, group, operator, bias
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = _to_xformers(query, key, value, self.kv_heads, self.group)
-        out: Tensor = self.attention(q, k, v, attn_bias=self.bias, op=(self.operator, None))
-        if self.group > 1:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = _to_xformers(query, key, value, w.kv_heads, w.group)
+        out: Tensor = memory_efficient_attention(q, k, v, attn_bias=bias, op=(operator, None))
+        if w.group > 1:
             out = out.flatten(2, 3)  # (batch, seq, heads, value_dim)
         return out.transpose(1, 2)  # (batch, heads, seq, value_dim)
+
+    return attend
 
 
 def _to_xformers(query: Tensor, key: Tensor, value: Tensor, kv_heads: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,14 +226,7 @@ def _cuda_operator(workload: Workload) -> tuple[Any, Any]:
     from xformers.ops.fmha.attn_bias import LowerTriangularFromBottomRightMask
 
     w = workload
-    q, k, v = (
-        torch.empty(w.batch, heads, length, dim, dtype=getattr(torch, w.dtype), device=w.device)
-        for heads, length, dim in (
-            (w.heads, w.seq, w.head_dim),
-            (w.kv_heads, w.kv_seq, w.head_dim),
-            (w.kv_heads, w.kv_seq, w.value_dim),
-        )
-    )
+    q, k, v = (torch.empty(shape, dtype=getattr(torch, w.dtype), device=w.device) for shape in w.shapes)
     bias = LowerTriangularFromBottomRightMask() if w.is_causal else None
     q, k, v = _to_xformers(q, k, v, w.kv_heads, w.group)
     inputs = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)

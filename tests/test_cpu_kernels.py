@@ -20,7 +20,8 @@ from attnbench_plugins.linear import Linear
 from attnbench_plugins.native import attention as kernels
 from attnbench_plugins.native import compiler
 from attnbench_plugins.native.attention import KEYS, round_up
-from attnbench_plugins.tiled import Strips, Tiled
+from attnbench_plugins.tiled import Tiled
+from attnbench_plugins.tiled.plain import Strips
 from torch import Tensor
 
 from attnbench.judge.reference import exact, expected

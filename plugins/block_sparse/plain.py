@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import (
-    Call,
-)
+from attnbench.plugin import Call
 from attnbench.workload import Workload
 
 from ..native import attention as kernels

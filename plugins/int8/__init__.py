@@ -72,14 +72,10 @@ class Int8(Choice):
         return native.implementation("qk", self.rows), plain.implementation(self.rows)
 
     def _triton(self, workload: Workload) -> Attention:
-        from .triton_kernels import attention
-
-        w = workload
-        call = partial(attention, scale=w.scale, is_causal=w.is_causal, rows=self.rows)
+        w, kernels = workload, triton_kit.kernels(__name__)
+        call = partial(kernels.attention, scale=w.scale, is_causal=w.is_causal, rows=self.rows)
         return Attention(call, "triton, int8 tl.dot")
 
 
-def _triton_bytes(workload: Workload) -> int:
-    from .triton_kernels import workspace_bytes
-
-    return workspace_bytes(workload)
+def _triton_bytes(workload: Workload) -> int | None:
+    return triton_kit.kernels(__name__).workspace_bytes(workload)

@@ -44,21 +44,15 @@ class Tiles(NamedTuple):
 # often, so the longest step is the default there.
 CANDIDATES = {
     64: (
-        Tiles(128, 64, 4, 3),
-        Tiles(128, 64, 8, 3, 128),
-        Tiles(128, 128, 8, 3),
-        Tiles(64, 128, 4, 3),
-        Tiles(64, 64, 4, 3),
+        Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3, 128), Tiles(128, 128, 8, 3),
+        Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3),
     ),
     128: (
-        Tiles(128, 128, 8, 3),
-        Tiles(128, 128, 8, 2),
-        Tiles(128, 64, 8, 3),
-        Tiles(64, 128, 4, 2),
-        Tiles(64, 64, 4, 2),
+        Tiles(128, 128, 8, 3), Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3),
+        Tiles(64, 128, 4, 2), Tiles(64, 64, 4, 2),
     ),
     256: (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 2)),
-}
+}  # fmt: skip
 FLOAT32 = (Tiles(64, 32, 8, 2), Tiles(64, 32, 4, 2))  # its P V is not on tensor cores ("ieee")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import ModuleType
 from typing import ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from attnbench.workload import Workload
 from .. import triton_kit
 from . import native
 from .features import Phi, elu, elu_kept, favor, favor_unscaled, orthogonal
-from .plain import Scan, decoding
+from .plain import Scan
 
 
 class Linear(Choice):
@@ -61,7 +60,7 @@ class Linear(Choice):
 
         gpu = Implementation(
             "triton", self._triton, self._no_triton, no_tensor_cores,
-            lambda w: _gpu_kernels().workspace_bytes(w), lambda w: _gpu_kernels().flops(w),
+            lambda w: triton_kit.kernels(__name__).workspace_bytes(w), lambda w: triton_kit.kernels(__name__).flops(w),
         )  # fmt: skip
         cpu = Implementation(
             "avx512", self._avx512, self._no_avx512, workspace_bytes=native.workspace_bytes, flops=self._products
@@ -70,7 +69,7 @@ class Linear(Choice):
         return (gpu, plain, cpu) if workload.device == "cuda" else (cpu, plain, gpu)
 
     def _triton(self, workload: Workload) -> Attention:
-        gpu, w = _gpu_kernels(), workload
+        gpu, w = triton_kit.kernels(__name__), workload
         return Attention(partial(gpu.attention, is_causal=w.is_causal), f"triton, {self._what()}, {gpu.described(w)}")
 
     def _no_triton(self, workload: Workload) -> str | None:
@@ -99,7 +98,8 @@ class Linear(Choice):
 
     def decoding(self, workload: Workload) -> Decoding:
         """The state is the running sum, which does not grow: a token adds to it, and its query reads it."""
-        return Decoding(*decoding(self._scan(workload)), f"plain torch, {self._what()}, a sum as state")
+        scan = self._scan(workload)
+        return Decoding(scan.start, scan.after, f"plain torch, {self._what()}, a sum as state")
 
     def _products(self, workload: Workload) -> int:
         """Multiplications and additions: features, the sums, reading them, and the causal chunks' own scores."""
@@ -129,10 +129,3 @@ class Linear(Choice):
             return elu_kept if workload.phase == "train" else elu
         projection = orthogonal(self.count, workload.head_dim, workload.seed).to(workload.device, torch.float32)
         return partial(favor, projection=projection, scale=workload.scale)
-
-
-def _gpu_kernels() -> ModuleType:
-    """Loaded where they are asked for: triton need not be there."""
-    from . import triton_kernels
-
-    return triton_kernels

@@ -17,6 +17,10 @@ from .features import Phi, elu, elu_kept
 STEP = 1024  # tokens at a time where nothing but memory asks for chunks
 
 
+State: TypeAlias = tuple[Tensor, Tensor]
+"""What a decoder keeps: `Sums.total` and `Sums.scale`."""
+
+
 class Sums:
     """The running sum over keys of phi(k) (v, 1): (batch, kv_heads, n, value_dim + 1), times 2^-scale.
 
@@ -63,9 +67,7 @@ class Scan:
         grouped = query.view(w.batch, w.kv_heads, w.group, w.seq, w.head_dim)
         outs = []  # training: torch differentiates nothing that is written with out=
         out = query.new_empty(w.batch, w.kv_heads, w.group, w.seq, w.value_dim)
-        sums = Sums.empty(query, w, self.n)
-        for part in parts(w.offset if w.is_causal else w.kv_seq, STEP):  # keys that every query sees
-            sums.add(*self.keys(key[:, :, part], value[:, :, part]))
+        sums = self.sums(key, value, w.offset if w.is_causal else w.kv_seq)  # over the keys that every query sees
         for rows in parts(w.seq, self.step):
             q = grouped[:, :, :, rows].flatten(2, 3)  # (batch, kv_heads, group * rows, head_dim)
             if w.is_causal:
@@ -81,13 +83,25 @@ class Scan:
             del o
         return (torch.cat(outs, 3) if outs else out).flatten(1, 2)
 
-    def after(self, sums: Sums, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def start(self, key: Tensor, value: Tensor, capacity: int) -> State:
+        """The state behind the tokens that a decoder has seen."""
+        sums = self.sums(key, value, key.shape[2])
+        return sums.total, sums.scale
+
+    def sums(self, key: Tensor, value: Tensor, length: int) -> Sums:
+        """Over the first keys, so many."""
+        sums = Sums.empty(key, self.workload, self.n)
+        for part in parts(length, STEP):
+            sums.add(*self.keys(key[:, :, part], value[:, :, part]))
+        return sums
+
+    def after(self, state: State, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, State]:
         """New tokens behind those that the sums hold, which they join: (batch, heads, seq, value_dim)."""
-        w = self.workload
+        w, sums = self.workload, Sums(state[0].clone(), state[1])
         q = query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim)
         o = self.diagonal(sums, q, key, value) if key.shape[2] else self.phi(q.float())[0] @ sums.total
         out = o[..., :-1] / o[..., -1:]  # (batch, kv_heads, group * seq, value_dim)
-        return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim)
+        return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim), (sums.total, sums.scale)
 
     def keys(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """phi(k) (batch, kv_heads, length, n), its factors, and (v, 1) (batch, kv_heads, length, value_dim + 1)."""
@@ -129,24 +143,3 @@ class Scan:
         if w.is_causal:
             second = heads * self.step * (w.group * (query + wide + self.step) + n + wide + self.scaled * self.step)
         return 2 * heads * n * wide + max(first, second)
-
-
-State: TypeAlias = tuple[Tensor, Tensor]
-"""What a decoder keeps: `Sums.total` and `Sums.scale`."""
-
-
-def decoding(scan: Scan) -> tuple[Callable[..., State], Callable[..., tuple[Tensor, State]]]:
-    """`Decoding.start` and `Decoding.step`."""
-
-    def start(key: Tensor, value: Tensor, capacity: int) -> State:
-        sums = Sums.empty(key, scan.workload, scan.n)
-        for part in parts(key.shape[2], STEP):
-            sums.add(*scan.keys(key[:, :, part], value[:, :, part]))
-        return sums.total, sums.scale
-
-    def step(state: State, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, State]:
-        sums = Sums(state[0].clone(), state[1])
-        out = scan.after(sums, query, key, value)  # (batch, heads, seq, value_dim)
-        return out, (sums.total, sums.scale)
-
-    return start, step

@@ -1,7 +1,4 @@
-"""Linear attention's backward pass in Triton: the gradients of queries and keys; values' are read as the output is.
-
-Imports triton, so import this module only where it is there.
-"""
+"""Linear attention's backward pass in Triton: the gradients of queries and keys; values' are read as the output is."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_forward import read
-from .triton_states import Problem, Rows, begin, load, once, phi, place, store
+from .triton_states import Problem, begin, load, once, phi, place, store
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -140,14 +137,13 @@ def slope_kernel(  # type: ignore[no-untyped-def]
 
 
 def slope(
-    p: Problem, x: Tensor, y: Tensor, xv: Tensor, yv: Tensor, kept: tuple[Tensor, ...], out: Tensor,
-    rows: Rows, how: dict[str, Any],
-) -> None:  # fmt: skip
-    """Launches `slope_kernel` over these rows; kept: o, inverse, c and states."""
-    slope_kernel[p.grid(rows, p.padded // p.tile_d)](
-        x, y, xv, yv, *kept, out, *x.stride(), *y.stride(), *xv.stride(), *yv.stride(), *out.stride()[:3], *rows,
-        TILE_D=p.tile_d, **how,
-    )  # fmt: skip
+    p: Problem, how: dict[str, Any], x: Tensor, y: Tensor, xv: Tensor, yv: Tensor, kept: tuple[Tensor, ...], out: Tensor
+) -> None:
+    """Launches `slope_kernel`; how: as in `read`; kept: o, inverse, c and states."""
+    strides = *x.stride(), *y.stride(), *xv.stride(), *yv.stride(), *out.stride()[:3]
+    slope_kernel[p.grid(how["heads"], how["length"], how["segment"], p.padded // p.tile_d)](
+        x, y, xv, yv, *kept, out, *strides, TILE_D=p.tile_d, **how
+    )
 
 
 def backward(
@@ -157,13 +153,13 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
     c = torch.empty_like(inverse)  # (batch, heads, seq)
     own_key, own_value = key[:, :, p.own], value[:, :, p.own]
-    slope(p, query, own_key, up, own_value, (out, inverse, c, states), dq, *p.queries(states))
+    slope(p, p.queries(states), query, own_key, up, own_value, (out, inverse, c, states), dq)
     states = p.query_states(query, up, inverse, c)
     # Keys that every query sees read the sum over all rows; those on the diagonal the sum over the rows behind.
     for part, is_causal, slot in ((slice(p.common), False, states.shape[1] - 1), (p.own, True, p.segments - 1)):
         k, v, dk_part, dv_part = (x[:, :, part] for x in (key, value, dk, dv))
         if k.shape[2]:
-            over = p.keys(states, k.shape[2], is_causal, slot)
-            slope(p, k, query, v, up, (out, inverse, c, states), dk_part, *over)
-            read(p, k, query, up, inverse, states, dv_part, *over)
+            how = p.keys(states, k.shape[2], is_causal, slot)
+            slope(p, how, k, query, v, up, (out, inverse, c, states), dk_part)
+            read(p, how, k, query, up, inverse, states, dv_part)
     return dq, dk, dv

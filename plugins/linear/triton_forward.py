@@ -1,7 +1,4 @@
-"""Linear attention's forward pass in Triton: rows read the state before them, and causally each other.
-
-Imports triton, so import this module only where it is there.
-"""
+"""Linear attention's forward pass in Triton: rows read the state before them, and causally each other."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_states import Problem, Rows, begin, load, once, phi, place, store
+from .triton_states import Problem, begin, load, once, phi, place, store
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -112,14 +109,12 @@ def read_kernel(  # type: ignore[no-untyped-def]
 
 
 def read(
-    p: Problem, x: Tensor, y: Tensor, w: Tensor, inverse: Tensor, states: Tensor, out: Tensor,
-    rows: Rows, how: dict[str, Any],
-) -> None:  # fmt: skip
-    """Launches `read_kernel` over these rows."""
-    read_kernel[p.grid(rows, p.value_padded // p.tile_v)](
-        x, y, w, inverse, states, out, *x.stride(), *y.stride(), *w.stride(), *out.stride()[:3], *rows,
-        TILE_V=p.tile_v, **how,
-    )  # fmt: skip
+    p: Problem, how: dict[str, Any], x: Tensor, y: Tensor, w: Tensor, inverse: Tensor, states: Tensor, out: Tensor
+) -> None:
+    """Launches `read_kernel`; how: of `Problem.queries` or `Problem.keys`."""
+    read_kernel[p.grid(how["heads"], how["length"], how["segment"], p.value_padded // p.tile_v)](
+        x, y, w, inverse, states, out, *x.stride(), *y.stride(), *w.stride(), *out.stride()[:3], TILE_V=p.tile_v, **how
+    )
 
 
 def forward(p: Problem, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,5 +122,5 @@ def forward(p: Problem, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     states = p.key_states(key, value)
     out = query.new_empty(p.batch, p.heads, p.seq, value.shape[-1])
     inverse = query.new_empty(p.batch, p.heads, p.seq, dtype=torch.float32)
-    read(p, query, key[:, :, p.own], value[:, :, p.own], inverse, states, out, *p.queries(states))
+    read(p, p.queries(states), query, key[:, :, p.own], value[:, :, p.own], inverse, states, out)
     return out, inverse, states

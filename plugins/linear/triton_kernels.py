@@ -11,8 +11,8 @@ out_i = f(q_i) S_i / n_i. For the gradient g_i of out_i let c_i = -g_i . out_i. 
 with R_j = sum f(q_i) g_i^T / n_i and r_j = sum c_i f(q_i) / n_i over the rows i that see key j: sums of the same kind,
 from the other end. Each is deterministic: no two programs add to one number.
 
-`triton_states` cuts a call and makes the states, `triton_forward` and `triton_backward` read them.
-Imports triton, so import this module only where it is there. With TRITON_INTERPRET=1 set before, it runs on a CPU.
+`triton_states` cuts a call and makes the states, `triton_forward` and `triton_backward` read them. All import triton,
+so import them only where it is there. With TRITON_INTERPRET=1 set before, it runs on a CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What linear attention's Triton kernels share: how a call is cut into segments, and the states that these begin with.
-
-Imports triton, so import this module only where it is there.
-"""
+"""What linear attention's Triton kernels share: how a call is cut into segments, and the states these begin with."""
 
 from __future__ import annotations
 
@@ -163,18 +160,6 @@ def tiles(dim: int, value_dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(16, 64, 4 if widest <= 64 else 8, 2 if widest <= 128 else 1)
 
 
-class Rows(NamedTuple):
-    """The rows that a kernel goes through, segment by segment, as its arguments of these names."""
-
-    row_stride: int
-    heads: int
-    length: int
-    segment: int
-    slots: int
-    first_slot: int
-    slot_step: int
-
-
 class Problem:
     """Shapes and tiles of one call: query (batch, heads, seq, head_dim), value (batch, kv_heads, kv_seq, value_dim).
 
@@ -194,16 +179,11 @@ class Problem:
         self.tiles = tiles(self.padded, self.value_padded, query.dtype)
         self.tile_d, self.tile_v = (min(self.tiles.columns, n) for n in (self.padded, self.value_padded))
         self.constants = {
-            "dim": dim,
-            "value_dim": value_dim,
-            "DIM": self.padded,
-            "VALUE_DIM": self.value_padded,
-            "CHUNK": self.tiles.chunk,
+            "dim": dim, "value_dim": value_dim, "DIM": self.padded, "VALUE_DIM": self.value_padded,
+            "CHUNK": self.tiles.chunk, "num_warps": self.tiles.warps, "num_stages": self.tiles.stages,
             "PRODUCT": product or (tl.bfloat16 if query.dtype == torch.bfloat16 else tl.float32),
             "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",  # tf32 has float16's digits
-            "num_warps": self.tiles.warps,
-            "num_stages": self.tiles.stages,
-        }
+        }  # fmt: skip
         self.size = self.padded * (self.value_padded + 1)  # of a state S with z, or R with r
         # In a causal mask rows and the keys that they share are cut alike: there is a state for each segment.
         self.segment = segment(self.seq if is_causal else self.kv_seq, self.batch * self.kv_heads, programs)
@@ -223,34 +203,36 @@ class Problem:
         slots = sums + 1 if sums else 0  # nothing is summed where a state would be 0
         return like.new_empty(self.batch * self.kv_heads, slots, self.size, dtype=torch.float32)
 
-    def queries(self, states: Tensor) -> tuple[Rows, dict[str, Any]]:
-        """Arguments of a kernel that goes through queries, over the keys before them."""
-        slots = states.shape[1]
-        rows = Rows(self.seq, self.heads, self.seq, self.rows_segment, slots, self.before, int(self.is_causal))
-        how = {"REVERSE": False, "CAUSAL": self.is_causal, "SHARE": self.group, "GROUP": 1}
-        return rows, how | {"HAS_STATE": slots > 0} | self.constants
+    def queries(self, states: Tensor) -> dict[str, Any]:
+        """Arguments of a kernel whose rows are queries, over the keys before them."""
+        sizes = self._sizes(states, self.heads, self.seq, self.rows_segment, self.before, int(self.is_causal))
+        return sizes | {"REVERSE": False, "CAUSAL": self.is_causal, "SHARE": self.group, "GROUP": 1}
 
-    def keys(self, states: Tensor, length: int, is_causal: bool, slot: int) -> tuple[Rows, dict[str, Any]]:
-        """Arguments of one that goes through keys, over the queries behind them, or all that the state holds."""
-        slots = states.shape[1]
-        rows = Rows(self.seq, self.kv_heads, length, self.segment, slots, slot, -int(is_causal))
-        how = {"REVERSE": True, "CAUSAL": is_causal, "SHARE": 1, "GROUP": self.group}
-        return rows, how | {"HAS_STATE": slots > 0} | self.constants
+    def keys(self, states: Tensor, length: int, is_causal: bool, slot: int) -> dict[str, Any]:
+        """Arguments of one whose rows are keys, over the queries behind them, or all that the slot's state holds."""
+        sizes = self._sizes(states, self.kv_heads, length, self.segment, slot, -int(is_causal))
+        return sizes | {"REVERSE": True, "CAUSAL": is_causal, "SHARE": 1, "GROUP": self.group}
 
-    def grid(self, rows: Rows, tiles: int) -> tuple[int, int, int]:
-        return triton.cdiv(rows.length, rows.segment), tiles, self.batch * rows.heads
+    def _sizes(self, states: Tensor, heads: int, length: int, segment: int, slot: int, step: int) -> dict[str, Any]:
+        slots = states.shape[1]
+        sizes = {"row_stride": self.seq, "heads": heads, "length": length, "segment": segment, "slots": slots}
+        return sizes | {"first_slot": slot, "slot_step": step, "HAS_STATE": slots > 0} | self.constants
+
+    def grid(self, heads: int, length: int, segment: int, tiles: int) -> tuple[int, int, int]:
+        return triton.cdiv(length, segment), tiles, self.batch * heads
 
     def sum(
         self, x: Tensor, y: Tensor, weights: tuple[Tensor, Tensor] | None, size: int, into: Tensor, slot: int, step: int
     ) -> None:
         """The sums of segments of `size` rows to the slots `slot`, `slot` + `step`, ..."""
-        rows = Rows(self.seq, self.kv_heads, x.shape[2], size, into.shape[1], slot, step)
-        if not rows.length:
+        length, (inverse, c) = x.shape[2], weights or (into, into)
+        if not length:
             return
-        inverse, c = weights or (into, into)
-        sum_kernel[self.grid(rows, self.padded // self.tile_d * (self.value_padded // self.tile_v))](
-            x, y, inverse, c, into, *x.stride(), *y.stride(), *rows, WEIGHTED=weights is not None,
-            GROUP=x.shape[1] // self.kv_heads, TILE_D=self.tile_d, TILE_V=self.tile_v, **self.constants,
+        tiles = self.padded // self.tile_d * (self.value_padded // self.tile_v)
+        sum_kernel[self.grid(self.kv_heads, length, size, tiles)](
+            x, y, inverse, c, into, *x.stride(), *y.stride(), self.seq, self.kv_heads, length, size, into.shape[1],
+            slot, step, WEIGHTED=weights is not None, GROUP=x.shape[1] // self.kv_heads, TILE_D=self.tile_d,
+            TILE_V=self.tile_v, **self.constants,
         )  # fmt: skip
 
     def scan(self, states: Tensor) -> None:

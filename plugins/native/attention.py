@@ -13,6 +13,7 @@ from attnbench.plugin import Call
 from attnbench.workload import Workload
 
 from ..autograd import Backward, Forward, dense_rows, differentiable
+from ..pieces import strips
 from . import compiler
 
 KEYS, LANES, ROWS = 64, 16, 6  # as in tile.h
@@ -38,11 +39,8 @@ class Plan:
 def dense(workload: Workload, rows: int) -> Plan:
     """All keys, or with a causal mask those up to the diagonal, in strips of so many rows."""
     w = workload
-    starts = [(i, min(i + rows, w.seq)) for i in range(0, w.seq, rows)]
-    if not w.is_causal:
-        return Plan(tuple((i, end, ((0, w.kv_seq, True),)) for i, end in starts))
-    strips = ((i, end, ((0, min(end + w.offset, w.kv_seq), False),)) for i, end in starts)
-    return Plan(tuple(strips), (-_FAR, w.offset))
+    made = ((part.start, part.stop, ((0, seen.stop, not w.is_causal),)) for part, seen in strips(w, rows))
+    return Plan(tuple(made), (-_FAR, w.offset if w.is_causal else _FAR))
 
 
 def unsupported(workload: Workload, *sources: str) -> str | None:
@@ -140,27 +138,20 @@ def _run(kernel: Callable[..., int], *structures: ctypes.Structure) -> None:
 
 def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Call:
     """The kernel as a function of query, key and value; keys: of a block, a multiple of 64."""
+    call = forward(kernel, workload, plan, keys, with_lse=False)
+    return lambda query, key, value: call(query, key, value)[0]
+
+
+def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int, with_lse: bool = True) -> Forward:
+    """As `caller`, with what the backward pass needs: the log-sum-exp of each row, (batch, heads, seq) in float32."""
     w, problem = workload, _Problems(workload, plan, keys)
 
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         query, key, value = dense_rows(query, key, value)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        _run(kernel, problem(query, key, value, out))
-        return out
-
-    return call
-
-
-def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Forward:
-    """As `caller`, with what the backward pass needs."""
-    w, problem = workload, _Problems(workload, plan, keys)
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        query, key, value = dense_rows(query, key, value)
-        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32)
+        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32) if with_lse else None
         _run(kernel, problem(query, key, value, out, lse))
-        return out, lse
+        return (out,) if lse is None else (out, lse)
 
     return call
 
