@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -21,12 +22,7 @@ Backward: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 def differentiable(forward: Forward, backward: Backward) -> Call:
     """Attention that torch can differentiate, once."""
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = _Differentiable.apply(forward, backward, query, key, value)
-        return out
-
-    return call
+    return partial(_Differentiable.apply, forward, backward)
 
 
 def dense_rows(*tensors: Tensor) -> list[Tensor]:

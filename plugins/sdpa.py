@@ -83,19 +83,11 @@ class Sdpa(Plugin):
         kernel = self._kernel(w)
         call, how = _call(w, kernel)
         if self.backend != "auto":
-            call = _only(BACKENDS[self.backend], call)
+            call = sdpa_kernel(BACKENDS[self.backend])(call)  # as a decorator: it is chosen in each call
         return Attention(call, f"torch sdpa: {_dispatched(w, call)}{how}")
 
     def _kernel(self, workload: Workload) -> str:
         return _automatic(workload) if self.backend == "auto" else self.backend
-
-
-def _only(backend: SDPBackend, call: Call) -> Call:
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return call(query, key, value)
-
-    return attend
 
 
 def _is_shifted(w: Workload) -> bool:
@@ -157,7 +149,7 @@ class _PastAndPresent:
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         flash, n = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default, self.past
-        past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)
+        past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)  # dQ, dK, dV
         present = flash(out_gradient, query, key[:, :, n:], value[:, :, n:], out, lse, 0.0, True)
         dk, dv = (torch.cat(parts, 2) for parts in zip(past[1:], present[1:], strict=True))  # (.., kv_seq, dim)
         return past[0] + present[0], dk, dv

@@ -112,19 +112,11 @@ class _Problems:
         self.tallest = max(end - start for start, end, _ in plan.strips)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None) -> _Problem:
+        tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(self.workload, name) for name in _SIZES)
         return _Problem(
-            *map(_tensor, (query, key, value, out)),
-            *(getattr(self.workload, name) for name in _SIZES),
-            *self.band,
-            self.keys,
-            self.tallest,
-            torch.get_num_threads(),
-            self.workload.scale,
-            self.strips,
-            len(self.strips),
-            self.ranges,
-            None if lse is None else lse.data_ptr(),
-        )
+            *tensors, *sizes, *self.band, self.keys, self.tallest, torch.get_num_threads(), self.workload.scale,
+            self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(),
+        )  # fmt: skip
 
 
 def _tensor(x: Tensor) -> _Tensor:
