@@ -61,8 +61,7 @@ class Xformers(Plugin):
     def build(self, workload: Workload) -> Attention:
         if workload.device == "cpu":
             tiles = _Tiles(workload, self.query_chunk, self.key_chunk)
-            size = f"{tiles.rows} x {tiles.keys}"
-            how = f"plain torch Rabe-Staats, chunks {size}"
+            how = f"plain torch Rabe-Staats, chunks {tiles.rows} x {tiles.keys}"
             if workload.phase != "train":
                 return Attention(tiles, f"{how} (xformers has no CPU operator)")
             return Attention(tiles.checkpointed, f"{how}, checkpointed (xformers has no CPU operator)")
@@ -111,8 +110,8 @@ class _Tiles:
         out = torch.empty(w.batch, w.kv_heads, w.group, w.seq, w.value_dim, dtype=query.dtype)
         grouped = query.view(w.batch, w.kv_heads, w.group, w.seq, w.head_dim)
         size = self.together * w.group * self.rows * self.keys
-        scores = torch.empty(size)
-        products = torch.empty(size, dtype=query.dtype) if self.low else scores
+        scores = torch.empty(size)  # a tile in float32
+        products = torch.empty(size, dtype=query.dtype) if self.low else scores  # and in the inputs' dtype
         for b, heads in product(range(w.batch), parts(w.kv_heads, self.together)):
             for rows, columns in self.chunks():
                 q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
@@ -135,7 +134,7 @@ class _Tiles:
             s, p = (buffer[: math.prod(shape)].view(shape) for buffer in (scores, products))  # (n, group * rows, keys)
             torch.bmm(q, k[:, part].mT, out=p)  # in the inputs' dtype: narrow matrix products are the fast ones
             self.hide(p, rows, part)
-            old, top = top, torch.maximum(top, p.amax(-1, keepdim=True))
+            old, top = top, torch.maximum(top, p.amax(-1, keepdim=True))  # (n, group * rows, 1)
             if self.low:
                 s.copy_(p)
             torch.add(top * -scale, s, alpha=scale, out=s).exp2_()
@@ -150,7 +149,7 @@ class _Tiles:
     def checkpointed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As `__call__`, for torch to differentiate: nothing is written in place."""
         w = self.workload
-        grouped = query.unflatten(1, (w.kv_heads, w.group))
+        grouped = query.unflatten(1, (w.kv_heads, w.group))  # (batch, kv_heads, group, seq, head_dim)
         out = []  # (together, group, rows, value_dim) each
         for b, heads in product(range(w.batch), parts(w.kv_heads, self.together)):
             strip = []
@@ -159,21 +158,21 @@ class _Tiles:
                 operands = q, key[b, heads], value[b, heads], rows, columns
                 o = checkpoint(self.chunk, *operands, use_reentrant=False, preserve_rng_state=False)
                 strip.append(o.unflatten(1, (w.group, -1)))  # (together, group, rows, value_dim)
-            out.append(torch.cat(strip, 2))
+            out.append(torch.cat(strip, 2))  # (together, group, seq, value_dim)
         return torch.cat(out).view(w.batch, w.heads, w.seq, w.value_dim)
 
     def chunk(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: list[slice]) -> Tensor:
         """`attend` in q's dtype. The maxima cancel: they count as constants."""
         scale = self.workload.scale * LOG2_E
-        top = torch.full((*q.shape[:2], 1), -torch.inf)
-        total = o = torch.zeros(())
+        top = torch.full((*q.shape[:2], 1), -torch.inf)  # (n, group * rows, 1)
+        total = o = torch.zeros(())  # later as `top`, and (n, group * rows, value_dim)
         for part in columns:
             s = torch.bmm(q, k[:, part].mT)  # (n, group * rows, keys)
             self.hide(s, rows, part)
-            old, top = top, torch.maximum(top, s.detach().amax(-1, keepdim=True))
+            old, top = top, torch.maximum(top, s.detach().amax(-1, keepdim=True))  # (n, group * rows, 1)
             p = torch.exp2(torch.add(top * -scale, s, alpha=scale))  # (n, group * rows, keys)
             keep = torch.exp2((old - top) * scale)  # (n, group * rows, 1)
-            total = total * keep + p.sum(-1, keepdim=True)
+            total = total * keep + p.sum(-1, keepdim=True)  # (n, group * rows, 1)
             o = o * keep + torch.bmm(p.to(q.dtype), v[:, part])  # (n, group * rows, value_dim)
         return (o / total).to(q.dtype)
 
@@ -207,11 +206,11 @@ def _cuda_attention(workload: Workload, operator: Any, bias: Any) -> Call:
 def _to_xformers(query: Tensor, key: Tensor, value: Tensor, kv_heads: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views as xformers wants them: (batch, length, heads, dim), or (batch, length, kv_heads, group, dim) if grouped,
     where K and V are broadcast over their group without a copy."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (batch, length, heads, dim)
     if group == 1:
         return q, k, v
-    q = q.view(*q.shape[:2], kv_heads, group, q.shape[-1])
-    k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))
+    q = q.view(*q.shape[:2], kv_heads, group, q.shape[-1])  # (batch, seq, kv_heads, group, head_dim)
+    k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))  # (batch, kv_seq, kv_heads, group, dim)
     return q, k, v
 
 

@@ -121,11 +121,11 @@ def in_torch(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
     scores = query.new_empty(*q.shape[:3], length, dtype=torch.float32)  # (batch, kv_heads, group * seq, length)
     for part in parts(length, KEYS):
         scores[..., part] = q @ cache.integers.key[:, :, part].float().mT  # (batch, kv_heads, group * seq, keys)
-    scores *= (q_scale * w.scale) * key_scale.mT
+    scores *= (q_scale * w.scale) * key_scale.mT  # (.., group * seq, 1), (.., 1, length)
     if w.is_causal and w.seq > 1:
         scores.view(w.batch, w.kv_heads, w.group, w.seq, -1).masked_fill_(hidden(w), -torch.inf)
     weights = torch.softmax(scores, -1) * value_scale.mT  # as scores
     out = query.new_zeros(*q.shape[:3], w.value_dim, dtype=torch.float32)  # (batch, kv_heads, group * seq, value_dim)
     for part in parts(length, KEYS):
-        out += weights[..., part] @ cache.integers.value[:, :, part].float()
+        out += weights[..., part] @ cache.integers.value[:, :, part].float()  # (batch, kv_heads, .., value_dim)
     return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim)

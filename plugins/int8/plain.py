@@ -87,13 +87,13 @@ class Heads:
                 scores = products.view(torch.float32).copy_(products)  # (rows, keys seen), in place
             else:
                 scores = torch.mm(q8[rows].float(), k8[seen].T, out=products)  # (rows, keys seen)
-            scores.mul_(k_scale[seen].T).mul_(q_scale[rows])
+            scores.mul_(k_scale[seen].T).mul_(q_scale[rows])  # (1, keys seen), (rows, 1)
             if w.is_causal:
                 scores[:, rows.start + w.offset :].masked_fill_(self.future[:n, :n], -torch.inf)
             weights = torch.softmax(scores, dim=-1, out=scores)  # (rows, keys seen)
             if self.dtype != torch.float32:
-                weights = narrow[: weights.numel()].view(shape).copy_(weights)
-            torch.mm(weights, v[seen], out=out[rows])
+                weights = narrow[: weights.numel()].view(shape).copy_(weights)  # in the dtype of V
+            torch.mm(weights, v[seen], out=out[rows])  # (rows, value_dim)
 
 
 def strip_rows(workload: Workload) -> int:

@@ -50,7 +50,7 @@ def _favor_exponents(x: Tensor, projection: Tensor, scale: float) -> Tensor:
     Its mean over Gaussian w of phi(q) phi(k) is exp(scale q . k) (Performers, lemma 1). The factor
     1 / sqrt(count) is left out: it cancels in the normalised sum.
     """
-    x = x * math.sqrt(scale)
+    x = x * math.sqrt(scale)  # (..., length, head_dim)
     exponents: Tensor = x @ projection.mT  # (..., length, count)
     return exponents.sub_(x.square().sum(-1, keepdim=True).mul_(0.5)).mul_(LOG2_E)
 

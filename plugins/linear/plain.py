@@ -41,10 +41,10 @@ class Sums:
     def add(self, phi: Tensor, log2: Tensor | None, values: Tensor) -> None:
         """Take in keys: phi (batch, kv_heads, length, n), their factors, and (v, 1) (..., length, value_dim + 1)."""
         if log2 is not None:
-            scale = torch.maximum(self.scale, log2.amax(-2, keepdim=True))
+            scale = torch.maximum(self.scale, log2.amax(-2, keepdim=True))  # (batch, kv_heads, 1, 1)
             self._change(torch.mul, torch.exp2(self.scale - scale))
-            phi, self.scale = phi * torch.exp2(log2 - scale), scale
-        self._change(torch.add, phi.mT @ values)
+            phi, self.scale = phi * torch.exp2(log2 - scale), scale  # (batch, kv_heads, length, n)
+        self._change(torch.add, phi.mT @ values)  # (batch, kv_heads, n, value_dim + 1)
 
     def _change(self, operation: Callable[..., Tensor], by: Tensor) -> None:
         self.total = operation(self.total, by) if self.kept else operation(self.total, by, out=self.total)
@@ -77,11 +77,11 @@ class Scan:
                 o = self.phi(q.float())[0] @ sums.total  # (batch, kv_heads, group * rows, value_dim + 1)
             o = o.view(w.batch, w.kv_heads, w.group, -1, w.value_dim + 1)
             if w.phase == "train":
-                outs.append((o[..., :-1] / o[..., -1:]).to(query.dtype))
+                outs.append((o[..., :-1] / o[..., -1:]).to(query.dtype))  # (.., group, rows, value_dim)
             else:
                 torch.div(o[..., :-1], o[..., -1:], out=out[:, :, :, rows])
             del o
-        return (torch.cat(outs, 3) if outs else out).flatten(1, 2)
+        return (torch.cat(outs, 3) if outs else out).flatten(1, 2)  # (batch, heads, seq, value_dim)
 
     def start(self, key: Tensor, value: Tensor, capacity: int) -> State:
         """The state behind the tokens that a decoder has seen."""
@@ -114,10 +114,10 @@ class Scan:
         of the keys that it sees: whatever the keys are, its largest term stays in range.
         """
         phi, _ = self.phi(query.float())  # (batch, kv_heads, group * length, n); a query's own factor cancels
-        phi_k, log2, values = self.keys(key, value)
+        phi_k, log2, values = self.keys(key, value)  # (.., length, n), (.., length, 1), (.., length, value_dim + 1)
         length = phi_k.shape[2]
         scores = phi @ phi_k.mT  # (batch, kv_heads, group * length, length)
-        grouped = scores.view(*scores.shape[:2], -1, length, length)
+        grouped = scores.view(*scores.shape[:2], -1, length, length)  # (batch, kv_heads, group, length, length)
         out = phi @ sums.total  # (batch, kv_heads, group * length, value_dim + 1)
         if log2 is None:
             grouped.tril_()
@@ -125,7 +125,7 @@ class Scan:
             top = torch.maximum(log2.cummax(-2).values, sums.scale)  # (batch, kv_heads, length, 1)
             grouped.mul_(torch.exp2(log2.mT - top).tril_().unsqueeze(2))
             out.view(*grouped.shape[:4], -1).mul_(torch.exp2(sums.scale - top).unsqueeze(2))
-        out += scores @ values
+        out += scores @ values  # (batch, kv_heads, group * length, value_dim + 1)
         sums.add(phi_k, log2, values)
         return out
 

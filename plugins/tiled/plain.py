@@ -62,8 +62,8 @@ class Strips:
                 for strip, seen in self.strips:
                     s = self.scores(query[b, h, strip], k[seen], strip, seen, room).mul_(w.scale)  # (rows, keys seen)
                     top = s.amax(-1)  # (rows,)
-                    p = torch.softmax(s, -1, out=s)
-                    lse[b, h, strip] = top - p.amax(-1).log()
+                    p = torch.softmax(s, -1, out=s)  # (rows, keys seen)
+                    lse[b, h, strip] = top - p.amax(-1).log()  # (rows,)
                     torch.mm(room.narrow(p), v[seen], out=out[b, h, strip])
 
         _share(work, w.batch, w.heads)
@@ -83,15 +83,15 @@ class Strips:
                     q, up = query[b, query_head, strip], out_gradient[b, query_head, strip]  # (rows, dim)
                     delta = (up.float() * out[b, query_head, strip]).sum(-1, keepdim=True)  # (rows, 1)
                     shift = lse[b, query_head, strip, None] * -LOG2_E  # (rows, 1)
-                    q_sum = torch.zeros(q.shape)
+                    q_sum = torch.zeros(q.shape)  # (rows, head_dim), float32
                     for part in parts(seen.stop, self.keys):
                         k = key[b, h, part]  # (keys, head_dim)
                         s = self.scores(q, k, strip, part, room)  # (rows, keys)
                         p = torch.add(shift, s, alpha=w.scale * LOG2_E, out=s).exp2_()  # four times as fast as exp
-                        sums[1][part] += room.narrow(p).T @ up
+                        sums[1][part] += room.narrow(p).T @ up  # (keys, value_dim)
                         ds = room.narrow(room.product(1, up, value[b, h, part]).sub_(delta).mul_(p))  # (rows, keys)
-                        q_sum += ds @ k
-                        sums[0][part] += ds.T @ q
+                        q_sum += ds @ k  # (rows, head_dim)
+                        sums[0][part] += ds.T @ q  # (keys, head_dim)
                     dq[b, query_head, strip] = q_sum.mul_(w.scale)
                 dk[b, h], dv[b, h] = sums[0].mul_(w.scale), sums[1]
 
@@ -101,9 +101,9 @@ class Strips:
     def scores(self, q: Tensor, k: Tensor, rows: slice, keys: slice, room: _Room) -> Tensor:
         """Q K^T in float32, of some rows with some keys; -inf where a row does not see a key."""
         w = self.workload
-        s = room.product(0, q, k)
+        s = room.product(0, q, k)  # (rows, keys)
         if w.is_causal and keys.stop > rows.start + w.offset + 1:
-            last = torch.arange(rows.start, rows.stop)[:, None] + w.offset
+            last = torch.arange(rows.start, rows.stop)[:, None] + w.offset  # (rows, 1), the last key that each sees
             s.masked_fill_(torch.arange(keys.start, keys.stop) > last, -torch.inf)
         return s
 
@@ -129,12 +129,12 @@ class _Room:
     def product(self, which: int, a: Tensor, b: Tensor) -> Tensor:
         """a b^T in float32, in one of the two matrices."""
         shape = len(a), len(b)
-        wide = self.wide[which, : len(a) * len(b)].view(shape)
+        wide = self.wide[which, : len(a) * len(b)].view(shape)  # (rows, keys)
         if self.low is None:
             return torch.mm(a, b.T, out=wide)
         # torch rounds it to bfloat16: a score of 3 is off by up to 1/128, and so is its exponential. What rounding lost
         # is the same product once more, less what it was rounded to.
-        low = self.low[: len(a) * len(b)].view(shape)
+        low = self.low[: len(a) * len(b)].view(shape)  # (rows, keys)
         wide.copy_(torch.mm(a, b.T, out=low))
         return wide.add_(torch.addmm(low, a, b.T, beta=-1, out=low))
 
