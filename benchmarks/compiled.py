@@ -23,7 +23,10 @@ import click
 import torch
 import triton
 import triton.language as tl
-from attnbench_plugins import int8_triton, linear_triton
+from attnbench_plugins.int8 import triton_kernels as int8_triton
+from attnbench_plugins.linear.triton_backward import slope_kernel
+from attnbench_plugins.linear.triton_forward import read_kernel
+from attnbench_plugins.linear.triton_states import sum_kernel, tiles
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
@@ -31,6 +34,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED = {80: 163, 90: 227}  # KiB that a block of threads may hold, by compute capability
 REGISTERS, SHORTEST = 65536, 20  # of a multiprocessor; instructions of a loop that does some work
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KERNELS = {"sum_kernel": sum_kernel, "read_kernel": read_kernel, "slope_kernel": slope_kernel}
 LINEAR = (
     ("sum_kernel", {"WEIGHTED": False}),
     ("sum_kernel", {"WEIGHTED": True}),
@@ -81,17 +85,17 @@ def int8_kernel(dtype: str, dim: int, tiles: int8_triton.Tiles, capability: int 
 
 def linear_kernel(name: str, how: dict[str, bool], dtype: str, dim: int, capability: int = 90) -> Any:
     """One of linear's kernels, causal, each head with its own keys. how: of `LINEAR`."""
-    kernel, tiles = getattr(linear_triton, name), linear_triton.tiles(dim, dim, TORCH[dtype])
-    columns = min(dim, tiles.columns)
+    kernel, tile = KERNELS[name], tiles(dim, dim, TORCH[dtype])
+    columns = min(dim, tile.columns)
     constants = {"CAUSAL": True, "HAS_STATE": True, "SHARE": 1, "GROUP": 1, "TILE_D": columns, "TILE_V": columns}
-    constants |= {"dim": dim, "value_dim": dim, "DIM": dim, "VALUE_DIM": dim, "CHUNK": tiles.chunk}
+    constants |= {"dim": dim, "value_dim": dim, "DIM": dim, "VALUE_DIM": dim, "CHUNK": tile.chunk}
     constants |= {"PRODUCT": tl.bfloat16 if dtype == "bf16" else tl.float32}
     constants |= {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     constants |= how | {arg: 1 for arg in kernel.arg_names if arg.endswith("stride_d")}
     constants = {arg: value for arg, value in constants.items() if arg in kernel.arg_names}
     types = {arg: f"*{dtype}" for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= {arg: "*fp32" for arg in ("state_ptr", "inverse_ptr", "c_ptr") if arg in kernel.arg_names}
-    return compiled(kernel, capability, types, constants, tiles.warps, tiles.stages, _aligned(kernel, constants))
+    return compiled(kernel, capability, types, constants, tile.warps, tile.stages, _aligned(kernel, constants))
 
 
 def _aligned(kernel: Any, constants: dict[str, Any], more: Collection[str] = ()) -> list[str]:
@@ -169,11 +173,11 @@ def main(capability: str) -> None:
     click.echo(f"triton {triton.__version__}, compute capability {cap / 10}, bfloat16")
     click.echo(f"{'':54} {'registers':>9} {'spilled':>8} {'together':>9}  instructions a score")
     for dim in (64, 128):
-        for tiles in int8_triton.candidates(dim, dim, is_float32=False):
+        for tile in int8_triton.candidates(dim, dim, is_float32=False):
             for mask in ("full", "causal"):
-                binary = int8_kernel("bf16", dim, tiles, cap, mask == "causal")
-                scores = tiles.block_m * tiles.block_n
-                _show(f"int8, {dim}, {mask}, {tuple(tiles)}", code(binary, tiles.warps, cap), scores, tiles.warps)
+                binary = int8_kernel("bf16", dim, tile, cap, mask == "causal")
+                scores = tile.block_m * tile.block_n
+                _show(f"int8, {dim}, {mask}, {tuple(tile)}", code(binary, tile.warps, cap), scores, tile.warps)
         if cap == 90 and find_spec("sageattention"):
             for mask in ("full", "causal"):
                 with suppress(ImportError):
@@ -181,7 +185,7 @@ def main(capability: str) -> None:
                     _show(f"sageattention, {dim}, {mask}", code(binary, warps, cap), scores, warps)
         for name, how in LINEAR:
             binary = linear_kernel(name, how, "bf16", dim, cap)
-            warps = linear_triton.tiles(dim, dim, torch.bfloat16).warps
+            warps = tiles(dim, dim, torch.bfloat16).warps
             _show(f"linear, {dim}, {name}, {', '.join(f'{k}={v}' for k, v in how.items())}", code(binary, warps, cap))
 
 

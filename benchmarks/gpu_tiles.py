@@ -36,12 +36,12 @@ Named = tuple[str, Callable[[], Callable[[], Tensor]]]
 
 
 def int8_calls(w: Workload, tensors: list[Tensor]) -> Iterator[Named]:
-    from attnbench_plugins import int8_triton
+    from attnbench_plugins.int8 import triton_kernels
 
-    dims = int8_triton.padded_dims(w.head_dim, w.value_dim)
+    dims = triton_kernels.padded_dims(w.head_dim, w.value_dim)
     rows = int(Int8.options["rows"].default)
-    for tiles in int8_triton.candidates(*dims, w.dtype == "float32"):
-        call = partial(int8_triton.attention, *tensors, w.scale, w.is_causal, rows, tiles=tiles)
+    for tiles in triton_kernels.candidates(*dims, w.dtype == "float32"):
+        call = partial(triton_kernels.attention, *tensors, w.scale, w.is_causal, rows, tiles=tiles)
         yield str(tiles), lambda call=call: call
 
 

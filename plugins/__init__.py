@@ -1,1 +1,1 @@
-"""The built-in attention variants, one a file, registered through the entry points that anyone's plugin uses."""
+"""The built-in attention variants, a file or folder each, registered through entry points as anyone's plugin is."""

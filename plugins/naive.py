@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnbench.plugin import Attention, Plugin, expand_kv, visible
+from attnbench.plugin import Attention, Plugin, expand_kv
 from attnbench.workload import Workload
+
+from .pieces import hidden
 
 
 class Naive(Plugin):
@@ -43,16 +45,13 @@ class Naive(Plugin):
 
     def build(self, workload: Workload) -> Attention:
         w = workload
-        hidden: Tensor | None = None
-        if w.is_causal:
-            rows, keys = (torch.arange(n, device=w.device) for n in (w.seq, w.kv_seq))
-            hidden = visible(w, rows[:, None], keys).logical_not_()  # (seq, kv_seq)
+        mask = hidden(w) if w.is_causal else None  # (seq, kv_seq)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             key = expand_kv(key, w.heads)  # (batch, heads, kv_seq, head_dim)
             value = expand_kv(value, w.heads)  # (batch, heads, kv_seq, value_dim)
-            if hidden is None:
-                return torch.softmax(query @ key.mT * w.scale, dim=-1) @ value
-            return torch.softmax((query @ key.mT * w.scale).masked_fill_(hidden, -torch.inf), dim=-1) @ value
+            if mask is None:
+                return torch.softmax(query @ key.mT * w.scale, dim=-1) @ value  # of (batch, heads, seq, kv_seq)
+            return torch.softmax((query @ key.mT * w.scale).masked_fill_(mask, -torch.inf), dim=-1) @ value
 
         return Attention(attend, f"plain torch, {w.seq} x {w.kv_seq} matrix in memory")

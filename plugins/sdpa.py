@@ -27,10 +27,11 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv, visible
+from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv
 from attnbench.workload import Workload
 
-from .cpu.attention import differentiable
+from .autograd import differentiable
+from .pieces import hidden
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -82,19 +83,11 @@ class Sdpa(Plugin):
         kernel = self._kernel(w)
         call, how = _call(w, kernel)
         if self.backend != "auto":
-            call = _only(BACKENDS[self.backend], call)
+            call = sdpa_kernel(BACKENDS[self.backend])(call)  # as a decorator: it is chosen in each call
         return Attention(call, f"torch sdpa: {_dispatched(w, call)}{how}")
 
     def _kernel(self, workload: Workload) -> str:
         return _automatic(workload) if self.backend == "auto" else self.backend
-
-
-def _only(backend: SDPBackend, call: Call) -> Call:
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return call(query, key, value)
-
-    return attend
 
 
 def _is_shifted(w: Workload) -> bool:
@@ -121,17 +114,14 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
             return scaled_dot_product_attention(query, key, value, attn_mask=aligned, enable_gqa=gqa)
 
         return attend, how + ", causal_lower_right"
-    return partial(
-        scaled_dot_product_attention, attn_mask=_mask(w, kernel), enable_gqa=gqa
-    ), how + ", mask made in build"
+    made = partial(scaled_dot_product_attention, attn_mask=_mask(w, kernel), enable_gqa=gqa)
+    return made, how + ", mask made in build"
 
 
 def _mask(w: Workload, kernel: str) -> Tensor:
     """0 where the query sees the key and -inf elsewhere: (seq, kv_seq); math adds it in float32."""
-    rows, keys = (torch.arange(n, device=w.device) for n in (w.seq, w.kv_seq))
     dtype = torch.float32 if kernel == "math" else getattr(torch, w.dtype)
-    hidden = visible(w, rows[:, None], keys).logical_not_()
-    return torch.zeros(w.seq, w.kv_seq, dtype=dtype, device=w.device).masked_fill_(hidden, -torch.inf)
+    return torch.zeros(w.seq, w.kv_seq, dtype=dtype, device=w.device).masked_fill_(hidden(w), -torch.inf)
 
 
 class _PastAndPresent:
@@ -159,9 +149,9 @@ class _PastAndPresent:
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         flash, n = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default, self.past
-        past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)
+        past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)  # dQ, dK, dV
         present = flash(out_gradient, query, key[:, :, n:], value[:, :, n:], out, lse, 0.0, True)
-        dk, dv = (torch.cat(parts, 2) for parts in zip(past[1:], present[1:], strict=True))
+        dk, dv = (torch.cat(parts, 2) for parts in zip(past[1:], present[1:], strict=True))  # (.., kv_seq, dim)
         return past[0] + present[0], dk, dv
 
     def _merged(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +160,7 @@ class _PastAndPresent:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         n = self.past
         past, past_lse = flash(query, key[:, :, :n], value[:, :, :n])  # (batch, heads, seq, dim), (batch, heads, seq)
-        out, lse = flash(query, key[:, :, n:], value[:, :, n:], is_causal=True)
+        out, lse = flash(query, key[:, :, n:], value[:, :, n:], is_causal=True)  # alike
         past.mul_(torch.sigmoid(past_lse - lse)[..., None].to(past.dtype))  # a float32 weight would make a float32 copy
         return out.mul_(torch.sigmoid(lse - past_lse)[..., None].to(out.dtype)).add_(past), past_lse, lse
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Attention, Option, Plugin, visible
+from attnbench.plugin import Attention, Call, Option, Plugin, visible
 from attnbench.workload import Workload
+
+from .pieces import parts, strips
 
 LOG2_E = 1 / math.log(2)
 TILE_SCORES = 1 << 19  # scores a thread works on at a time: 2 MiB of float32, about a core's L2 cache
@@ -58,14 +61,12 @@ class Xformers(Plugin):
     def build(self, workload: Workload) -> Attention:
         if workload.device == "cpu":
             tiles = _Tiles(workload, self.query_chunk, self.key_chunk)
-            size = f"{tiles.rows} x {tiles.keys}"
-            how = f"plain torch Rabe-Staats, chunks {size}"
+            how = f"plain torch Rabe-Staats, chunks {tiles.rows} x {tiles.keys}"
             if workload.phase != "train":
                 return Attention(tiles, f"{how} (xformers has no CPU operator)")
             return Attention(tiles.checkpointed, f"{how}, checkpointed (xformers has no CPU operator)")
         operator, bias = _cuda_operator(workload)
-        attend = _CudaAttention(workload.kv_heads, workload.group, operator, bias)
-        return Attention(attend, f"xformers {version('xformers')} {operator.NAME}")
+        return Attention(_cuda_attention(workload, operator, bias), f"xformers {version('xformers')} {operator.NAME}")
 
 
 class _Tiles:
@@ -102,27 +103,21 @@ class _Tiles:
 
     def chunks(self) -> Iterator[tuple[slice, list[slice]]]:
         """Chunks of query rows, each with those chunks of keys that its last row sees any of."""
-        w = self.workload
-        for i in range(0, w.seq, self.rows):
-            end = min(i + self.rows, w.seq)
-            last = min(end + w.offset, w.kv_seq) if w.is_causal else w.kv_seq
-            yield slice(i, end), [slice(j, min(j + self.keys, last)) for j in range(0, last, self.keys)]
+        return ((rows, list(parts(seen.stop, self.keys))) for rows, seen in strips(self.workload, self.rows))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         w = self.workload
         out = torch.empty(w.batch, w.kv_heads, w.group, w.seq, w.value_dim, dtype=query.dtype)
         grouped = query.view(w.batch, w.kv_heads, w.group, w.seq, w.head_dim)
         size = self.together * w.group * self.rows * self.keys
-        scores = torch.empty(size)
-        products = torch.empty(size, dtype=query.dtype) if self.low else scores
-        for b in range(w.batch):
-            for h in range(0, w.kv_heads, self.together):
-                heads = slice(h, h + self.together)
-                for rows, columns in self.chunks():
-                    q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
-                    o = self.attend(q, key[b, heads], value[b, heads], rows, columns, scores, products)
-                    place = out[b, heads, :, rows]  # (together, group, rows, value_dim)
-                    place.copy_(o.view(place.shape))
+        scores = torch.empty(size)  # a tile in float32
+        products = torch.empty(size, dtype=query.dtype) if self.low else scores  # and in the inputs' dtype
+        for b, heads in product(range(w.batch), parts(w.kv_heads, self.together)):
+            for rows, columns in self.chunks():
+                q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
+                o = self.attend(q, key[b, heads], value[b, heads], rows, columns, scores, products)
+                place = out[b, heads, :, rows]  # (together, group, rows, value_dim)
+                place.copy_(o.view(place.shape))
         return out.flatten(1, 2)
 
     def attend(
@@ -133,13 +128,13 @@ class _Tiles:
         n, length, _ = q.shape
         top = torch.full((n, length, 1), -torch.inf)  # running maximum of Q K^T
         total = torch.zeros(n, length, 1)  # running sum of exponentials
-        o = torch.zeros(n, length, v.shape[-1])
+        o = torch.zeros(n, length, v.shape[-1])  # (n, group * rows, value_dim)
         for part in columns:
             shape = (n, length, part.stop - part.start)
-            s, p = (buffer[: math.prod(shape)].view(shape) for buffer in (scores, products))
+            s, p = (buffer[: math.prod(shape)].view(shape) for buffer in (scores, products))  # (n, group * rows, keys)
             torch.bmm(q, k[:, part].mT, out=p)  # in the inputs' dtype: narrow matrix products are the fast ones
             self.hide(p, rows, part)
-            old, top = top, torch.maximum(top, p.amax(-1, keepdim=True))
+            old, top = top, torch.maximum(top, p.amax(-1, keepdim=True))  # (n, group * rows, 1)
             if self.low:
                 s.copy_(p)
             torch.add(top * -scale, s, alpha=scale, out=s).exp2_()
@@ -154,33 +149,31 @@ class _Tiles:
     def checkpointed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As `__call__`, for torch to differentiate: nothing is written in place."""
         w = self.workload
-        grouped = query.unflatten(1, (w.kv_heads, w.group))
+        grouped = query.unflatten(1, (w.kv_heads, w.group))  # (batch, kv_heads, group, seq, head_dim)
         out = []  # (together, group, rows, value_dim) each
-        for b in range(w.batch):
-            for h in range(0, w.kv_heads, self.together):
-                heads = slice(h, h + self.together)
-                parts = []
-                for rows, columns in self.chunks():
-                    q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
-                    operands = q, key[b, heads], value[b, heads], rows, columns
-                    o = checkpoint(self.chunk, *operands, use_reentrant=False, preserve_rng_state=False)
-                    parts.append(o.unflatten(1, (w.group, -1)))
-                out.append(torch.cat(parts, 2))
+        for b, heads in product(range(w.batch), parts(w.kv_heads, self.together)):
+            strip = []
+            for rows, columns in self.chunks():
+                q = grouped[b, heads, :, rows].flatten(1, 2)  # (together, group * rows, head_dim)
+                operands = q, key[b, heads], value[b, heads], rows, columns
+                o = checkpoint(self.chunk, *operands, use_reentrant=False, preserve_rng_state=False)
+                strip.append(o.unflatten(1, (w.group, -1)))  # (together, group, rows, value_dim)
+            out.append(torch.cat(strip, 2))  # (together, group, seq, value_dim)
         return torch.cat(out).view(w.batch, w.heads, w.seq, w.value_dim)
 
     def chunk(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: list[slice]) -> Tensor:
         """`attend` in q's dtype. The maxima cancel: they count as constants."""
         scale = self.workload.scale * LOG2_E
-        top = torch.full((*q.shape[:2], 1), -torch.inf)
-        total = o = torch.zeros(())
+        top = torch.full((*q.shape[:2], 1), -torch.inf)  # (n, group * rows, 1)
+        total = o = torch.zeros(())  # later as `top`, and (n, group * rows, value_dim)
         for part in columns:
-            s = torch.bmm(q, k[:, part].mT)
+            s = torch.bmm(q, k[:, part].mT)  # (n, group * rows, keys)
             self.hide(s, rows, part)
-            old, top = top, torch.maximum(top, s.detach().amax(-1, keepdim=True))
-            p = torch.exp2(torch.add(top * -scale, s, alpha=scale))
-            keep = torch.exp2((old - top) * scale)
-            total = total * keep + p.sum(-1, keepdim=True)
-            o = o * keep + torch.bmm(p.to(q.dtype), v[:, part])
+            old, top = top, torch.maximum(top, s.detach().amax(-1, keepdim=True))  # (n, group * rows, 1)
+            p = torch.exp2(torch.add(top * -scale, s, alpha=scale))  # (n, group * rows, keys)
+            keep = torch.exp2((old - top) * scale)  # (n, group * rows, 1)
+            total = total * keep + p.sum(-1, keepdim=True)  # (n, group * rows, 1)
+            o = o * keep + torch.bmm(p.to(q.dtype), v[:, part])  # (n, group * rows, value_dim)
         return (o / total).to(q.dtype)
 
     def hide(self, p: Tensor, rows: slice, part: slice) -> None:
@@ -194,31 +187,30 @@ class _Tiles:
             p.view(len(p), w.group, -1, p.shape[-1]).masked_fill_(visible(w, row, key).logical_not_(), -torch.inf)
 
 
-class _CudaAttention:
+def _cuda_attention(workload: Workload, operator: Any, bias: Any) -> Call:
     """xformers.ops.memory_efficient_attention with the operator found in `build`, so that what is recorded runs."""
+    from xformers.ops import memory_efficient_attention
 
-    def __init__(self, kv_heads: int, group: int, operator: Any, bias: Any) -> None:
-        from xformers.ops import memory_efficient_attention
+    w = workload
 
-        self.attention = memory_efficient_attention
-        self.kv_heads, self.group, self.operator, self.bias = kv_heads, group, operator, bias
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = _to_xformers(query, key, value, self.kv_heads, self.group)
-        out: Tensor = self.attention(q, k, v, attn_bias=self.bias, op=(self.operator, None))
-        if self.group > 1:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = _to_xformers(query, key, value, w.kv_heads, w.group)
+        out: Tensor = memory_efficient_attention(q, k, v, attn_bias=bias, op=(operator, None))
+        if w.group > 1:
             out = out.flatten(2, 3)  # (batch, seq, heads, value_dim)
         return out.transpose(1, 2)  # (batch, heads, seq, value_dim)
+
+    return attend
 
 
 def _to_xformers(query: Tensor, key: Tensor, value: Tensor, kv_heads: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views as xformers wants them: (batch, length, heads, dim), or (batch, length, kv_heads, group, dim) if grouped,
     where K and V are broadcast over their group without a copy."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (batch, length, heads, dim)
     if group == 1:
         return q, k, v
-    q = q.view(*q.shape[:2], kv_heads, group, q.shape[-1])
-    k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))
+    q = q.view(*q.shape[:2], kv_heads, group, q.shape[-1])  # (batch, seq, kv_heads, group, head_dim)
+    k, v = (x.unsqueeze(3).expand(-1, -1, -1, group, -1) for x in (k, v))  # (batch, kv_seq, kv_heads, group, dim)
     return q, k, v
 
 
@@ -233,14 +225,7 @@ def _cuda_operator(workload: Workload) -> tuple[Any, Any]:
     from xformers.ops.fmha.attn_bias import LowerTriangularFromBottomRightMask
 
     w = workload
-    q, k, v = (
-        torch.empty(w.batch, heads, length, dim, dtype=getattr(torch, w.dtype), device=w.device)
-        for heads, length, dim in (
-            (w.heads, w.seq, w.head_dim),
-            (w.kv_heads, w.kv_seq, w.head_dim),
-            (w.kv_heads, w.kv_seq, w.value_dim),
-        )
-    )
+    q, k, v = (torch.empty(shape, dtype=getattr(torch, w.dtype), device=w.device) for shape in w.shapes)
     bias = LowerTriangularFromBottomRightMask() if w.is_causal else None
     q, k, v = _to_xformers(q, k, v, w.kv_heads, w.group)
     inputs = fmha.Inputs(query=q, key=k, value=v, attn_bias=bias)

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import pytest
 from attnbench_plugins.block_sparse import BlockSparse
-from attnbench_plugins.cpu import compiler
 from attnbench_plugins.int8 import Int8
 from attnbench_plugins.linear import Linear
+from attnbench_plugins.native import compiler
 from attnbench_plugins.tiled import Tiled
 
 from attnbench.errors import AttnbenchError

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 import torch
 from attnbench_plugins.block_sparse import BlockSparse
-from attnbench_plugins.cpu import attention as kernels
-from attnbench_plugins.cpu import compiler
-from attnbench_plugins.cpu.attention import KEYS, round_up
-from attnbench_plugins.int8 import Int8, multiplies_int8, quantize
+from attnbench_plugins.int8 import Int8
+from attnbench_plugins.int8.plain import multiplies_int8
+from attnbench_plugins.int8.quantization import quantize
 from attnbench_plugins.linear import Linear
-from attnbench_plugins.tiled import Strips, Tiled
+from attnbench_plugins.native import attention as kernels
+from attnbench_plugins.native import compiler
+from attnbench_plugins.native.attention import KEYS, round_up
+from attnbench_plugins.tiled import Tiled
+from attnbench_plugins.tiled.plain import Strips
 from torch import Tensor
 
 from attnbench.judge.reference import exact, expected

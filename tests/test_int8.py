@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from attnbench_plugins import int8
-from attnbench_plugins.cpu import compiler
-from attnbench_plugins.int8 import Int8, quantize, smooth
+from attnbench_plugins.int8 import Int8, plain
+from attnbench_plugins.int8.quantization import quantize, smooth
+from attnbench_plugins.native import compiler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -62,9 +62,9 @@ SHAPES = [
 @pytest.fixture(params=[True, False], ids=["integers", "emulated"])
 def integers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether Q and K are multiplied as integers, or as the same numbers in float32."""
-    if request.param and not int8.multiplies_int8():
+    if request.param and not plain.multiplies_int8():
         pytest.skip("this CPU lacks fast int8 products")
-    monkeypatch.setattr(int8, "multiplies_int8", lambda: request.param)
+    monkeypatch.setattr(plain, "multiplies_int8", lambda: request.param)
     return request.param
 
 

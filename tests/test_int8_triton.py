@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 import triton_compiler
-from attnbench_plugins.int8 import Int8, quantize, smooth
+from attnbench_plugins.int8 import Int8
+from attnbench_plugins.int8.quantization import quantize, smooth
 from test_int8 import errors, make, rel_l2
 from triton_compiler import DIMS, DTYPES, kernels, slow
 
@@ -42,17 +43,17 @@ def workload(shape: str, mask: str, dtype: str) -> Workload:
 
 def interpret(shape: str, mask: str, dtype: str, rows: int) -> dict[str, Any]:
     """Runs the kernels on strided inputs; what they give, against the definition, softmax and torch's quantize."""
-    from attnbench_plugins import int8_triton
+    from attnbench_plugins.int8 import triton_kernels
 
     w = workload(shape, mask, dtype)
     query, key, value = make(w.replace(device="cpu"), bias=2.0)
     query, key, value = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value))
-    every_tiles = [tiles for some in (*int8_triton.CANDIDATES.values(), int8_triton.FLOAT32) for tiles in some]
+    every_tiles = [tiles for some in (*triton_kernels.CANDIDATES.values(), triton_kernels.FLOAT32) for tiles in some]
     other = every_tiles[CASES.index((shape, mask, dtype, rows)) % len(every_tiles)]
     every = torch.arange(w.seq)
     wanted = expected(Int8(rows=rows).definition(w), w, query, key, value, every)
-    outs = [int8_triton.attention(query, key, value, w.scale, w.is_causal, rows, tiles) for tiles in (None, other)]
-    ours = int8_triton.quantize(query, key, rows)
+    outs = [triton_kernels.attention(query, key, value, w.scale, w.is_causal, rows, tiles) for tiles in (None, other)]
+    ours = triton_kernels.quantize(query, key, rows)
     return {
         "implementation": max(rel_l2(out, wanted) for out in outs),
         "approximation": rel_l2(outs[0], exact(w, query, key, value, every)),
@@ -102,9 +103,9 @@ def test_the_kernels_compute_what_the_plugin_defines(
     ],
 )
 def test_compiled_for_a_gpu_it_multiplies_int8(capability: int, dtype: str, dim: int) -> None:
-    from attnbench_plugins import int8_triton
+    from attnbench_plugins.int8 import triton_kernels
 
-    for tiles in int8_triton.candidates(dim, dim, dtype == "fp32"):
+    for tiles in triton_kernels.candidates(dim, dim, dtype == "fp32"):
         products = triton_compiler.products(kernels.int8_kernel(dtype, dim, tiles, capability), capability)
         assert any("s32.s8.s8" in name for name in products)
         assert all("s32.s8.s8" in name or "f32" in name for name in products)
@@ -112,12 +113,12 @@ def test_compiled_for_a_gpu_it_multiplies_int8(capability: int, dtype: str, dim:
 
 @pytest.mark.parametrize("rows", [1, 32, 128])
 def test_the_quantizing_kernel_compiles_for_a_gpu(rows: int) -> None:
-    from attnbench_plugins import int8_triton
+    from attnbench_plugins.int8 import triton_kernels
 
     types = {"q_ptr": "*bf16", "k_ptr": "*bf16", "mean_ptr": "*fp32", "q8_ptr": "*i8", "k8_ptr": "*i8"}
     types |= {"q_scale_ptr": "*fp32", "k_scale_ptr": "*fp32"}
-    constants = {"ROWS": rows, "BLOCK": int8_triton.BLOCK, "DIM": 64, "dim": 64, "q_stride_d": 1, "k_stride_d": 1}
-    assert ".entry" in kernels.compiled(int8_triton.quantize_kernel, 90, types, constants, 8, 3).asm["ptx"]
+    constants = {"ROWS": rows, "BLOCK": triton_kernels.BLOCK, "DIM": 64, "dim": 64, "q_stride_d": 1, "k_stride_d": 1}
+    assert ".entry" in kernels.compiled(triton_kernels.quantize_kernel, 90, types, constants, 8, 3).asm["ptx"]
 
 
 @pytest.mark.gpu
@@ -136,13 +137,13 @@ def test_on_a_gpu(dim: int, dtype: str, mask: str, rows: int) -> None:
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("dim", [128, *slow(64, 256)])
 def test_all_tiles_agree_on_a_gpu(dim: int, mask: str) -> None:
-    from attnbench_plugins import int8_triton
+    from attnbench_plugins.int8 import triton_kernels
 
     shape = {"seq": 500, "kv_seq": 1000, "heads": 4, "kv_heads": 2, "head_dim": dim, "value_dim": dim}
     w = Workload(**shape, dtype="bfloat16", mask=mask, device="cuda")
     inputs = make(w)
-    every = (None, *int8_triton.candidates(dim, dim, is_float32=False))
-    default, *others = (int8_triton.attention(*inputs, w.scale, w.is_causal, 1, tiles) for tiles in every)
+    every = (None, *triton_kernels.candidates(dim, dim, is_float32=False))
+    default, *others = (triton_kernels.attention(*inputs, w.scale, w.is_causal, 1, tiles) for tiles in every)
     for out in others:
         assert rel_l2(out, default.double()) < TOLERANCE["bfloat16"]
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 import triton_compiler
-from attnbench_plugins import linear
+from attnbench_plugins import triton_kit
 from attnbench_plugins.linear import Linear
+from attnbench_plugins.linear.features import elu
 from test_train import errors
 from torch import Tensor
 from triton_compiler import DIMS, DTYPES, kernels
@@ -67,11 +68,11 @@ class Called(Linear):
 def interpret(shape: str, mask: str, kind: str, programs: int) -> list[float]:
     """Runs the kernels on strided inputs: errors of the output and of the gradients of query, key and value."""
     import triton.language as tl
-    from attnbench_plugins import linear_triton
+    from attnbench_plugins.linear.triton_kernels import attention
 
     w, rounded = workload(shape, mask, kind), KINDS[kind][0]
     call = partial(
-        linear_triton.attention,
+        attention,
         is_causal=w.is_causal,
         programs=programs,
         product=rounded and getattr(tl, rounded),
@@ -81,7 +82,8 @@ def interpret(shape: str, mask: str, kind: str, programs: int) -> list[float]:
 
 def held(shape: str, mask: str) -> tuple[int, int]:
     """Bytes that a forward pass makes beside its output, and those that the plugin foretells."""
-    from attnbench_plugins import linear_triton
+    from attnbench_plugins.linear.triton_forward import forward
+    from attnbench_plugins.linear.triton_states import PROGRAMS, Problem
 
     w = workload(shape, mask, "float32")
     query, key, value = (
@@ -92,8 +94,8 @@ def held(shape: str, mask: str) -> tuple[int, int]:
             (w.kv_heads, w.kv_seq, w.value_dim),
         )
     )
-    problem = linear_triton._Problem(query, value, w.is_causal, linear_triton.PROGRAMS)
-    _, *rest = linear_triton.forward(problem, query, key, value)
+    problem = Problem(query, value, w.is_causal, PROGRAMS)
+    _, *rest = forward(problem, query, key, value)
     foretold = Linear(impl="triton").workspace_bytes(w.replace(device="cuda", phase="forward"))
     assert foretold is not None
     return sum(x.nbytes for x in rest), foretold
@@ -155,12 +157,10 @@ def test_compiled_for_a_gpu_they_fit_and_multiply_on_tensor_cores(
 
 
 def test_the_scan_compiles_for_a_gpu() -> None:
-    from attnbench_plugins import linear_triton
+    from attnbench_plugins.linear.triton_states import scan_kernel
 
     constants = {"SIZE": 64 * 65, "BLOCK": 256}
-    assert (
-        ".entry" in kernels.compiled(linear_triton.scan_kernel, 90, {"state_ptr": "*fp32"}, constants, 4, 3).asm["ptx"]
-    )
+    assert ".entry" in kernels.compiled(scan_kernel, 90, {"state_ptr": "*fp32"}, constants, 4, 3).asm["ptx"]
 
 
 def on_cuda(**changes: Any) -> Workload:
@@ -188,7 +188,7 @@ def test_elsewhere_it_says_why_not(options: dict[str, Any], changes: dict[str, i
     assert Linear(**options, impl="triton").supports(w) == reason
     assert Linear(**options).supports(w) is None
     plain = Linear(**options)
-    plain._phi = lambda workload: linear._elu  # type: ignore[method-assign]  # FAVOR+ would put its matrix on the GPU
+    plain._phi = lambda workload: elu  # type: ignore[method-assign]  # FAVOR+ would put its matrix on the GPU
     assert plain.build(w).implementation.endswith(f"({reason})")
 
 
@@ -199,7 +199,7 @@ def test_float32_is_for_those_who_ask() -> None:
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_kit, "find_spec", lambda name: None)
     assert Linear(impl="triton").supports(on_cuda()) == "the Triton kernels need triton"
     assert Linear().build(on_cuda()).implementation.endswith("(the Triton kernels need triton)")
     assert Linear().workspace_bytes(on_cuda()) == Linear(impl="torch").workspace_bytes(on_cuda())

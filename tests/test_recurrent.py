@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from attnbench_plugins.gated_delta import GatedDelta
-from attnbench_plugins.gated_linear import GatedLinear
-from attnbench_plugins.recurrence import Recurrent, rates
-from attnbench_plugins.retention import Retention
-from attnbench_plugins.ssd import Ssd
+from attnbench_plugins.recurrent.gated_delta import GatedDelta
+from attnbench_plugins.recurrent.gated_linear import GatedLinear
+from attnbench_plugins.recurrent.recurrence import Recurrent, rates
+from attnbench_plugins.recurrent.retention import Retention
+from attnbench_plugins.recurrent.ssd import Ssd
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError

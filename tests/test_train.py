@@ -8,10 +8,10 @@ import pytest
 import torch
 from attnbench_plugins.block_sparse import BlockSparse
 from attnbench_plugins.block_sparse.patterns import PATTERNS
-from attnbench_plugins.cpu import compiler
 from attnbench_plugins.int8 import Int8
 from attnbench_plugins.linear import Linear
 from attnbench_plugins.naive import Naive
+from attnbench_plugins.native import compiler
 from attnbench_plugins.sdpa import Sdpa
 from attnbench_plugins.tiled import Tiled
 from attnbench_plugins.xformers import Xformers

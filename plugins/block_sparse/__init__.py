@@ -24,13 +24,13 @@ from attnbench.plugin import (
 )
 from attnbench.workload import Workload
 
-from ..cpu import attention as kernels
+from ..native import attention as kernels
 from ..sdpa import Sdpa
 from ..tiled import Tiled
 from .flex_attention import flex, flex_bytes, flex_unsupported
 from .native import BLOCK_KEYS, STRIP_ROWS, plan
 from .patterns import PATTERNS, Pattern, pattern
-from .plain import gather, gather_again, gather_bytes
+from .plain import Gather, gather_bytes
 
 
 class BlockSparse(Choice):
@@ -106,9 +106,8 @@ class BlockSparse(Choice):
         return Attention(call, "flex_attention, compiled", self._density(workload))
 
     def _gather(self, workload: Workload) -> Attention:
-        made, how = (gather_again, ", checkpointed") if workload.phase == "train" else (gather, "")
-        asked = " (as asked)" if self.impl == "gather" else ""
-        call = made(workload, self._pattern(workload))
+        gather, asked = Gather(workload, self._pattern(workload)), " (as asked)" if self.impl == "gather" else ""
+        call, how = (gather.again, ", checkpointed") if workload.phase == "train" else (gather, "")
         return Attention(call, f"plain torch, block gather{how}{asked}", self._density(workload))
 
     def workspace_bytes(self, workload: Workload) -> int | None:
@@ -136,7 +135,7 @@ class BlockSparse(Choice):
     def _seen(self, workload: Workload) -> tuple[Workload, slice | Tensor]:
         """A step as attention over the keys alone that it sees, and which those are: a range, or indices."""
         w = workload
-        every = torch.arange(w.kv_seq, device=w.device)
+        every = torch.arange(w.kv_seq, device=w.device)  # (kv_seq,)
         seen = self._pattern(w).allowed(every.new_zeros(1), every).nonzero()[:, 0]  # (keys seen,)
         first, last = int(seen[0]), int(seen[-1])
         part = slice(first, last + 1) if last - first + 1 == len(seen) else seen

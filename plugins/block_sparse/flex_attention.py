@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from attnbench.plugin import (
-    Call,
-)
+from attnbench.plugin import Call
 from attnbench.workload import Workload
 
 from .patterns import Pattern

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ..cpu.attention import Plan
+from ..native.attention import Plan
 from .patterns import Pattern
 
 STRIP_ROWS, BLOCK_KEYS = 128, 512  # the kernel's tile

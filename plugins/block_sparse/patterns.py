@@ -53,7 +53,7 @@ class Pattern:
         low, high = self.band.tolist()
         row, last_row = (edge[:, None] for edge in _edges(self.seq, self.block))  # (query blocks, 1)
         key, last_key = _edges(self.kv_seq, self.block)  # (key blocks,)
-        some = (key - last_row <= high) & (last_key - row >= low)
+        some = (key - last_row <= high) & (last_key - row >= low)  # (query blocks, key blocks)
         every = (last_key - row <= high) & (key - last_row >= low)
         if self.far is not None:
             far = self.far.cpu()
@@ -90,7 +90,7 @@ def pattern(name: str, seq: int, kv_seq: int, is_causal: bool, window: int, bloc
     far = None
     if name != "window":
         position = _edges(seq, block)[0][:, None] + offset  # (query blocks, 1): where its first query stands
-        own, key_block = position // block, torch.arange(ceil(kv_seq / block))
+        own, key_block = position // block, torch.arange(ceil(kv_seq / block))  # (query blocks, 1), (key blocks,)
         far = _bigbird(own, key_block, is_causal) if name == "bigbird" else _strided(own, key_block)
         if is_causal:
             far &= _edges(kv_seq, block)[1] <= position
@@ -100,7 +100,7 @@ def pattern(name: str, seq: int, kv_seq: int, is_causal: bool, window: int, bloc
 
 def _bigbird(own: Tensor, key_block: Tensor, is_causal: bool) -> Tensor:
     far = (key_block < GLOBAL_BLOCKS) | (own < GLOBAL_BLOCKS)  # (query blocks, key blocks)
-    lots = torch.rand(far.shape, generator=torch.Generator().manual_seed(0))
+    lots = torch.rand(far.shape, generator=torch.Generator().manual_seed(0))  # (query blocks, key blocks)
     if is_causal:
         lots.masked_fill_(key_block >= own, -1.0)  # draw from the past
     drawn = lots.topk(min(RANDOM_BLOCKS, len(key_block))).indices  # (query blocks, RANDOM_BLOCKS)

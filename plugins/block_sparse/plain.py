@@ -3,80 +3,68 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import (
-    Call,
-)
 from attnbench.workload import Workload
 
-from ..cpu import attention as kernels
+from ..native import attention as kernels
 from .patterns import Pattern
 
 
-def gather(workload: Workload, mask: Pattern) -> Call:
-    """Plain torch: for each block of queries, one product with the keys of the blocks that it sees.
+class Gather:
+    """For each block of queries, one product with the keys of the blocks that it sees: O(block * keys seen) scores.
 
-    Holds O(block * keys seen) scores at a time.
+    `again` is for training: a block keeps no scores, and is computed once more when its gradient is.
     """
-    some, every = mask.blocks()
-    steps = [_step(mask, row, some[row], every[row], workload.device) for row in range(len(some))]
-    w, dtype = workload, _gathered_dtype(workload)
-    both, widest = w.batch * w.kv_heads, _widest(w, mask, some)
 
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __init__(self, workload: Workload, mask: Pattern) -> None:
+        w, (some, every) = workload, mask.blocks()
+        self.workload, self.both, self.widest = w, w.batch * w.kv_heads, _widest(w, mask, some)
+        self.steps = [_step(mask, row, some[row], every[row], w.device) for row in range(len(some))]
+        self.dtype = kernels.product_dtype(w.dtype) if w.device == "cpu" else getattr(torch, w.dtype)
+
+    def operands(self, query: Tensor, key: Tensor, value: Tensor, rows: slice, keys: slice | Tensor) -> list[Tensor]:
+        """A block's (both, group * rows, head_dim), (both, keys, head_dim) and (both, keys, value_dim)."""
+        q = query[:, :, rows].reshape(self.both, -1, self.workload.head_dim)
+        return [x.to(self.dtype) for x in (q, *(x[:, :, keys].flatten(0, 1) for x in (key, value)))]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        w = self.workload
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        buffer = query.new_empty(widest, dtype=torch.float32)
-        narrow = buffer if dtype == torch.float32 else query.new_empty(widest, dtype=dtype)
-        for rows, keys, hidden in steps:
-            q = query[:, :, rows].reshape(both, -1, w.head_dim).to(dtype)  # (both, group * rows, head_dim)
-            k, v = (x[:, :, keys].flatten(0, 1).to(dtype) for x in (key, value))  # (both, keys, ..)
-            shape = (both, q.shape[1], k.shape[1])
-            scores, weights = (x[: shape[0] * shape[1] * shape[2]].view(shape) for x in (buffer, narrow))
+        buffer = query.new_empty(self.widest, dtype=torch.float32)  # for scores of any block
+        narrow = buffer if self.dtype == torch.float32 else query.new_empty(self.widest, dtype=self.dtype)
+        for rows, keys, hidden in self.steps:
+            q, k, v = self.operands(query, key, value, rows, keys)
+            shape = (self.both, q.shape[1], k.shape[1])
+            scores, weights = (x[: prod(shape)].view(shape) for x in (buffer, narrow))  # (both, group * rows, keys)
             torch.baddbmm(weights, q, k.mT, beta=0, alpha=w.scale, out=weights)
-            if dtype != torch.float32:
+            if narrow is not buffer:
                 scores.copy_(weights)
             if hidden is not None:
-                scores.view(both, w.group, *hidden.shape).masked_fill_(hidden, float("-inf"))
+                scores.view(self.both, w.group, *hidden.shape).masked_fill_(hidden, -torch.inf)
             torch.softmax(scores, dim=-1, out=scores)
-            if dtype != torch.float32:
+            if narrow is not buffer:
                 weights.copy_(scores)
-            out[:, :, rows] = (weights @ v).view(w.batch, w.heads, -1, w.value_dim)
+            out[:, :, rows] = (weights @ v).view(w.batch, w.heads, -1, w.value_dim)  # (batch, heads, rows, ..)
         return out
 
-    return call
+    def again(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        again = partial(checkpoint, self._block, query, key, value, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*step) for step in self.steps], 2)
 
-
-def gather_again(workload: Workload, mask: Pattern) -> Call:
-    """`gather` for training: a block of queries keeps no scores, and is computed once more when its gradient is."""
-    some, every = mask.blocks()
-    steps = [_step(mask, row, some[row], every[row], workload.device) for row in range(len(some))]
-    w, dtype, both = workload, _gathered_dtype(workload), workload.batch * workload.kv_heads
-
-    def attend(
-        query: Tensor, key: Tensor, value: Tensor, rows: slice, keys: slice | Tensor, hidden: Tensor | None
+    def _block(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: slice, keys: slice | Tensor, hidden: Tensor | None
     ) -> Tensor:
-        q = query[:, :, rows].reshape(both, -1, w.head_dim).to(dtype)  # (both, group * rows, head_dim)
-        k, v = (x[:, :, keys].flatten(0, 1).to(dtype) for x in (key, value))  # (both, keys, ..)
-        scores = (q @ k.mT).float() * w.scale
+        w, (q, k, v) = self.workload, self.operands(query, key, value, rows, keys)
+        scores = (q @ k.mT).float() * w.scale  # (both, group * rows, keys)
         if hidden is not None:
-            scores = scores.view(both, w.group, *hidden.shape).masked_fill(hidden, float("-inf")).view(scores.shape)
-        out = torch.softmax(scores, dim=-1).to(dtype) @ v
+            scores = scores.view(self.both, w.group, *hidden.shape).masked_fill(hidden, -torch.inf).view(scores.shape)
+        out = torch.softmax(scores, dim=-1).to(self.dtype) @ v  # (both, group * rows, value_dim)
         return out.to(query.dtype).view(w.batch, w.heads, -1, w.value_dim)
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        again = partial(checkpoint, attend, query, key, value, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(*step) for step in steps], 2)
-
-    return call
-
-
-def _gathered_dtype(workload: Workload) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, workload.dtype)
-    return kernels.product_dtype(workload.dtype) if workload.device == "cpu" else dtype
 
 
 Step = tuple[slice, slice | Tensor, Tensor | None]
@@ -86,7 +74,7 @@ Step = tuple[slice, slice | Tensor, Tensor | None]
 def _step(mask: Pattern, row: int, some: Tensor, every: Tensor, device: str) -> Step:
     start, end = row * mask.block, min((row + 1) * mask.block, mask.seq)
     seen = some.nonzero()[:, 0]  # (blocks seen,)
-    keys = (seen[:, None] * mask.block + torch.arange(mask.block)).flatten()
+    keys = (seen[:, None] * mask.block + torch.arange(mask.block)).flatten()  # (keys seen,)
     keys = keys[keys < mask.kv_seq].to(device)
     hidden = None
     if not every[seen].all():

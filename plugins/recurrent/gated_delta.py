@@ -32,17 +32,17 @@ class GatedDelta(Recurrent):
         return 1, 1  # a and b
 
     def definition(self, workload: Workload) -> Recurrence:
-        rate, bias = rates(workload)
+        rate, bias = rates(workload)  # (kv_heads, 1)
 
         def update(state: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            kept = torch.exp(-rate.to(a) * softplus(a + bias.to(a))).unsqueeze(-1) * state
+            kept = torch.exp(-rate.to(a) * softplus(a + bias.to(a))).unsqueeze(-1) * state  # as the state
             read = (k.unsqueeze(-2) @ kept).squeeze(-2)  # (batch, kv_heads, value_dim)
-            return kept + outer(k, b.sigmoid() * (v - read))
+            return kept + outer(k, b.sigmoid() * (v - read))  # (batch, kv_heads, head_dim, value_dim)
 
         return Recurrence(query=lambda q: normalize(q, dim=-1) * workload.scale, key=_unit, update=update)
 
     def terms(self, workload: Workload) -> Callable[..., tuple[Tensor, ...]]:
-        rate, bias = (x.float() for x in rates(workload))
+        rate, bias = (x.float() for x in rates(workload))  # (kv_heads, 1)
 
         def terms(key: Tensor, value: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
             decay = -rate * softplus(a.squeeze(-1) + bias)  # (batch, kv_heads, length)
@@ -61,7 +61,7 @@ class GatedDelta(Recurrent):
         beta = beta.unsqueeze(-1)  # (batch, kv_heads, length, 1)
         system = beta * (key @ key.mT) * between  # (batch, kv_heads, length, length); its diagonal is not read
         known = beta * (value - since * (key @ state))  # (batch, kv_heads, length, value_dim)
-        u = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
+        u = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)  # as `known`
         return decayed(state, query, key, u, since, between)
 
     def flops(self, workload: Workload) -> int:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
+from platformdirs import user_cache_path
 
 from attnbench.errors import AttnbenchError
 
@@ -109,8 +110,7 @@ def _key(path: Path, command: list[str]) -> str:
 
 def _cache() -> Path:
     """The user's cache folder, or a temporary one of this user's where that can't be written."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (home / "attnbench", Path(tempfile.gettempdir()) / f"attnbench-{os.getuid()}"):
+    for folder in (user_cache_path("attnbench"), Path(tempfile.gettempdir()) / f"attnbench-{os.getuid()}"):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from attnbench.plugin import Call
 from attnbench.workload import Workload
 
+from ..autograd import Backward, Forward, dense_rows, differentiable
+from ..pieces import strips
 from . import compiler
 
 KEYS, LANES, ROWS = 64, 16, 6  # as in tile.h
@@ -39,11 +39,8 @@ class Plan:
 def dense(workload: Workload, rows: int) -> Plan:
     """All keys, or with a causal mask those up to the diagonal, in strips of so many rows."""
     w = workload
-    starts = [(i, min(i + rows, w.seq)) for i in range(0, w.seq, rows)]
-    if not w.is_causal:
-        return Plan(tuple((i, end, ((0, w.kv_seq, True),)) for i, end in starts))
-    strips = ((i, end, ((0, min(end + w.offset, w.kv_seq), False),)) for i, end in starts)
-    return Plan(tuple(strips), (-_FAR, w.offset))
+    made = ((part.start, part.stop, ((0, seen.stop, not w.is_causal),)) for part, seen in strips(w, rows))
+    return Plan(tuple(made), (-_FAR, w.offset if w.is_causal else _FAR))
 
 
 def unsupported(workload: Workload, *sources: str) -> str | None:
@@ -115,27 +112,15 @@ class _Problems:
         self.tallest = max(end - start for start, end, _ in plan.strips)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None) -> _Problem:
+        tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(self.workload, name) for name in _SIZES)
         return _Problem(
-            *map(_tensor, (query, key, value, out)),
-            *(getattr(self.workload, name) for name in _SIZES),
-            *self.band,
-            self.keys,
-            self.tallest,
-            torch.get_num_threads(),
-            self.workload.scale,
-            self.strips,
-            len(self.strips),
-            self.ranges,
-            None if lse is None else lse.data_ptr(),
-        )
+            *tensors, *sizes, *self.band, self.keys, self.tallest, torch.get_num_threads(), self.workload.scale,
+            self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(),
+        )  # fmt: skip
 
 
 def _tensor(x: Tensor) -> _Tensor:
     return _Tensor(x.data_ptr(), *x.stride()[:3])
-
-
-def _dense_rows(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 def _run(kernel: Callable[..., int], *structures: ctypes.Structure) -> None:
@@ -145,34 +130,20 @@ def _run(kernel: Callable[..., int], *structures: ctypes.Structure) -> None:
 
 def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Call:
     """The kernel as a function of query, key and value; keys: of a block, a multiple of 64."""
+    call = forward(kernel, workload, plan, keys, with_lse=False)
+    return lambda query, key, value: call(query, key, value)[0]
+
+
+def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int, with_lse: bool = True) -> Forward:
+    """As `caller`, with what the backward pass needs: the log-sum-exp of each row, (batch, heads, seq) in float32."""
     w, problem = workload, _Problems(workload, plan, keys)
 
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = _dense_rows(query, key, value)
+    def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        query, key, value = dense_rows(query, key, value)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        _run(kernel, problem(query, key, value, out))
-        return out
-
-    return call
-
-
-Forward: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""query, key, value -> out and the log-sum-exp of each row's scores, (batch, heads, seq) in float32."""
-
-Backward: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""query, key, value, out, log-sum-exp and out's gradient, whose rows are dense -> those of query, key and value."""
-
-
-def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Forward:
-    """As `caller`, with what the backward pass needs."""
-    w, problem = workload, _Problems(workload, plan, keys)
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        query, key, value = _dense_rows(query, key, value)
-        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32)
+        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32) if with_lse else None
         _run(kernel, problem(query, key, value, out, lse))
-        return out, lse
+        return (out,) if lse is None else (out, lse)
 
     return call
 
@@ -183,20 +154,10 @@ def backward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: i
     def call(
         query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = _dense_rows(query, key, value)
+        query, key, value = dense_rows(query, key, value)
         dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value))
         _run(kernel, problem(query, key, value, out, lse), _Gradients(*map(_tensor, (out_gradient, dq, dk, dv))))
         return dq, dk, dv
-
-    return call
-
-
-def differentiable(forward: Forward, backward: Backward) -> Call:
-    """Attention that torch can differentiate, once."""
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Tensor = _Differentiable.apply(forward, backward, query, key, value)
-        return out
 
     return call
 
@@ -219,21 +180,6 @@ def exact(workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan
     return differentiable(
         forward(kernel, workload, forward_plan, keys), backward(back, workload, backward_plan, backward_keys)
     )
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> Tensor:
-        out, lse = forward(*(x.detach() for x in inputs))  # torch records what threads of one's own do, but for this
-        ctx.save_for_backward(*inputs, out, lse)
-        ctx.made_by = backward
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, out_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        up, *_ = _dense_rows(out_gradient)
-        return None, None, *ctx.made_by(*(x.detach() for x in ctx.saved_tensors), up)
 
 
 class _Scales(ctypes.Structure):

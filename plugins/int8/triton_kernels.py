@@ -19,6 +19,8 @@ from torch import Tensor
 
 from attnbench.workload import Workload
 
+from ..triton_kit import padded
+
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E), and exp2 is the instruction that a GPU has
 BLOCK = 128  # rows to a program that quantizes; int8 rows are padded to a multiple of it, so that no tile reads past
 
@@ -42,44 +44,27 @@ class Tiles(NamedTuple):
 # often, so the longest step is the default there.
 CANDIDATES = {
     64: (
-        Tiles(128, 64, 4, 3),
-        Tiles(128, 64, 8, 3, 128),
-        Tiles(128, 128, 8, 3),
-        Tiles(64, 128, 4, 3),
-        Tiles(64, 64, 4, 3),
+        Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3, 128), Tiles(128, 128, 8, 3),
+        Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 3),
     ),
     128: (
-        Tiles(128, 128, 8, 3),
-        Tiles(128, 128, 8, 2),
-        Tiles(128, 64, 8, 3),
-        Tiles(64, 128, 4, 2),
-        Tiles(64, 64, 4, 2),
+        Tiles(128, 128, 8, 3), Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3),
+        Tiles(64, 128, 4, 2), Tiles(64, 64, 4, 2),
     ),
     256: (Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 8, 2)),
-}
+}  # fmt: skip
 FLOAT32 = (Tiles(64, 32, 8, 2), Tiles(64, 32, 4, 2))  # its P V is not on tensor cores ("ieee")
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def quantize_rows(  # type: ignore[no-untyped-def]
-    x_ptr,
-    mean_ptr,
-    out_ptr,
-    scale_ptr,
-    stride_b,
-    stride_h,
-    stride_l,
-    stride_d,
+    x_ptr, mean_ptr, out_ptr, scale_ptr,
+    stride_b, stride_h, stride_l, stride_d,
     head,  # of batch * heads
-    heads,
-    length,
+    heads, length,
     padded,  # rows to a head of out and scale
-    dim: tl.constexpr,
-    HAS_MEAN: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DIM: tl.constexpr,
-):
+    dim: tl.constexpr, HAS_MEAN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
     """BLOCK rows of one head: scale = peak / 127, int8 = round((x - mean) / scale); 0 outside x. Equations 2 and 5."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     col = tl.arange(0, DIM)
@@ -110,26 +95,15 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
     k8_ptr,  # int8 (batch * kv_heads, k_padded, DIM)
     q_scale_ptr,  # float32 (batch * heads, q_padded)
     k_scale_ptr,  # float32 (batch * kv_heads, k_padded)
-    q_stride_b,
-    q_stride_h,
-    q_stride_l,
-    q_stride_d,
-    k_stride_b,
-    k_stride_h,
-    k_stride_l,
-    k_stride_d,
+    q_stride_b, q_stride_h, q_stride_l, q_stride_d,
+    k_stride_b, k_stride_h, k_stride_l, k_stride_d,
     q_heads,  # batch * heads
-    heads,
-    kv_heads,
-    seq,
-    kv_seq,
-    q_padded,
-    k_padded,
+    heads, kv_heads, seq, kv_seq, q_padded, k_padded,
     dim: tl.constexpr,
     ROWS: tl.constexpr,  # rows that share a scale; divides BLOCK
     BLOCK: tl.constexpr,  # rows to a program
     DIM: tl.constexpr,  # power of 2, at least dim
-):
+):  # fmt: skip
     """Q and K in one launch: the heads of Q come first along axis 1, then those of K."""
     head = tl.program_id(1).to(tl.int64)
     if head < q_heads:
@@ -156,18 +130,13 @@ def attend_keys(  # type: ignore[no-untyped-def]
     k_ptr,  # int8 (k_padded, DIM) of this head
     k_scale_ptr,  # float32 (k_padded,)
     v_ptr,  # (kv_seq, value_dim)
-    v_stride_l,
-    v_stride_d,
-    start,
-    end,
-    kv_seq,
+    v_stride_l, v_stride_d,
+    start, end, kv_seq,
     value_dim: tl.constexpr,
     MASKED: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-):
+    BLOCK_N: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+):  # fmt: skip
     """Online softmax over keys start .. end - 1, BLOCK_N at a time.
 
     Scores are without q_scale, which is positive, so their order is the same: it joins the subtraction of the maximum
@@ -206,24 +175,13 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     k_scale_ptr,  # float32 (batch * kv_heads, k_padded)
     v_ptr,  # (batch, kv_heads, kv_seq, value_dim), any strides
     out_ptr,  # (batch * heads, seq, value_dim)
-    v_stride_b,
-    v_stride_h,
-    v_stride_l,
-    v_stride_d,
+    v_stride_b, v_stride_h, v_stride_l, v_stride_d,
     scale,  # of the scores, times LOG2_E; positive
-    heads,
-    kv_heads,
-    seq,
-    kv_seq,
-    q_padded,
-    k_padded,
+    heads, kv_heads, seq, kv_seq, q_padded, k_padded,
     value_dim: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-):
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+):  # fmt: skip
     """BLOCK_M rows of one head's output."""
     head = tl.program_id(1).to(tl.int64)  # of batch * heads
     kv_head = head // heads * kv_heads + head % heads // (heads // kv_heads)  # of batch * kv_heads
@@ -283,14 +241,14 @@ def quantize(query: Tensor, key: Tensor, rows: int) -> tuple[Quantized, Quantize
 def workspace_bytes(workload: Workload) -> int:
     """Q and K in 8 bits with their scales, and K's mean."""
     w = workload
-    dim, _ = padded_dims(w.head_dim, 1)
+    dim = padded(w.head_dim, 32)
     rows = sum(heads * triton.cdiv(n, BLOCK) * BLOCK for heads, n in ((w.heads, w.seq), (w.kv_heads, w.kv_seq)))
     return int(w.batch * (rows * (dim + 4) + w.kv_heads * w.head_dim * 4))
 
 
 def room(x: Tensor) -> Quantized:
     """For what `quantize_kernel` makes of x (batch, heads, length, dim)."""
-    dim, _ = padded_dims(x.shape[3], 1)
+    dim = padded(x.shape[3], 32)
     shape = (*x.shape[:2], triton.cdiv(x.shape[2], BLOCK) * BLOCK)
     integers = torch.empty(*shape, dim, dtype=torch.int8, device=x.device)  # (batch, heads, padded length, padded dim)
     return integers, torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -308,28 +266,21 @@ def attention(
     _, kv_heads, kv_seq, value_dim = value.shape
     (q8, q_scale), (k8, k_scale) = quantize(query, key, rows)
     out = query.new_empty(batch, heads, seq, value_dim)
-    padded, value_padded = padded_dims(dim, value_dim)
-    tiles = tiles or candidates(padded, value_padded, value.dtype == torch.float32)[0]
+    dim, value_wide = padded_dims(dim, value_dim)
+    tiles = tiles or candidates(dim, value_wide, value.dtype == torch.float32)[0]
     attention_kernel[(triton.cdiv(seq, tiles.block_m), batch * heads)](
         q8, q_scale, k8, k_scale, value, out, *value.stride(), scale * LOG2_E, heads, kv_heads, seq, kv_seq,
         q8.shape[2], k8.shape[2], value_dim=value_dim, IS_CAUSAL=is_causal, BLOCK_M=tiles.block_m,
-        BLOCK_N=tiles.block_n, DIM=padded, VALUE_DIM=value_padded, num_warps=tiles.warps, num_stages=tiles.stages,
+        BLOCK_N=tiles.block_n, DIM=dim, VALUE_DIM=value_wide, num_warps=tiles.warps, num_stages=tiles.stages,
         maxnreg=tiles.registers,
     )  # fmt: skip
     return out
 
 
 def padded_dims(dim: int, value_dim: int) -> tuple[int, int]:
-    """Powers of 2; tensor cores take int8 products over at least 32 elements, and others of at least 16."""
-    return max(32, triton.next_power_of_2(dim)), max(16, triton.next_power_of_2(value_dim))
+    return padded(dim, 32), padded(value_dim)
 
 
 def candidates(dim: int, value_dim: int, is_float32: bool) -> tuple[Tiles, ...]:
     """Tiles worth trying for these padded dims, the default first."""
-    widest = max(dim, value_dim)
-    return FLOAT32 if is_float32 else CANDIDATES[max(64, widest)]
-
-
-def tiles(dim: int, value_dim: int, is_float32: bool) -> Tiles:
-    """The default of `candidates`."""
-    return candidates(dim, value_dim, is_float32)[0]
+    return FLOAT32 if is_float32 else CANDIDATES[max(64, dim, value_dim)]

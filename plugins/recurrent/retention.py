@@ -31,7 +31,7 @@ class Retention(Recurrent):
         )
 
     def terms(self, workload: Workload) -> Callable[..., tuple[Tensor, ...]]:
-        decay = _log_gamma(workload).float()
+        decay = _log_gamma(workload).float()  # (kv_heads, 1)
         return lambda key, value: (key, value, decay.expand(key.shape[:3]))
 
 

@@ -114,8 +114,8 @@ class Recurrent(Choice):
 
         def one(state: Tensor, query: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
             key, value, *gates = (x.float().squeeze(2) for x in tokens)  # (batch, kv_heads, ..)
-            state = definition.update(state, definition.key(key), value, *gates)
-            q = definition.query(query.float()).squeeze(2).unflatten(1, (w.kv_heads, w.group))
+            state = definition.update(state, definition.key(key), value, *gates)  # (.., head_dim, value_dim)
+            q = definition.query(query.float()).squeeze(2).unflatten(1, (w.kv_heads, w.group))  # (.., group, head_dim)
             out = q @ state  # (batch, kv_heads, group, value_dim)
             return out.to(query.dtype).flatten(1, 2).unsqueeze(2), state
 
@@ -126,11 +126,11 @@ class Recurrent(Choice):
             parts = list(zip(*(x.split(self._step, 2) for x in tokens), strict=True))
             queries: Sequence[Tensor | None] = [None] * len(parts)
             if query is not None:
-                queries = query.unflatten(1, (w.kv_heads, w.group)).split(self._step, 3)
+                queries = query.unflatten(1, (w.kv_heads, w.group)).split(self._step, 3)  # (.., group, length, ..)
             outs = []
             for q, part in zip(queries, parts, strict=True):
                 rows = None if q is None else definition.query(q.float()).transpose(2, 3).flatten(2, 3)
-                out, state = self.advance(state, rows, *terms(*(x.float() for x in part)))
+                out, state = self.advance(state, rows, *terms(*(x.float() for x in part)))  # (.., rows, value_dim)
                 if out is not None:
                     outs.append(out.unflatten(2, (-1, w.group)).transpose(2, 3).to(tokens[0].dtype))
             return torch.cat(outs, 3).flatten(1, 2) if outs else None, state  # (batch, heads, seq, value_dim)
@@ -203,11 +203,11 @@ def decayed(
     key, value: (batch, kv_heads, length, ..). since, between: what `left` makes of the decay.
     """
     last = between[:, :, -1:].mT  # what is left of each token at the end: (batch, kv_heads, length, 1)
-    after = since[:, :, -1:] * state + (key * last).mT @ value
+    after = since[:, :, -1:] * state + (key * last).mT @ value  # (batch, kv_heads, head_dim, value_dim)
     if query is None:
         return None, after
     scores = times(query @ key.mT, between)  # (batch, kv_heads, length * group, length)
-    return scores @ value + times(query, since) @ state, after
+    return scores @ value + times(query, since) @ state, after  # (batch, kv_heads, length * group, value_dim)
 
 
 def left(decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ def left(decay: Tensor) -> tuple[Tensor, Tensor]:
     as differences of two sums from the first token they would lose their digits behind a strong decay.
     """
     length = decay.shape[-1]
-    sums = decay.unsqueeze(-1).expand(*decay.shape, length).tril(-1).cumsum(-2)
+    sums = decay.unsqueeze(-1).expand(*decay.shape, length).tril(-1).cumsum(-2)  # (.., length, length)
     return decay.cumsum(-1).exp().unsqueeze(-1), sums.exp().tril()
 
 
@@ -238,6 +238,6 @@ def rates(workload: Workload) -> tuple[Tensor, Tensor]:
     alike in every run.
     """
     head = torch.arange(workload.kv_heads, dtype=torch.float64, device=workload.device).unsqueeze(-1)
-    at = (head + 0.5) / workload.kv_heads
+    at = (head + 0.5) / workload.kv_heads  # (kv_heads, 1)
     dt = 0.001 * 100**at
     return 1 + 15 * at, dt.expm1().log()  # softplus(log(exp(dt) - 1)) = dt

@@ -18,6 +18,11 @@ def quantize(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     if rows > 1:
         length = x.shape[-2]
         blocks = pad(peak, (0, 0, 0, -length % rows)).view(*x.shape[:-2], -1, rows, 1)  # (..., blocks, rows, 1)
-        peak = blocks.amax(-2, keepdim=True).expand_as(blocks).flatten(-3, -2)[..., :length, :]
-    scale = peak.clamp(min=1e-30) / LEVELS
+        peak = blocks.amax(-2, keepdim=True).expand_as(blocks).flatten(-3, -2)[..., :length, :]  # (..., length, 1)
+    scale = peak.clamp(min=1e-30) / LEVELS  # (..., length, 1)
     return (x / scale).round_().to(torch.int8), scale
+
+
+def smooth(key: Tensor) -> Tensor:
+    """K (..., kv_seq, head_dim) minus its mean over tokens, in float32. Equation 5."""
+    return key - key.mean(dim=-2, keepdim=True, dtype=torch.float32)

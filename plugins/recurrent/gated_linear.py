@@ -44,7 +44,7 @@ class GatedLinear(Recurrent):
         key, value, decay = terms
         since = decay.cumsum(2)  # log of what is left of `state`: (batch, kv_heads, length, head_dim)
         last = since[:, :, -1:]  # (batch, kv_heads, 1, head_dim)
-        after = last.exp().mT * state + (key * (last - since).exp()).mT @ value
+        after = last.exp().mT * state + (key * (last - since).exp()).mT @ value  # as the state
         if query is None:
             return None, after
         return times(query, since.exp()) @ state + _within(query, key, value, since), after
@@ -68,7 +68,7 @@ def _within(query: Tensor, key: Tensor, value: Tensor, since: Tensor) -> Tensor:
     if room:
         query, key, value = pad(query, (0, 0, 0, room * group)), pad(key, (0, 0, 0, room)), pad(value, (0, 0, 0, room))
         since = pad(since, (0, 0, 0, room), mode="replicate")
-    own = (query.unflatten(2, (-1, group)) * key.unsqueeze(3)).sum(-1, keepdim=True)
+    own = (query.unflatten(2, (-1, group)) * key.unsqueeze(3)).sum(-1, keepdim=True)  # (.., length, group, 1)
     out = (own * value.unsqueeze(3)).flatten(2, 3)  # (batch, kv_heads, length * group, value_dim)
     size = 1
     while size < key.shape[2]:
@@ -76,7 +76,7 @@ def _within(query: Tensor, key: Tensor, value: Tensor, since: Tensor) -> Tensor:
         k, v = (x.unflatten(2, (-1, 2, size))[:, :, :, 0] for x in (key, value))  # (batch, kv_heads, pairs, size, ..)
         earlier, later = since.unflatten(2, (-1, 2, size)).unbind(3)  # (batch, kv_heads, pairs, size, head_dim)
         border = earlier[..., -1:, :]  # (batch, kv_heads, pairs, 1, head_dim)
-        scores = times(q, (later - border).exp()) @ (k * (border - earlier).exp()).mT
+        scores = times(q, (later - border).exp()) @ (k * (border - earlier).exp()).mT  # (.., size * group, size)
         out = out + pad(scores @ v, (0, 0, size * group, 0)).flatten(2, 3)  # the earlier block gets nothing
         size *= 2
     return out[:, :, : length * group]

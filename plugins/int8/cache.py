@@ -14,56 +14,43 @@ import torch
 from torch import Tensor
 
 from attnbench.errors import AttnbenchError
-from attnbench.plugin import Attention, Decoding, Implementation, visible
+from attnbench.plugin import Attention, Cache, Decoding, Implementation
 from attnbench.workload import Workload
 
-from .cpu import attention as kernels
-from .cpu import compiler
-from .quantize import quantize
+from ..native import attention as kernels
+from ..native import compiler
+from ..pieces import hidden, parts
+from .quantization import quantize
 
 KEYS = 4096  # keys widened at a time
 
 
 class Int8Cache(NamedTuple):
-    """int8 (batch, kv_heads, capacity, dim) of keys and values, their float32 scales (.., capacity, 1), and the mean.
+    """A cache of int8 keys and values, one of their float32 scales (.., capacity, 1), and the mean.
 
-    mean: float32 (batch, kv_heads, 1, head_dim). length: how many tokens are there.
+    mean: float32 (batch, kv_heads, 1, head_dim).
     """
 
-    key: Tensor
-    key_scale: Tensor
-    value: Tensor
-    value_scale: Tensor
+    integers: Cache
+    scales: Cache
     mean: Tensor
-    length: int
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, capacity: int) -> Int8Cache:
         """A cache with these tokens in it, and room for `capacity` in all."""
-        shape = (*key.shape[:2], capacity)
-        made = [
-            key.new_empty(*shape, n, dtype=dtype)
-            for x in (key, value)
-            for n, dtype in ((x.shape[-1], torch.int8), (1, torch.float32))
-        ]
-        return cls(made[0], made[1], made[2], made[3], past_mean(key), 0).append(key, value)
+        mean = past_mean(key)
+        (k8, k_scale), (v8, v_scale) = _narrow(key, value, mean)
+        return cls(Cache.of(k8, v8, capacity), Cache.of(k_scale, v_scale, capacity), mean)
 
     def append(self, key: Tensor, value: Tensor) -> Int8Cache:
-        """With these tokens quantized behind what is there, in place.
+        """With these tokens quantized behind what is there, as `Cache.append`."""
+        (k8, k_scale), (v8, v_scale) = _narrow(key, value, self.mean)
+        return Int8Cache(self.integers.append(k8, v8), self.scales.append(k_scale, v_scale), self.mean)
 
-        Raises:
-            AttnbenchError: there is no room for them.
-        """
-        end = self.length + key.shape[2]
-        if end > self.key.shape[2]:
-            raise AttnbenchError(f"a cache of {self.key.shape[2]} tokens has no room for {end}")
-        new = slice(self.length, end)
-        for x, to, scale in (
-            (key.float() - self.mean, self.key, self.key_scale),
-            (value.float(), self.value, self.value_scale),
-        ):
-            to[:, :, new], scale[:, :, new] = quantize(x, 1)
-        return self._replace(length=end)
+
+def _narrow(key: Tensor, value: Tensor, mean: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Key less the mean, and value, as int8 (.., length, dim) with scales (.., length, 1)."""
+    return [quantize(x, 1) for x in (key.float() - mean, value.float())]
 
 
 def past_mean(key: Tensor) -> Tensor:
@@ -73,9 +60,8 @@ def past_mean(key: Tensor) -> Tensor:
 
 def operands(workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the cache makes of query, key and value, in float64: the definition of what a step computes."""
-    smooth = key.float() - past_mean(key[:, :, : workload.past])
-    parts = (quantize(x, 1) for x in (query.float(), smooth, value.float()))
-    q, k, v = (x8.double() * scale.double() for x8, scale in parts)
+    narrow = [quantize(query.float(), 1), *_narrow(key, value, past_mean(key[:, :, : workload.past]))]
+    q, k, v = (x8.double() * scale.double() for x8, scale in narrow)  # each of its input's shape
     return q, k, v
 
 
@@ -93,8 +79,8 @@ def implementations() -> Sequence[Implementation]:
         decode = kernels.int8_decoder(compiler.load("decode_int8.cpp").decode_int8, workload)
 
         def read(cache: Int8Cache, query: Tensor) -> Tensor:
-            key, value = (cache.key, cache.key_scale), (cache.value, cache.value_scale)
-            return decode(quantize(query.float(), 1), key, value)
+            integers, scales = cache.integers, cache.scales
+            return decode(quantize(query.float(), 1), (integers.key, scales.key), (integers.value, scales.value))
 
         return _decoding(read, "C++ AVX512-VNNI")
 
@@ -129,19 +115,17 @@ def _torch_bytes(workload: Workload) -> int:
 
 def in_torch(workload: Workload, cache: Int8Cache, query: Tensor) -> Tensor:
     """A `Reader` in plain torch. Integers are multiplied as float32, which holds their sums exactly."""
-    w = workload
+    w, length, (key_scale, value_scale) = workload, cache.integers.length, (cache.scales.keys, cache.scales.values)
     q8, q_scale = quantize(query.reshape(w.batch, w.kv_heads, w.group * w.seq, w.head_dim).float(), 1)
-    q, rows = q8.float(), torch.arange(w.seq, device=query.device)
-    scores = query.new_empty(*q.shape[:3], cache.length, dtype=torch.float32)
-    parts = [slice(i, min(i + KEYS, cache.length)) for i in range(0, cache.length, KEYS)]
-    for part in parts:
-        scores[..., part] = q @ cache.key[:, :, part].float().mT
-    scores *= (q_scale * w.scale) * cache.key_scale[:, :, : cache.length].mT
+    q = q8.float()  # (batch, kv_heads, group * seq, head_dim)
+    scores = query.new_empty(*q.shape[:3], length, dtype=torch.float32)  # (batch, kv_heads, group * seq, length)
+    for part in parts(length, KEYS):
+        scores[..., part] = q @ cache.integers.key[:, :, part].float().mT  # (batch, kv_heads, group * seq, keys)
+    scores *= (q_scale * w.scale) * key_scale.mT  # (.., group * seq, 1), (.., 1, length)
     if w.is_causal and w.seq > 1:
-        hidden = visible(w, rows[:, None], torch.arange(cache.length, device=query.device)).logical_not_()
-        scores.view(w.batch, w.kv_heads, w.group, w.seq, -1).masked_fill_(hidden, -torch.inf)
-    weights = torch.softmax(scores, -1) * cache.value_scale[:, :, : cache.length].mT
-    out = query.new_zeros(*q.shape[:3], w.value_dim, dtype=torch.float32)
-    for part in parts:
-        out += weights[..., part] @ cache.value[:, :, part].float()
+        scores.view(w.batch, w.kv_heads, w.group, w.seq, -1).masked_fill_(hidden(w), -torch.inf)
+    weights = torch.softmax(scores, -1) * value_scale.mT  # as scores
+    out = query.new_zeros(*q.shape[:3], w.value_dim, dtype=torch.float32)  # (batch, kv_heads, group * seq, value_dim)
+    for part in parts(length, KEYS):
+        out += weights[..., part] @ cache.integers.value[:, :, part].float()  # (batch, kv_heads, .., value_dim)
     return out.to(query.dtype).view(w.batch, w.heads, w.seq, w.value_dim)

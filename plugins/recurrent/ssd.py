@@ -27,7 +27,7 @@ class Ssd(Recurrent):
         return (1,)  # dt, before its softplus
 
     def definition(self, workload: Workload) -> Recurrence:
-        rate, bias = rates(workload)
+        rate, bias = rates(workload)  # (kv_heads, 1)
 
         def update(state: Tensor, k: Tensor, v: Tensor, raw: Tensor) -> Tensor:
             dt = softplus(raw + bias.to(raw))  # (batch, kv_heads, 1)
@@ -36,7 +36,7 @@ class Ssd(Recurrent):
         return Recurrence(query=lambda q: q, key=lambda k: k, update=update)
 
     def terms(self, workload: Workload) -> Callable[..., tuple[Tensor, ...]]:
-        rate, bias = (x.float() for x in rates(workload))
+        rate, bias = (x.float() for x in rates(workload))  # (kv_heads, 1)
 
         def terms(key: Tensor, value: Tensor, raw: Tensor) -> tuple[Tensor, ...]:
             dt = softplus(raw.squeeze(-1) + bias)  # (batch, kv_heads, length)

@@ -1,1 +1,0 @@
-"""Attention kernels in C++ for CPUs with AVX-512, compiled when first used."""

@@ -1,0 +1,120 @@
+"""Tiled attention on a CPU: exact attention computed in pieces that a cache holds ("to improve cache reuse").
+
+Naive attention writes the l x l scores to memory and reads them back: for softmax, then for P V. At l = 8192 they are
+256 MiB a head in float32, and memory is a hundred times further than a first-level cache. Two ways to not do that:
+
+- `impl=strip` takes some hundred query rows at a time. Their scores with all keys, rows x l, are made, normalised and
+  multiplied by V before the next strip overwrites them. It is the lecture's tiling in three torch calls.
+- `impl=avx512` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
+  and the scores of six rows with a block, 24 KiB, stay in the first-level cache. Softmax over pieces needs a running
+  maximum m and sum s: where a block raises m to m', what was summed so far is multiplied by e^(m - m').
+  plugins/native has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
+  token to its cache, there is nothing to reuse: `decode.cpp` reads K and V once, from where they lie.
+
+Training needs the scores once more. Neither way keeps them: FlashAttention-2 (Dao 2023, arXiv 2307.08691, section 3.1)
+keeps the log-sum-exp of each row, from which a tile of the softmax is made anew: by `plain` or `backward.cpp`.
+
+`rows` and `keys` are the tile: a block holds keys x (head_dim + value_dim) x 2 bytes, which should fit a second-level
+cache with the strip's rows; sweep them to see the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from attnbench.plugin import Attention, Choice, Implementation, Option
+from attnbench.workload import Workload
+
+from ..autograd import differentiable
+from ..native import attention as kernels
+from ..native import compiler
+from ..sdpa import Sdpa
+from .plain import Strips
+
+STRIP_ROWS = 512
+ROWS, BLOCK_KEYS = 192, 1024
+BACKWARD_ROWS, BACKWARD_KEYS = 384, 384  # the sums of each key pass by with every strip
+FEW = 4  # queries of a key/value head up to which packing it does not pay
+
+
+class Tiled(Choice):
+    """softmax(Q K^T * scale) V a tile at a time, on a CPU.
+
+    `impl=auto` is avx512 for bfloat16 where this machine can, else strip if its CPU has bfloat16 products. Without
+    them, and in other dtypes, it hands over to torch's scaled_dot_product_attention: no faster product is to be had.
+    """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    options: ClassVar[Mapping[str, Option]] = {
+        "impl": Option("auto", "what computes it", ("auto", "strip", "avx512")),
+        "rows": Option(0, f"rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for avx512, backward {BACKWARD_ROWS}"),
+        "keys": Option(
+            0, f"avx512, backward: keys of a block, in 64s; 0: {BLOCK_KEYS}, avx512 backward {BACKWARD_KEYS}"
+        ),
+    }
+    rows: int
+    keys: int
+
+    def supports(self, workload: Workload) -> str | None:
+        if self.rows < 0 or self.keys < 0 or self.keys % kernels.KEYS:
+            return f"rows must not be negative, and keys a multiple of {kernels.KEYS}"
+        return super().supports(workload)
+
+    def implementations(self, workload: Workload) -> Sequence[Implementation]:
+        def no_gain(w: Workload) -> str | None:
+            return None if w.dtype == "bfloat16" else f"tiles gain nothing in {w.dtype}"
+
+        def slow(w: Workload) -> str | None:
+            return "float16 products run element by element on a CPU" if w.dtype == "float16" else None
+
+        avx512 = Implementation("avx512", self._avx512, _no_kernel, no_gain, self._avx512_bytes)
+        strip = Implementation("strip", self._strip, slow, no_gain, self._strip_bytes)
+        sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes)
+        return (avx512, strip, sdpa) if compiler.multiplies_bfloat16() else (avx512, sdpa, strip)
+
+    def _avx512(self, workload: Workload) -> Attention:
+        w = workload
+        rows, keys = self._rows(w, ROWS), self.keys or BLOCK_KEYS
+        plan, how = kernels.dense(w, rows), f"strips of {rows} rows, blocks of {keys} keys"
+        if _few(w):
+            call, how = kernels.caller(compiler.load("decode.cpp").decode, w, plan, keys), "K and V read once"
+        elif w.phase == "train":
+            more, wide = min(self.rows or BACKWARD_ROWS, w.seq), self.keys or BACKWARD_KEYS
+            call = kernels.exact(w, plan, keys, kernels.dense(w, more), wide)
+            how += f"; backward {more} and {wide}"
+        else:
+            call = kernels.exact(w, plan, keys, plan, keys)
+        return Attention(call, f"C++ AVX512-BF16, {how}")
+
+    def _avx512_bytes(self, workload: Workload) -> int | None:
+        w = workload
+        if w.phase == "train" or _few(w):
+            return None  # of few it is little: some kilobytes for each query
+        return kernels.workspace_bytes(w, self._rows(w, ROWS), self.keys or BLOCK_KEYS, kernels.bf16_bytes(w))
+
+    def _strip(self, workload: Workload) -> Attention:
+        rows = self._rows(workload, STRIP_ROWS)
+        how = f"plain torch, strips of {rows} rows"
+        strips = Strips(workload, rows, self.keys or BLOCK_KEYS)
+        if workload.phase != "train":
+            return Attention(strips, how)
+        return Attention(differentiable(strips.forward, strips.backward), f"{how} forward and backward")
+
+    def _strip_bytes(self, workload: Workload) -> int | None:
+        w = workload
+        if w.phase == "train":
+            return None
+        scores = self._rows(w, STRIP_ROWS) * (w.kv_seq + w.head_dim) * w.itemsize
+        return min(w.threads, w.batch * w.heads) * scores
+
+    def _rows(self, workload: Workload, usual: int) -> int:
+        return min(self.rows or usual, workload.seq)
+
+
+def _no_kernel(workload: Workload) -> str | None:
+    return kernels.unsupported(workload, *(("decode.cpp",) if _few(workload) else kernels.exact_sources(workload)))
+
+
+def _few(workload: Workload) -> bool:
+    return workload.phase != "train" and workload.seq * workload.group <= FEW
