@@ -27,7 +27,7 @@ from matplotlib.transforms import Bbox
 from attnbench.analysis.rows import records
 from attnbench.records.schema import COLUMNS
 from attnbench.report import drawing, page, repeat_command, units, write_report
-from attnbench.report.figures import block, errors, latency, memory, overview, speedup, tradeoff
+from attnbench.report.figures import block, deviation, latency, memory, overview, speedup, tradeoff
 from attnbench.report.prepare import arrange, prepared
 from attnbench.report.style import Style, display_names
 from attnbench.sizes import Sweep
@@ -400,7 +400,7 @@ def drawn() -> dict[str, Figure]:
         "latency": latency.latency(panels, style),
         "memory": memory.memory(panels, style),
         "speedup": speedup.speedup(panels, style),
-        "errors": errors.errors(panels, style),
+        "errors": deviation.deviation(panels, style),
         "trade": tradeoff.tradeoff(panels[0], style),
         "share": block.attention_share(panels, style),
         "amdahl": block.amdahl(panels, style),
@@ -526,7 +526,7 @@ def test_what_a_logarithm_cannot_show_is_left_out() -> None:
     frame["approximation_rel_l2"] = math.inf
     frame.loc[frame["plugin"] == "naive", "implementation_rel_l2"] = 0.0
     panels, style = arrange(frame, [RUN]), Style.of(frame)
-    for draw in (latency.latency, memory.memory, errors.errors):
+    for draw in (latency.latency, memory.memory, deviation.deviation):
         figure = draw(panels, style)
         assert figure is not None
         FigureCanvasAgg(figure).draw()
@@ -546,7 +546,7 @@ def test_a_title_fits_whatever_the_run_is_called(run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [latency.latency, memory.memory, speedup.speedup, errors.errors, block.attention_share, block.amdahl]
+    "draw", [latency.latency, memory.memory, speedup.speedup, deviation.deviation, block.attention_share, block.amdahl]
 )
 def test_there_is_no_figure_of_nothing(draw: Callable[..., Figure | None]) -> None:
     frame = rows()

@@ -76,18 +76,16 @@ def save(figure: Figure, stem: Path) -> None:
 # Rows and their parts
 
 
-def positive(frame: pd.DataFrame, column: str) -> pd.Series:
-    return frame[column].notna() & (frame[column] > 0)
-
-
-def compared(frame: pd.DataFrame) -> pd.DataFrame:
+def drawable(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Finished rows whose `column` a logarithm can show."""
     rows = finished(frame)
-    return rows[positive(rows, "speedup")]
+    return rows[rows[column] > 0]
 
 
-def drawable_errors(frame: pd.DataFrame, column: str) -> pd.Series:
+def with_error(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have an error in `column`, with it as a logarithm can show it in a column `error`."""
     values = frame[column].astype(float)
-    return values.where(np.isfinite(values)).clip(lower=_SMALLEST_ERROR)
+    return frame.assign(error=values.where(np.isfinite(values)).clip(lower=_SMALLEST_ERROR)).dropna(subset=["error"])
 
 
 def baseline_name(rows: pd.DataFrame, style: Style) -> str:
@@ -120,22 +118,8 @@ def lines(ax: Axes, rows: pd.DataFrame, style: Style, y: str, low: str = "", hig
     """One line a plugin, with a band and bars for its interval; a hollow marker where it did not converge."""
     if rows.empty:
         return
-    sns.lineplot(
-        data=rows,
-        x="length",
-        y=y,
-        hue="plugin",
-        style="plugin",
-        palette=style.colours,
-        markers=style.markers,
-        dashes=False,
-        estimator=None,
-        markersize=6.5,
-        markeredgewidth=0.8,
-        legend=False,
-        ax=ax,
-        zorder=3,
-    )
+    size = {"markersize": 6.5, "markeredgewidth": 0.8}
+    sns.lineplot(rows, x="length", y=y, dashes=False, estimator=None, ax=ax, zorder=3, **style.marks, **size)
     for plugin, part in rows.groupby("plugin"):
         colour, marker = style.colours[str(plugin)], style.markers[str(plugin)]
         if low:
@@ -166,9 +150,10 @@ def mark_missing(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) 
                 markeredgewidth=1.6, color=style.colours[plugin], transform=ax.get_xaxis_transform())  # fmt: skip
 
 
-def length_axis(ax: Axes, panel: Panel) -> None:
-    label = f"{panel.axis} (tokens)"
-    scales.length_axis(ax, list(panel.frame["length"]), label)
+def against_length(ax: Axes, panel: Panel, label: str, always: bool = False) -> None:
+    """The panel's lengths below, and what is shown against them on the left (see `ylabel`)."""
+    scales.length_axis(ax, list(panel.frame["length"]), f"{panel.axis} (tokens)")
+    ylabel(ax, label, always)
 
 
 # Legends and layout
@@ -191,11 +176,11 @@ def explained(panel: Panel) -> list[Line2D]:
 
 def entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
     """A panel's legend: each plugin, a cross or a line, with the exponent fitted to its `column`."""
-    rows = finished(panel.frame)
+    rows = drawable(panel.frame, column)
     handles = []
     for plugin in style.plugins:
         if plugin in set(panel.frame["plugin"]):
-            part = rows[(rows["plugin"] == plugin) & positive(rows, column)]
+            part = rows[rows["plugin"] == plugin]
             fit = powers.fit_exponent(list(part["length"]), list(part[column]))
             # z: what rounds to zero has no sign
             growth = f"   $l^{{\\,{fit.value:z.2f}}}$  [{fit.low:z.2f}, {fit.high:z.2f}]" if fit else ""
@@ -203,7 +188,7 @@ def entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
     return [*handles, *(mark for mark in explained(panel) if mark is not LOOSE or column == "latency_s")]
 
 
-def legend_below(ax: Axes, handles: Sequence[Line2D]) -> None:
+def _legend_below(ax: Axes, handles: Sequence[Line2D]) -> None:
     below = ax.transAxes + ScaledTranslation(0, -42 / 72, ax.figure.dpi_scale_trans)
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, borderaxespad=0)
 
@@ -233,6 +218,36 @@ def lay_out(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
+Fill = Callable[[Axes, Panel, Style, Sequence[Panel]], None]
+"""Draws a panel, on a scale that fits all the panels that it is given last."""
+
+
+@styled
+def draw(
+    panels: Sequence[Panel], style: Style, title: str, rows: Callable[[pd.DataFrame], pd.DataFrame], fill: Fill,
+    extra: Sequence[Line2D] = (), height: float = 3.4, exponent: str = "",
+) -> Figure | None:  # fmt: skip
+    """A figure with axes for each panel of whose frame `rows` leaves any; None where there is no such panel.
+
+    extra: entries of the legend behind the plugins'. height: of the axes, inches. exponent: a column whose fitted
+    exponents are told, in a legend below each panel in place of the one for all.
+    """
+    panels = [panel for panel in panels if len(rows(panel.frame))]
+    if not panels:
+        return None
+    below = [[*entries(panel, style, exponent), *extra] for panel in panels if exponent]
+    figure, axes = grid(len(panels), height + LINE * max(map(len, below), default=0))
+    for ax, panel in zip(axes, panels, strict=True):
+        fill(ax, panel, style, panels)
+        ax.set_title(folded(panel.title, 58))
+    for ax, handles in zip(axes, below, strict=False):
+        _legend_below(ax, handles)
+    if not below:
+        legend(figure, style, [plugin for panel in panels for plugin in rows(panel.frame)["plugin"]], extra)
+    suptitle(figure, title, panels[0].shared)
+    return figure
+
+
 def grid(count: int, height: float, columns: int = 2) -> tuple[Figure, list[Axes]]:
     """A figure of `count` axes in rows of `columns`, each `height` inches high."""
     columns = min(count, columns)
@@ -253,11 +268,6 @@ def ylabel(ax: Axes, text: str, always: bool = False) -> None:
         ax.set_ylabel(text)
     else:
         ax.set_ylabel("")
-
-
-def titled(figure: Figure, title: str, panels: Sequence[Panel]) -> Figure:
-    suptitle(figure, title, panels[0].shared)
-    return figure
 
 
 def suptitle(figure: Figure, *lines: str) -> None:

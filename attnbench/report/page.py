@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from attnbench.analysis import rows
 from attnbench.report import drawing
-from attnbench.report.figures import block, errors, latency, memory, overview, roofline, speedup, tradeoff
+from attnbench.report.figures import block, deviation, latency, memory, overview, roofline, speedup, tradeoff
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
@@ -69,7 +69,7 @@ FIGURES = {
     "latency": Kind("Latency against length", latency.READ, _parts(latency.latency)),
     "memory": Kind("Peak memory against length", memory.READ, _parts(memory.memory)),
     "speedup": Kind("Speedup over the baseline", speedup.READ, _parts(speedup.speedup)),
-    "errors": Kind("Two errors that mean different things", errors.READ, _parts(errors.errors)),
+    "errors": Kind("Two errors that mean different things", deviation.READ, _parts(deviation.deviation)),
     "speed-vs-error": Kind("Speed against error", tradeoff.READ, _each(tradeoff.tradeoff)),
     "attention-share": Kind("Attention's share of the block's time", block.READ_SHARE, _parts(block.attention_share)),
     "amdahl": Kind("What survives in the block", block.READ_AMDAHL, _parts(block.amdahl)),
@@ -107,38 +107,27 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Pa
     for path in folder.iterdir():
         if re.fullmatch(rf"({'|'.join(FIGURES)})(-\d+)?\.(png|svg)", path.name):
             path.unlink()
-    pictures = [_saved(name, title, figure, folder) for name, title, figure in _drawn(panels, runs, style)]
+    pictures = list(_pictures(panels, style, "; ".join(_machines(runs)), folder))
     page = _content(frame, panels, runs, style, pictures)
-    markdown = _markdown()
+    markdown = _templates(finalize=escape_markdown, keep_trailing_newline=True)
     page["pull_request"] = markdown.get_template("pull_request.md.j2").render(page)
     (out / "report.md").write_text(markdown.get_template("report.md.j2").render(page), encoding="utf-8")
     index = out / "index.html"
-    index.write_text(_html().get_template("report.html.j2").render(page), encoding="utf-8")
+    html = _templates(autoescape=True).get_template("report.html.j2")
+    index.write_text(html.render(page), encoding="utf-8")
     return index
 
 
-def _drawn(
-    panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style
-) -> Iterator[tuple[str, str, Figure]]:
-    """(file name, title, figure) of whatever there is to draw."""
-    machines = "; ".join(_machines(runs))
-    for name, kind in FIGURES.items():
-        yield from _numbered(name, kind.draw(panels, style, machines))
-
-
-def _numbered(name: str, drawn: Sequence[Figure | None]) -> Iterator[tuple[str, str, Figure]]:
-    some = [figure for figure in drawn if figure]
-    for number, figure in enumerate(some, 1):
-        title = FIGURES[name].title + (f" ({number} of {len(some)})" if len(some) > 1 else "")
-        yield name if number == 1 else f"{name}-{number}", title, figure
-
-
-def _saved(name: str, title: str, figure: Figure, folder: Path) -> Picture:
-    drawing.save(figure, folder / name)
-    svg = (folder / f"{name}.svg").read_bytes()
-    # Only the first of several figures of a kind says how to read it.
-    read = FIGURES[name].read if name in FIGURES else ""
-    return Picture(name, title, read, base64.b64encode(svg).decode(), round(100 * figure.get_figwidth()))
+def _pictures(panels: Sequence[Panel], style: Style, machines: str, folder: Path) -> Iterator[Picture]:
+    """Draws and saves whatever there is to draw; only the first of several figures of a kind says how to read it."""
+    for kind, (title, read, draw) in FIGURES.items():
+        figures = [figure for figure in draw(panels, style, machines) if figure]
+        for number, figure in enumerate(figures, 1):
+            name = kind if number == 1 else f"{kind}-{number}"
+            drawing.save(figure, folder / name)
+            svg = base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()
+            of = f" ({number} of {len(figures)})" if len(figures) > 1 else ""
+            yield Picture(name, title + of, read if number == 1 else "", svg, round(100 * figure.get_figwidth()))
 
 
 def _content(
@@ -151,9 +140,7 @@ def _content(
     finished = [panel for panel in panels if len(rows.finished(panel.frame))]
     return {
         "machines": _machines(runs),
-        "subtitle": "; ".join(
-            [*dict.fromkeys(map(_when_and_where, runs)), "attnbench " + metadata.version("attnbench")]
-        ),
+        "subtitle": "; ".join([*dict.fromkeys(map(_when_and_where, runs)), f"attnbench {version('attnbench')}"]),
         "summary": summary(frame, panels, runs, style),
         "best": [best.best_by_length(panel, style) for panel in finished],
         "pictures": pictures,
@@ -180,18 +167,12 @@ def _when_and_where(run: Mapping[str, Any]) -> str:
     return f"{machine_name(run)}, measured {started}" if started else machine_name(run)
 
 
-def _html() -> Environment:
+def _templates(**settings: Any) -> Environment:
+    """Every value is escaped, by `settings`, unless it is marked safe."""
     here = Path(__file__).parent
-    made = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True)  # fmt: skip
+    loader = FileSystemLoader(here)
+    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
     made.globals["css"] = Markup((here / "report.css").read_text(encoding="utf-8"))
-    return made
-
-
-def _markdown() -> Environment:
-    """Every value is escaped unless it is marked safe."""
-    made = Environment(loader=FileSystemLoader(Path(__file__).parent), finalize=escape_markdown, trim_blocks=True,
-                       lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)  # fmt: skip
     made.filters["fenced"] = fenced
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -28,6 +29,11 @@ class Style:
     @property
     def plugins(self) -> list[str]:
         return list(self.names)
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """Seaborn's arguments that make each plugin look like itself."""
+        return {"hue": "plugin", "style": "plugin", "palette": self.colours, "markers": self.markers, "legend": False}
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Style:

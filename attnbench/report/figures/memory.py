@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attnbench.analysis.rows import finished
 from attnbench.report import drawing, scales
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
@@ -22,32 +22,24 @@ READ = (
 FLOOR = Line2D([], [], color=drawing.GREY, linestyle=":", linewidth=1.4, label="inputs and output alone")
 
 
-@drawing.styled
 def memory(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""
-    panels = [panel for panel in panels if drawing.positive(finished(panel.frame), "peak_bytes").any()]
-    if not panels:
-        return None
-    entries = [[*drawing.entries(panel, style, "peak_bytes"), FLOOR] for panel in panels]
-    figure, axes = drawing.grid(len(panels), height=3.8 + drawing.LINE * max(map(len, entries)))
-    for ax, panel, handles in zip(axes, panels, entries, strict=True):
-        fill(ax, panel, style, panels)
-        drawing.legend_below(ax, handles)
-    return drawing.titled(figure, "Peak memory of one call", panels)
+    title = "Peak memory of one call"
+    return drawing.draw(panels, style, title, _measured, fill, [FLOOR], height=3.8, exponent="peak_bytes")
 
 
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    """One panel's peaks, on a scale that fits all the `shared` panels."""
-    rows = finished(panel.frame)
-    drawing.lines(ax, rows[drawing.positive(rows, "peak_bytes")], style, "peak_bytes")
+    """See `drawing.Fill`."""
+    drawing.lines(ax, _measured(panel.frame), style, "peak_bytes")
     floor = _floor(panel)
     ax.plot(floor.index, floor, color=drawing.GREY, linestyle=":", linewidth=1.4, zorder=1)
-    peaks = [finished(each.frame)["peak_bytes"] for each in shared]
+    peaks = [_measured(each.frame)["peak_bytes"] for each in shared]
     scales.byte_axis(ax, *drawing.ends([*peaks, *(_floor(each) for each in shared)]))
-    drawing.length_axis(ax, panel)
+    drawing.against_length(ax, panel, "peak memory of a call")
     drawing.mark_missing(ax, panel, style, shared)
-    drawing.ylabel(ax, "peak memory of a call")
-    ax.set_title(drawing.folded(panel.title, 58))
+
+
+_measured = partial(drawing.drawable, column="peak_bytes")
 
 
 def _floor(panel: Panel) -> pd.Series:

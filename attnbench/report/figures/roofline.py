@@ -27,29 +27,20 @@ _LONGER = Line2D([], [], color=drawing.GREY, marker="o", markersize=_LARGEST, ma
                  label="larger marker: longer")  # fmt: skip
 
 
-@drawing.styled
 def roofline(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
 
     The frames carry what `analysis.attainable.columns` gives.
     """
-    panels = [panel for panel in panels if len(_known(panel))]
-    if not panels:
-        return None
-    figure, axes = drawing.grid(len(panels), height=3.8)
-    for ax, panel in zip(axes, panels, strict=True):
-        _roofline(ax, panel, style, panels)
-    drawing.legend(figure, style, [plugin for panel in panels for plugin in _known(panel)["plugin"]], [_LONGER])
-    return drawing.titled(figure, "What was reached of what is attainable", panels)
+    return drawing.draw(panels, style, "What was reached of what is attainable", _known, _fill, [_LONGER], height=3.8)
 
 
-def _known(panel: Panel) -> pd.DataFrame:
-    return panel.frame.dropna(subset=["achieved_flops_per_s"])
+def _known(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.dropna(subset=["achieved_flops_per_s"])
 
 
-def _roofline(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    """One panel, on scales that fit all the `shared` panels."""
-    rows, everywhere = _known(panel), pd.concat([_known(each) for each in shared])
+def _fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
+    rows, everywhere = _known(panel.frame), pd.concat([_known(each.frame) for each in shared])
     lengths = sorted(set(everywhere["length"]))
     for plugin, part in rows.groupby("plugin"):
         colour = style.colours[str(plugin)]
@@ -68,7 +59,6 @@ def _roofline(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> 
     _roofs(ax, rows)
     ax.set_xlabel("operations a byte that has to move")
     drawing.ylabel(ax, "operations a second")
-    ax.set_title(drawing.folded(panel.title, 58))
 
 
 def _roofs(ax: Axes, rows: pd.DataFrame) -> None:

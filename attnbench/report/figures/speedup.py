@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,31 +19,24 @@ READ = (
 )
 
 
-@drawing.styled
 def speedup(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Paired speedup over the baseline against length, with its 95% interval; 1x is the baseline itself."""
-    panels = [panel for panel in panels if len(drawing.compared(panel.frame))]
-    if not panels:
-        return None
-    figure, axes = drawing.grid(len(panels), height=3.4)
-    for ax, panel in zip(axes, panels, strict=True):
-        fill(ax, panel, style, panels)
-    rows = pd.concat([drawing.compared(panel.frame) for panel in panels])
-    drawing.legend(figure, style, rows["plugin"], [drawing.LOOSE] if drawing.any_loose(rows) else [])
-    return drawing.titled(figure, "Speedup over the baseline", panels)
+    extra = [drawing.LOOSE] if any(drawing.any_loose(compared(panel.frame)) for panel in panels) else []
+    return drawing.draw(panels, style, "Speedup over the baseline", compared, fill, extra)
 
 
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    """One panel's speedups, on a scale that fits all the `shared` panels."""
+    """See `drawing.Fill`."""
     columns = ["speedup", "speedup_low", "speedup_high"]
-    rows = drawing.compared(panel.frame)
+    rows = compared(panel.frame)
     drawing.lines(ax, rows[rows["plugin"] != rows["baseline"]], style, *columns)
     _baselines(ax, rows, style)
-    everywhere = [drawing.compared(each.frame)[columns] for each in shared]
+    everywhere = [compared(each.frame)[columns] for each in shared]
     scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), *everywhere]))
-    drawing.length_axis(ax, panel)
-    drawing.ylabel(ax, f"speedup over {drawing.baseline_name(rows, style)}", always=True)
-    ax.set_title(drawing.folded(panel.title, 58))
+    drawing.against_length(ax, panel, f"speedup over {drawing.baseline_name(rows, style)}", always=True)
+
+
+compared = partial(drawing.drawable, column="speedup")
 
 
 def _baselines(ax: Axes, rows: pd.DataFrame, style: Style) -> None:
@@ -50,5 +44,4 @@ def _baselines(ax: Axes, rows: pd.DataFrame, style: Style) -> None:
     names = rows["baseline"].dropna().unique()
     colour = style.colours.get(names[0], drawing.GREY) if len(names) == 1 else drawing.GREY
     ax.axhline(1.0, color=colour, linewidth=1.6, linestyle="--", zorder=1)
-    own = rows[rows["plugin"] == rows["baseline"]]
-    drawing.lines(ax, own, style, "speedup")
+    drawing.lines(ax, rows[rows["plugin"] == rows["baseline"]], style, "speedup")
