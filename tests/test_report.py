@@ -24,11 +24,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from attnbench.analysis.rows import records
+from attnbench.analysis.frames import as_rows
 from attnbench.records.schema import COLUMNS
-from attnbench.report import drawing, page, repeat_command, units, write_report
+from attnbench.report import drawing, page, units
 from attnbench.report.figures import block, deviation, latency, memory, overview, speedup, tradeoff
+from attnbench.report.page import write_report
 from attnbench.report.prepare import arrange, prepared
+from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style, display_names
 from attnbench.sizes import Sweep
 from attnbench.sweep.settings import Asked, Given
@@ -627,7 +629,7 @@ def test_averages_say_over_how_many_cells(report: Path) -> None:
 
 def test_every_row_has_its_command(report: Path) -> None:
     text = read(report).text
-    for row in records(everything()):
+    for row in as_rows(everything()):
         assert repeat_command(row) in text
 
 

@@ -21,8 +21,9 @@ from attnbench.devices.device import timer
 from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import read_meta
-from attnbench.report import page, write_report
+from attnbench.report import page
 from attnbench.report.figures.roofline import roofline as draw
+from attnbench.report.page import write_report
 from attnbench.report.prepare import arrange, prepared
 from attnbench.report.style import Style
 from attnbench.theory import costs, roofline

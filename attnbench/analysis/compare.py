@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnbench.analysis.rows import WORKLOAD, Row, finished, records
+from attnbench.analysis.frames import as_rows, finished
+from attnbench.records.schema import WORKLOAD, Row
 
 
 def pareto_front(errors: Sequence[float], speeds: Sequence[float], floor: float = 0.0) -> list[bool]:
@@ -102,7 +103,7 @@ def fastest(frame: pd.DataFrame) -> Fastest | None:
     their intervals do not overlap: those of the speedup where both have one, otherwise those of the latency.
     frame: rows of one workload. Returns None where none of them finished.
     """
-    rows = records(finished(frame))
+    rows = as_rows(finished(frame))
     if not rows:
         return None
     paired = all(_number(row["speedup"]) > 0 for row in rows)

@@ -14,7 +14,7 @@ import click
 def command(runs: tuple[Path, ...], results: Path, out: Path) -> None:
     """Draw figures and write a page from RUNS (default: the newest run in --results)."""
     from attnbench.records.run import load, newest, read_meta
-    from attnbench.report import write_report
+    from attnbench.report.page import write_report
 
     folders = list(runs) or [newest(results)]
     metas = [read_meta(folder) for folder in folders]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ STATUSES = ("ok", "unsupported", "skipped", "out-of-memory", "timeout", "crashed
 WELL = ("ok", "unsupported", "skipped")
 FAILED = ("out-of-memory", "timeout", "crashed", "error")
 Row = dict[str, Any]
+Meta = Mapping[str, Any]
+"""What run.json says of a run."""
 
 
 class Column(NamedTuple):

@@ -22,7 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from attnbench.analysis.rows import finished
+from attnbench.analysis.frames import finished
 from attnbench.report import scales
 from attnbench.report.prepare import Panel
 from attnbench.report.style import FONT, Style

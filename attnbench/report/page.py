@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from attnbench.analysis import rows
+from attnbench.analysis.frames import finished
+from attnbench.records.schema import Meta
 from attnbench.report import drawing
 from attnbench.report.figures import block, deviation, latency, memory, overview, roofline, speedup, tradeoff
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
 from attnbench.report.tables import best, cells, predicted
-from attnbench.report.tables.machines import side_by_side
-from attnbench.report.tables.run import run_facts, variants, warnings
+from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
 DrawAll = Callable[[Sequence[Panel], Style, str], Sequence[Figure | None]]
@@ -46,7 +46,7 @@ def _main(draw: Callable[[Panel, Style, str], Figure | None]) -> DrawAll:
     """One figure, of the panel with the most finished cells, the first among equals."""
 
     def drawn(panels: Sequence[Panel], style: Style, machines: str) -> Sequence[Figure | None]:
-        main = max(panels, key=lambda panel: len(rows.finished(panel.frame)), default=None)
+        main = max(panels, key=lambda panel: len(finished(panel.frame)), default=None)
         return [draw(main, style, machines)] if main else []
 
     return drawn
@@ -90,11 +90,10 @@ class Picture:
     """Pixels at which its letters are as large as the page's."""
 
 
-def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> Path:
+def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path) -> Path:
     """Writes index.html, report.md and figures/*.png, *.svg under `out` and returns the HTML page's path.
 
     frame: rows as `records.load` gives them, of one run or several; may be empty or hold failed cells only.
-    runs: what run.json says, one a run.
     Figures of an earlier report in the same place are removed.
 
     Raises:
@@ -133,18 +132,18 @@ def _pictures(panels: Sequence[Panel], style: Style, machines: str, folder: Path
 def _content(
     frame: pd.DataFrame,
     panels: Sequence[Panel],
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Meta],
     style: Style,
     pictures: Sequence[Picture],
 ) -> dict[str, Any]:
-    finished = [panel for panel in panels if len(rows.finished(panel.frame))]
+    done = [panel for panel in panels if len(finished(panel.frame))]
     return {
         "machines": _machines(runs),
         "subtitle": "; ".join([*dict.fromkeys(map(_when_and_where, runs)), f"attnbench {version('attnbench')}"]),
         "summary": summary(frame, panels, runs, style),
-        "best": [best.best_by_length(panel, style) for panel in finished],
+        "best": [best.best_by_length(panel, style) for panel in done],
         "pictures": pictures,
-        "averages": best.average_speedups(finished, style) if finished else None,
+        "averages": best.average_speedups(done, style) if done else None,
         "side_by_side": side_by_side(frame, runs, style),
         "predicted": predicted.tables(frame, panels, runs, style),
         "on_the_gpu": [told for panel in panels if (told := cells.on_the_gpu(panel, style)).rows],
@@ -158,11 +157,11 @@ def _content(
     }
 
 
-def _machines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _machines(runs: Sequence[Meta]) -> list[str]:
     return list(dict.fromkeys(machine_name(run) for run in runs))
 
 
-def _when_and_where(run: Mapping[str, Any]) -> str:
+def _when_and_where(run: Meta) -> str:
     started = str(run.get("started") or "")[:16].replace("T", " ")
     return f"{machine_name(run)}, measured {started}" if started else machine_name(run)
 

@@ -6,23 +6,23 @@ A panel holds one problem at many lengths, and differs from its neighbours by na
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from attnbench.analysis import attainable, shares
-from attnbench.analysis.rows import WORKLOAD, Row, records
+from attnbench.analysis.frames import as_rows
 from attnbench.records.run import identity
-from attnbench.records.schema import NUMBERS, of_kind
+from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row, of_kind
 from attnbench.report import units
 
 GRADIENTS = tuple(name for name in NUMBERS if name.endswith("_gradient_rel_l2"))
 _TEXTS, _NUMBERS = ("run", *of_kind("name", "text", "flag", "kinds")), of_kind("size", "count", "number")
 
 
-def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
     """All the columns that a report needs, whatever an older record lacks, with numbers as numbers.
 
     runs: what run.json says, one a run; without, nothing is known of ceilings.
@@ -70,7 +70,7 @@ class Panel:
         return self.title or "all"
 
 
-def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
     """The panels of a report: one for each combination of whatever varies beside plugin and length.
 
     Runs are kept apart where they come from different machines or measured the same cell; otherwise they
@@ -79,7 +79,7 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Pane
     """
     if frame.empty:
         return []
-    words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in records(frame)], index=frame.index)
+    words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in as_rows(frame)], index=frame.index)
     words, lengths = _name_lengths(frame, words)
     words = _join_batches(frame, words, lengths)
     varying = [name for name in words if words[name].nunique() > 1]
@@ -96,7 +96,7 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Pane
     return panels
 
 
-def machine_name(run: Mapping[str, Any]) -> str:
+def machine_name(run: Meta) -> str:
     """A machine in a few words: its GPU where it has one, otherwise its CPU and cores."""
     machine = run.get("machine") or {}
     if machine.get("gpu"):
@@ -105,13 +105,13 @@ def machine_name(run: Mapping[str, Any]) -> str:
     return f"{machine.get('cpu') or 'an unnamed machine'}{cores}"
 
 
-def command_line(run: Mapping[str, Any]) -> str:
+def command_line(run: Meta) -> str:
     """The command that a run was started with, as one would type it."""
     command = run.get("command") or []
     return command if isinstance(command, str) else shlex.join(map(str, command)) or "unknown"
 
 
-def _apart(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> bool:
+def _apart(frame: pd.DataFrame, runs: Sequence[Meta]) -> bool:
     """Whether rows of different runs must not share a line."""
     if frame["run"].nunique() < 2:
         return False
@@ -169,19 +169,6 @@ def _order(frame: pd.DataFrame) -> pd.Series:
     """Where a row stands in the report: names in the order they came, attention before block, small before large."""
     came = {name: pd.Series(pd.factorize(frame[name])[0], frame.index) for name in ("run", "device", "dtype", "phase")}
     keys = frame.assign(**came, mask=frame["mask"] != "full")
-    names = [
-        "run",
-        "scope",
-        "block",
-        "norm",
-        "layers",
-        "phase",
-        "device",
-        "dtype",
-        "mask",
-        "batch",
-        "heads",
-        "kv_heads",
-    ]
-    ranked = keys.sort_values([*names, "head_dim", "value_dim", "seq", "kv_seq"], kind="stable")
+    names = "run scope block norm layers phase device dtype mask batch heads kv_heads head_dim value_dim seq kv_seq"
+    ranked = keys.sort_values(names.split(), kind="stable")
     return pd.Series(range(len(ranked)), index=ranked.index)

@@ -22,7 +22,6 @@ READ = (
 )
 
 _SMALLEST, _LARGEST = 5.0, 9.5  # points: markers of the shortest and of the longest length
-_STEPS = ((1,), (1, 3), (1, 2, 5))
 _LONGER = Line2D([], [], color=drawing.GREY, marker="o", markersize=_LARGEST, markeredgecolor="white", linewidth=1,
                  label="larger marker: longer")  # fmt: skip
 
@@ -54,8 +53,8 @@ def _fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None
     left, right = drawing.ends([everywhere["intensity"], ridges])
     right = max(1.3 * right, 4 * float(ridges.max()))  # room for the roofs' names
     low, high = drawing.ends([everywhere[["achieved_flops_per_s", "ceiling_flops_per_s"]]])
-    scales.log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=_STEPS, axis="x")
-    scales.log_axis(ax, low / 1.3, high * 1.3, lambda value: scales.trim(units.rate(value)), base=10, steps=_STEPS)
+    scales.log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=scales.TENS, axis="x")
+    scales.log_axis(ax, low / 1.3, high * 1.3, lambda value: scales.trim(units.rate(value)), 10, scales.TENS)
     _roofs(ax, rows)
     ax.set_xlabel("operations a byte that has to move")
     drawing.ylabel(ax, "operations a second")

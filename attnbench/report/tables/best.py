@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from attnbench.analysis import compare
-from attnbench.analysis.rows import Row, records
+from attnbench.analysis.frames import as_rows
+from attnbench.records.schema import Row
 from attnbench.report import units
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
@@ -70,7 +71,7 @@ def pull_request(panels: Sequence[Panel], style: Style) -> list[Table]:
         lengths = sorted(set(panel.frame["length"]))
         body = []
         for plugin in style.plugins:
-            cells = {row["length"]: _short(row) for row in records(panel.frame[panel.frame["plugin"] == plugin])}
+            cells = {row["length"]: _short(row) for row in as_rows(panel.frame[panel.frame["plugin"] == plugin])}
             if cells:
                 body.append([style.names[plugin], *(cells.get(length, "not asked for") for length in lengths)])
         where = ", ".join(part for part in (panel.title, panel.shared) if part)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attnbench.analysis.rows import Row, finished, records
+from attnbench.analysis.frames import as_rows, finished
+from attnbench.records.schema import Row
 from attnbench.report import units
 from attnbench.report.prepare import GRADIENTS, Panel
 from attnbench.report.repeat import repeat_command
@@ -15,7 +16,7 @@ from attnbench.report.tables.table import Table, by_row
 
 def results(panel: Panel, style: Style) -> Table:
     """One row a finished cell; columns in which no row has anything to say are left out."""
-    rows = records(finished(panel.frame))
+    rows = as_rows(finished(panel.frame))
     columns: dict[str, Callable[[Row], str]] = {
         panel.axis: lambda row: units.length(row["length"]),
         "variant": lambda row: style.names[row["plugin"]],
@@ -39,7 +40,7 @@ def results(panel: Panel, style: Style) -> Table:
 
 def on_the_gpu(panel: Panel, style: Style) -> Table:
     """One row a cell that a GPU finished: how it was timed, and what the GPU said of itself at its start and end."""
-    rows = [row for row in records(finished(panel.frame)) if row["device"] == "cuda"]
+    rows = [row for row in as_rows(finished(panel.frame)) if row["device"] == "cuda"]
     columns: dict[str, Callable[[Row], str]] = {
         panel.axis: lambda row: units.length(row["length"]),
         "variant": lambda row: style.names[row["plugin"]],
@@ -90,7 +91,7 @@ def _rounds(row: Row) -> str:
 def commands(panel: Panel, style: Style) -> str:
     """For each row, finished or not, a comment and the command that repeats it."""
     lines = []
-    for row in records(panel.frame):
+    for row in as_rows(panel.frame):
         state = "" if row["status"] == "ok" else f" ({row['status']})"
         lines += [f"# {style.names[row['plugin']]} at {units.length(row['length'])}{state}", repeat_command(row)]
     return "\n".join(lines)
@@ -100,7 +101,7 @@ def missing(panels: Sequence[Panel], style: Style) -> Table:
     """Every cell without a number, and why."""
     rows = []
     for panel in panels:
-        for row in records(panel.frame.drop(index=finished(panel.frame).index)):
+        for row in as_rows(panel.frame.drop(index=finished(panel.frame).index)):
             reason = row["reason"] if isinstance(row["reason"], str) and row["reason"] else "no reason was recorded"
             name, length = style.names[row["plugin"]], units.length(row["length"])
             rows.append([panel.name, length, name, str(row["status"]), reason])
@@ -111,7 +112,7 @@ def tracebacks(panels: Sequence[Panel], style: Style) -> list[tuple[str, str]]:
     """(whose, text) of every traceback that was kept."""
     kept = []
     for panel in panels:
-        for row in records(panel.frame):
+        for row in as_rows(panel.frame):
             if isinstance(row["traceback"], str) and row["traceback"]:
                 where = f"{style.names[row['plugin']]} at {units.length(row['length'])}"
                 kept.append((f"{where}, {panel.title}" if panel.title else where, row["traceback"]))

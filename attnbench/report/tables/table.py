@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from attnbench.analysis.rows import Row
+from attnbench.records.schema import Row
 from attnbench.report import units
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under columns of text. numeric: the columns that are set flush right."""
+    """Rows of text under columns of text. numeric: the columns that are set flush right. text: what it tells."""
 
     columns: list[str]
     rows: list[list[str]]
     title: str = ""
-    numeric: frozenset[str] = field(default_factory=frozenset)
+    numeric: frozenset[str] = frozenset()
+    text: str = ""
 
 
 def by_row(rows: Sequence[Row], columns: dict[str, Callable[[Row], str]], title: str) -> Table:
