@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AttnbenchError(ValueError):
     """Something the user asked for can't be done; the message is one line that says what would be right."""
+
+
+@contextmanager
+def refusals(attempt: str, instead: str = "") -> Iterator[None]:
+    """What the system refuses inside becomes one line, such as "can't write a.csv: No space left; choose another".
+
+    attempt: "write a.csv". instead: what would be right.
+
+    Raises:
+        AttnbenchError: the system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AttnbenchError(f"can't {attempt}: {error.strerror}{instead and f'; {instead}'}") from None
 
 
 class Failed(Exception):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from attnbench.devices.machine import usable_cores
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -24,6 +24,7 @@ class Seconds(click.FloatRange):
 
 
 THREADS = click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 
 
@@ -32,8 +33,17 @@ def warn_of_threads(threads: int) -> None:
         click.echo(f"warning: {threads} threads on {usable_cores()} usable cores will fight each other", err=True)
 
 
-def print_table(table: Table) -> None:
+def typed(ctx: click.Context) -> set[str]:
+    """The parameters that stand on the command line, as against their defaults."""
+    return {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], pad_edge: bool = True) -> None:
     """On a terminal as wide as that is; into a file or a pipe wide enough for every row."""
     from rich.console import Console
+    from rich.table import Table
 
+    table = Table(*columns, box=None, pad_edge=pad_edge)
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from attnbench.commands.options import PATH
+
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
+@click.argument("runs", nargs=-1, type=PATH)
+@click.option("--results", type=PATH, default=Path("results"), show_default=True)
+@click.option("--out", type=PATH, default=Path("reports"), show_default=True)
 def command(runs: tuple[Path, ...], results: Path, out: Path) -> None:
     """Draw figures and write a page from RUNS (default: the newest run in --results)."""
     from attnbench.records.run import load, newest, read_meta

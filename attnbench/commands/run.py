@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, DEVICE, INTERRUPTED, THREADS, Seconds, print_table, warn_of_threads
+from attnbench.commands.options import (
+    CELL_FAILED,
+    COUNT,
+    DEVICE,
+    INTERRUPTED,
+    PATH,
+    THREADS,
+    Seconds,
+    print_table,
+    typed,
+    warn_of_threads,
+)
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Given
@@ -37,7 +48,7 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
     help="Key lengths, in the same grammar; to decode, give either for them: one token is new.  [default: as --seq]",
 )
 @click.option("--batch", help="[default: 1]")
-@click.option("--tokens", type=click.IntRange(1), help="Of the whole batch at each length, instead of --batch.")
+@click.option("--tokens", type=COUNT, help="Of the whole batch at each length, instead of --batch.")
 @click.option("--heads", help="[default: 8]")
 @click.option("--kv-heads", help="Fewer than --heads is grouped-query.  [default: as --heads]")
 @click.option("--head-dim", help="[default: 64]")
@@ -74,11 +85,9 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
     "--l2", type=click.Choice(["kept", "flushed"]), help="A GPU's L2 cache before each call.  [default: kept]"
 )
 @click.option("--memory", help="What may be in use at a time, such as 16GiB.  [default: 80% of what is free]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, help="Runs go here."
-)
+@click.option("--out", type=PATH, default=Path("results"), show_default=True, help="Runs go here.")
 @click.option("--name", help="The run's folder is DATE-NAME.  [default: the device]")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run; takes its sweep from it.")
+@click.option("--resume", type=PATH, help="Go on with this run; takes its sweep from it.")
 @click.option("--dry-run", is_flag=True, help="Show the cells with predicted memory and time; run nothing.")
 @click.pass_context
 def command(
@@ -112,19 +121,11 @@ def _asked(ctx: click.Context, resume: Path | None, given: Given) -> Asked:
         return Asked.of(**given)
     from attnbench.sweep.engine import resumed
 
-    typed = {
-        str(p.name) for p in ctx.command.params
-        if ctx.get_parameter_source(str(p.name)) == click.core.ParameterSource.COMMANDLINE
-    }  # fmt: skip
-    if extra := sorted(typed - _RESUMED):
+    asked = typed(ctx)
+    if extra := sorted(asked - _RESUMED):
         raise AttnbenchError(f"--resume takes the sweep from the run; drop {flag(extra[0])}")
-    memory = given["memory"]
-    return resumed(
-        resume,
-        given["budget"] if "budget" in typed else None,
-        given["timeout"] if "timeout" in typed else None,
-        parse_bytes(str(memory)) if memory else None,
-    )
+    budget, timeout = (given[name] if name in asked else None for name in ("budget", "timeout"))
+    return resumed(resume, budget, timeout, parse_bytes(str(given["memory"])) if given["memory"] else None)
 
 
 def _let_second_interrupt_stop() -> None:
@@ -189,8 +190,6 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
 
 
 def _show(plan: Plan) -> None:
-    from rich.table import Table
-
     from attnbench.sweep.costs import Costs
     from attnbench.sweep.plan import allot, skip_too_dear, skip_too_large
 
@@ -199,18 +198,14 @@ def _show(plan: Plan) -> None:
     skip_too_large(cells, asked.memory)
     skip_too_dear(cells, cells, costs, asked.budget, asked.budget)
     rounds = allot(cells, costs, asked.budget)
-    table = Table("workload", "plugin", "memory", "s a call", "rounds", "what will happen", box=None)
+    rows = []
     for cell in cells:
-        need = cell.predicted_bytes
-        table.add_row(
-            cell.workload.label(),
-            cell.plugin,
-            "unknown" if need is None else f"{need / 2**20:.0f} MiB",
-            f"{costs.call(cell):.3g}" if cell.flops else "",
-            str(rounds[cell] or "1 call") if cell in rounds else "",
-            f"{cell.status}: {cell.reason}" if cell.status else "run",
-        )
-    print_table(table)
+        need = "unknown" if cell.predicted_bytes is None else f"{cell.predicted_bytes / 2**20:.0f} MiB"
+        seconds = f"{costs.call(cell):.3g}" if cell.flops else ""
+        times = str(rounds[cell] or "1 call") if cell in rounds else ""
+        what = f"{cell.status}: {cell.reason}" if cell.status else "run"
+        rows.append([cell.workload.label(), cell.plugin, need, seconds, times, what])
+    print_table(("workload", "plugin", "memory", "s a call", "rounds", "what will happen"), rows)
     click.echo(
         f"{len(cells)} cells, budget {asked.budget:.0f} s, memory {asked.memory / 2**30:.1f} GiB. Seconds are a guess "
         "from counted operations until a run has measured; nothing was run."

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+from itertools import accumulate
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from attnbench.commands.options import COUNT, print_table, typed
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.theory import footprint
 from attnbench.theory.costs import Product, products
 from attnbench.theory.footprint import Line, gb
 from attnbench.theory.models import Model, Shape, preset
-from attnbench.workload import BLOCKS, PHASES, Workload
+from attnbench.workload import BLOCKS, PHASES, Workload, flag
 
 _PASS = {
     "forward": "forward",
@@ -26,10 +25,10 @@ ITEM = 2  # bytes of an element in bfloat16
 
 @click.command()
 @click.option("--preset", "name", help="A published model, such as gpt2-xl-1.5b or llama-3-8b.")
-@click.option("--seq", type=click.IntRange(1), default=1024, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Without a preset.")
-@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True, help="Without a preset.")
+@click.option("--seq", type=COUNT, default=1024, show_default=True)
+@click.option("--batch", type=COUNT, default=1, show_default=True)
+@click.option("--heads", type=COUNT, default=8, show_default=True, help="Without a preset.")
+@click.option("--head-dim", type=COUNT, default=64, show_default=True, help="Without a preset.")
 @click.option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
 @click.option("--phase", type=click.Choice(PHASES), default="forward", show_default=True)
 @click.option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
@@ -39,10 +38,8 @@ def command(
     phase: str, device_memory: str | None,
 ) -> None:  # fmt: skip
     """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run."""
-    given = [p for p in ("heads", "head_dim")
-             if ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]  # fmt: skip
-    if name and given:
-        raise AttnbenchError(f"--preset says it already; drop --{given[0].replace('_', '-')}")
+    if name and (given := typed(ctx) & {"heads", "head_dim"}):
+        raise AttnbenchError(f"--preset says it already; drop {flag(sorted(given)[0])}")
     shape = preset(name) if name else Shape(heads, heads, head_dim, head_dim, "as asked")
     memory = parse_bytes(device_memory, "device-memory") if device_memory else None
     if memory and not isinstance(shape, Model):
@@ -70,7 +67,9 @@ def _show(
     if model:
         _memory("training, mixed precision with Adam", footprint.training(model, batch, seq))
         _memory("inference", footprint.inference(model, batch, seq))
-        _workspaces(footprint.workspaces(model, batch, seq))
+        click.echo("\nworkspace of one layer's attention, forward")
+        lines = footprint.workspaces(model, batch, seq)
+        print_table(("", "memory", "formula"), [(line.what, gb(line.bytes), line.formula) for line in lines])
     if model and memory:
         need = footprint.total(footprint.training(model, batch, seq))
         click.echo(f"\ntraining needs {gb(need)} of {gb(memory)}: it {'fits' if need <= memory else 'does not fit'}")
@@ -98,13 +97,11 @@ def _products(shape: Shape, seq: int, batch: int, block: str, model: Model | Non
     what = f"{block or 'attention'}{' block' if block else ''}"
     tokens = f"one new token on {seq}" if phase == "decode" else f"{seq} tokens"
     click.echo(f"\none {what}, batch {batch}, {tokens}, bfloat16, {_PASS[phase]}")
-    table = Table("sub-layer", "product", "of size", "products", "FLOPs", "bytes", "FLOPs a byte", box=None)
-    for product in found:
-        table.add_row(product.layer, product.name, _order(product), str(product.count), *_figures([product]))
-    table.add_row("all", "", "", str(sum(p.count for p in found)), *_figures(found))
+    rows = [[p.layer, p.name, _order(p), *_figures([p])] for p in found]
+    rows.append(["all", "", "", *_figures(found)])
     if phase == "train":
-        table.add_row("with the backward pass", "", "", str(3 * sum(p.count for p in found)), *_figures(3 * found))
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+        rows.append(["with the backward pass", "", "", *_figures(3 * found)])
+    print_table(("sub-layer", "product", "of size", "products", "FLOPs", "bytes", "FLOPs a byte"), rows)
     if block == "decoder":
         click.echo(
             "The lecture counts 10 k + 1 products with k heads; it is 10 k + 4: two attentions have an output each, "
@@ -121,24 +118,14 @@ def _order(product: Product) -> str:
     return {"ffn": "l d_m d_ff"}.get(product.layer, "l d_m^2" if product.name == "W_O" else "l d_m d_k")
 
 
-def _figures(found: list[Product]) -> tuple[str, str, str]:
+def _figures(found: list[Product]) -> tuple[str, str, str, str]:
     flops, moved = sum(p.flops for p in found), ITEM * sum(p.elements for p in found)
-    return f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", f"{flops / moved:.0f}" if moved else ""
+    intensity = f"{flops / moved:.0f}" if moved else ""
+    return str(sum(p.count for p in found)), f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", intensity
 
 
 def _memory(title: str, lines: list[Line]) -> None:
     click.echo(f"\n{title}")
-    table = Table("", "memory", "together", "formula", box=None)
-    together = 0
-    for line in lines:
-        together += line.bytes
-        table.add_row(line.what, gb(line.bytes), gb(together), line.formula)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
-
-
-def _workspaces(lines: list[Line]) -> None:
-    click.echo("\nworkspace of one layer's attention, forward")
-    table = Table("", "memory", "formula", box=None)
-    for line in lines:
-        table.add_row(line.what, gb(line.bytes), line.formula)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, highlight=False).print(table)
+    together = accumulate(line.bytes for line in lines)
+    rows = [(line.what, gb(line.bytes), gb(sofar), line.formula) for line, sofar in zip(lines, together, strict=True)]
+    print_table(("", "memory", "together", "formula"), rows)

@@ -12,13 +12,14 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from attnbench.errors import AttnbenchError
+from attnbench.errors import AttnbenchError, refusals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,13 +43,8 @@ class Run:
         stem = f"{datetime.now(UTC):%Y-%m-%d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
         for count in range(1, 10_000):
             path = root / (stem if count == 1 else f"{stem}-{count}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another --out") from None
-            return cls._begun(path, meta)
+            if run := cls._begun(path, meta, "--out"):
+                return run
         raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
 
     @classmethod
@@ -58,19 +54,19 @@ class Run:
         Raises:
             AttnbenchError: it is there already, or can't be made.
         """
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise AttnbenchError(f"{path} is there already; choose another out") from None
-        except OSError as error:
-            raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another out") from None
-        return cls._begun(path, meta)
+        if run := cls._begun(path, meta, "out"):
+            return run
+        raise AttnbenchError(f"{path} is there already; choose another out")
 
     @classmethod
-    def _begun(cls, path: Path, meta: dict[str, Any]) -> Run:
-        run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
-        run.save()
-        return run
+    def _begun(cls, path: Path, meta: dict[str, Any], option: str) -> Run | None:
+        """None where the folder is there already. option: what names it."""
+        with refusals(f"make {path}", f"choose another {option}"), suppress(FileExistsError):
+            path.mkdir(parents=True)
+            run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
+            run.save()
+            return run
+        return None
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -78,12 +74,11 @@ class Run:
         return cls(path, read_meta(path))
 
     def __enter__(self) -> Run:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise AttnbenchError(f"{self.path} is being written by another attnbench") from None
-        except OSError as error:
-            raise AttnbenchError(f"can't write to {self.path}: {error.strerror}") from None
+        with refusals(f"write to {self.path}"):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise AttnbenchError(f"{self.path} is being written by another attnbench") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,12 +90,10 @@ class Run:
 
     def save(self) -> None:
         """Writes run.json in one step: the old one stays whole until the new one is."""
-        temporary = self.path / "run.json.new"
-        try:
+        temporary, path = self.path / "run.json.new", self.path / "run.json"
+        with refusals(f"write {path}"):
             temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n")
-            os.replace(temporary, self.path / "run.json")
-        except OSError as error:
-            raise AttnbenchError(f"can't write {self.path / 'run.json'}: {error.strerror}") from None
+            os.replace(temporary, path)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds one workload's rows.
@@ -110,20 +103,16 @@ class Run:
         """
         line = (json.dumps(_plain({"schema": SCHEMA, "cells": list(rows)}), allow_nan=False) + "\n").encode()
         before = self.cells.stat().st_size if self.cells.exists() else 0
-        try:
-            with self.cells.open("ab", buffering=0) as file:
-                try:
-                    written = file.write(line)
-                    if written != len(line):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(before)
-                    raise
-        except OSError as error:
-            raise AttnbenchError(
-                f"can't write {self.cells}: {error.strerror}; what it holds is intact, go on with --resume {self.path}"
-            ) from None
+        intact = f"what it holds is intact, go on with --resume {self.path}"
+        with refusals(f"write {self.cells}", intact), self.cells.open("ab", buffering=0) as file:
+            try:
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
 
     def repair(self) -> list[Row]:
         """Cuts a torn last line off and returns the rows of all whole ones."""
@@ -204,30 +193,22 @@ def newest(root: Path) -> Path:
 
 def _read_lines(path: Path) -> tuple[list[Row], int]:
     """The rows, and how many bytes of the file are whole lines."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise AttnbenchError(f"can't read {path}: {error.strerror}") from None
+    with refusals(f"read {path}"):
+        data = path.read_bytes() if path.exists() else b""
     found: list[Row] = []
     whole = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
             content = json.loads(line)
             _check_schema(content, path)
-            found.extend(_row(row) for row in content["cells"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, AttnbenchError):
-                raise
+            for row in content["cells"]:
+                key(row)  # whether it is a row at all
+                found.append(dict(row))
+        except AttnbenchError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
     return found, whole
-
-
-def _row(row: Any) -> Row:
-    """Raises: TypeError, KeyError: it is no row."""
-    key(row)
-    return dict(row)
 
 
 def _check_schema(content: dict[str, Any], path: Path) -> None:
