@@ -25,6 +25,7 @@ STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | int | None] = {
 DEFAULT_SEQ = (512, 1024, 2048, 4096, 8192, 16384)
 # Without an explicit scope the block is measured up to here: beyond it attention alone tells the story.
 DEFAULT_BLOCK_LIMIT = 4096
+_AXES = ("phase", "batch", "heads", "head_dim", "dtype", "mask", "seq", "kv_seq", "kv_heads", "value_dim", "lengths")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\+(\d+))?")
 _MAX_VALUES = 10_000
 
@@ -189,22 +190,16 @@ class Sweep:
         """
         if self.scope not in (None, *SCOPES, "all"):
             raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
-        axes = (
-            self.seq or DEFAULT_SEQ,
-            self.kv_seq,
-            self.batch,
-            self.heads,
-            self.kv_heads,
-            self.head_dim,
-            self.value_dim,
-        )
-        count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask, self.phase, self.layers))
+        sizes = (self.seq or DEFAULT_SEQ, self.kv_seq, self.batch, self.heads, self.kv_heads)
+        axes = (*sizes, self.head_dim, self.value_dim, self.dtype, self.mask, self.phase, self.layers)
+        count = prod(len(axis or (0,)) for axis in axes)
         if count > _MAX_VALUES:
             raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
         cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
         return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
+        same = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
         for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
             masks = self.mask or ("causal" if phase == "decode" else "full",)
@@ -213,24 +208,10 @@ class Sweep:
                 if self.tokens:
                     batch = self._entries(max(seq, kv_seq))
                 lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
-                yield Workload(
-                    lengths=lengths,
-                    batch=batch,
-                    heads=heads,
-                    kv_heads=kv_heads,
-                    seq=seq,
-                    kv_seq=kv_seq,
-                    head_dim=head_dim,
-                    value_dim=value_dim,
-                    dtype=dtype,
-                    # A decoder block brings its own masks: causal over itself, full over the encoder's output.
-                    mask=mask if self.scope != "block" or self._block(phase) == "encoder" else "full",
-                    phase=phase,
-                    device=self.device,
-                    inputs=self.inputs,
-                    seed=self.seed,
-                    threads=self.threads,
-                )
+                # A decoder block brings its own masks: causal over itself, full over the encoder's output.
+                shown = mask if self.scope != "block" or self._block(phase) == "encoder" else "full"
+                values = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
+                yield Workload.from_dict(dict(zip(_AXES, values, strict=True)) | same)
 
     def _lengths(self, phase: str) -> list[tuple[int, int]]:
         """(seq, kv_seq) for each length."""
