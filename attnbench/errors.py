@@ -1,7 +1,5 @@
 """What attnbench raises on purpose: for a user, and to end a cell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

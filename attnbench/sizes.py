@@ -1,7 +1,5 @@
 """The grammar of sizes that a command line and a notebook share, and the `Sweep` of workloads that they ask for."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Sequence

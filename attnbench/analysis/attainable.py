@@ -1,7 +1,5 @@
 """How much of what this machine can do at best a cell reached: the roofline as columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 

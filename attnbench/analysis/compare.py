@@ -3,8 +3,6 @@
 Every function takes plain columns or a DataFrame whose columns are those of a record, and draws nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Rows of a frame, and series of them that differ in length alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """How time and memory grow with the length, and where attention outgrows the block, measured and predicted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

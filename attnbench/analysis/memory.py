@@ -5,8 +5,6 @@ a tidy table; nothing is drawn. What a plugin itself counts (`variant_flops`, `p
 theory where there is it, since the formulas of `attnbench.theory.costs` are those of exact attention.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,23 +1,12 @@
 """How much of a block's time its attention takes, measured and by Amdahl's law."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from attnbench.analysis import frames
-from attnbench.analysis.frames import (
-    as_rows,
-    attention_flops,
-    by_index,
-    finished,
-    operations,
-    series,
-    tidy,
-    workload_of,
-)
+from attnbench.analysis.frames import as_rows, by_index, finished, series, workload_of
 from attnbench.records.schema import Row
 from attnbench.theory.costs import attentions
 
@@ -93,10 +82,10 @@ def shares(frame: pd.DataFrame) -> pd.DataFrame:
     for shared, rows in series(with_attention(frame)):
         table += [
             shared
-            | {"length": row["length"], "predicted": attention_flops(row) / operations(row)}
+            | {"length": row["length"], "predicted": frames.attention_flops(row) / frames.operations(row)}
             | {"measured": row["share"], "low": row["share_low"], "high": row["share_high"]}
             | {"memory": row["attention_workspace_bytes"] / row["peak_bytes"]}
             for row in as_rows(rows[rows["share"].notna()])
             if shared["layers"] == 1
         ]
-    return tidy(table, "length", "predicted", "measured", "low", "high", "memory")
+    return frames.tidy(table, "length", "predicted", "measured", "low", "high", "memory")

@@ -1,7 +1,5 @@
 """`attnbench calibrate`."""
 
-from __future__ import annotations
-
 import sys
 
 import click

@@ -1,20 +1,18 @@
 """`attnbench doctor`."""
 
-from __future__ import annotations
-
 import sys
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, COUNT, Seconds, print_table
+from attnbench.commands.options import CELL_FAILED, COUNT, Seconds, option, print_table
 from attnbench.devices.machine import usable_cores
 from attnbench.sizes import parse_precision
 
 
 @click.command()
-@click.option("--threads", type=COUNT, help="Threads that variants would use.  [default: all usable cores]")
-@click.option("--seconds", type=Seconds(1), default=10.0, show_default=True, help="How long to try, for the A/A.")
-@click.option("--precision", default="2%", show_default=True, help="What the A/A should reach.")
+@option("--threads", type=COUNT, help="Threads that variants would use.  [default: all usable cores]")
+@option("--seconds", type=Seconds(1), default=10.0, help="How long to try, for the A/A.")
+@option("--precision", default="2%", help="What the A/A should reach.")
 def command(threads: int | None, seconds: float, precision: str) -> None:
     """Say whether this machine is fit to measure on, and what to mend.
 

@@ -1,12 +1,10 @@
 """`attnbench export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from attnbench.commands.options import PATH
+from attnbench.commands.options import PATH, option
 from attnbench.errors import AttnbenchError, refusals
 
 KINDS = ("csv", "parquet", "pytest-benchmark", "github-action")
@@ -14,8 +12,8 @@ KINDS = ("csv", "parquet", "pytest-benchmark", "github-action")
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH)
-@click.option("--format", "kind", type=click.Choice(KINDS), default="csv", show_default=True)
-@click.option("--out", type=PATH, help="The file to write.  [default: to stdout]")
+@option("--format", "kind", type=click.Choice(KINDS), default="csv")
+@option("--out", type=PATH, help="The file to write.  [default: to stdout]")
 def command(runs: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """Write RUNS for other tools.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, print_table
+from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, option, print_table
 from attnbench.devices.machine import usable_cores
 from attnbench.errors import refusals
 from attnbench.workload import DTYPES, NORMS
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--plugins", default="sdpa", show_default=True, help="As for run.")
-@click.option("--prompt", type=COUNT, default=512, show_default=True, help="Tokens of the first phase.")
-@click.option("--tokens", type=COUNT, default=32, show_default=True, help="New ones, one by one.")
-@click.option("--layers", type=COUNT, default=4, show_default=True)
-@click.option("--block", type=click.Choice(["decoder-only", "decoder"]), default="decoder-only", show_default=True)
-@click.option("--norm", type=click.Choice(NORMS), default="pre", show_default=True)
-@click.option("--batch", type=COUNT, default=1, show_default=True)
-@click.option("--heads", type=COUNT, default=8, show_default=True)
-@click.option("--kv-heads", type=COUNT, help="[default: as --heads]")
-@click.option("--head-dim", type=COUNT, default=64, show_default=True)
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@option("--plugins", default="sdpa", help="As for run.")
+@option("--prompt", type=COUNT, default=512, help="Tokens of the first phase.")
+@option("--tokens", type=COUNT, default=32, help="New ones, one by one.")
+@option("--layers", type=COUNT, default=4)
+@option("--block", type=click.Choice(["decoder-only", "decoder"]), default="decoder-only")
+@option("--norm", type=click.Choice(NORMS), default="pre")
+@option("--batch", type=COUNT, default=1)
+@option("--heads", type=COUNT, default=8)
+@option("--kv-heads", type=COUNT, help="[default: as --heads]")
+@option("--head-dim", type=COUNT, default=64)
+@option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
 @THREADS
-@click.option("--repeats", type=COUNT, default=5, show_default=True, help="Of the whole; medians are shown.")
-@click.option("--timeout", type=Seconds(0.1, 1e6), default=600, show_default=True, help="Seconds for a plugin.")
-@click.option("--out", type=PATH, help="Also write generation.json, .png and .svg here.")
+@option("--repeats", type=COUNT, default=5, help="Of the whole; medians are shown.")
+@option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for a plugin.")
+@option("--out", type=PATH, help="Also write generation.json, .png and .svg here.")
 def command(plugins: str, out: Path | None, threads: int | None, **sizes: Unpack[Sizes]) -> None:
     """Generate token by token, with a cache and without: the two phases of inference.
 

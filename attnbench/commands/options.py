@@ -1,9 +1,8 @@
 """What commands share: exit codes, kinds of parameters, and how a table is printed."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from click.core import ParameterSource
 
 from attnbench.devices.machine import usable_cores
 
+option = partial(click.option, show_default=True)
 CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -23,9 +23,9 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-THREADS = click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+THREADS = option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
 COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+DEVICE = option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 
 
 def warn_of_threads(threads: int) -> None:

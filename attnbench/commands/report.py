@@ -1,18 +1,16 @@
 """`attnbench report`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from attnbench.commands.options import PATH
+from attnbench.commands.options import PATH, option
 
 
 @click.command()
 @click.argument("runs", nargs=-1, type=PATH)
-@click.option("--results", type=PATH, default=Path("results"), show_default=True)
-@click.option("--out", type=PATH, default=Path("reports"), show_default=True)
+@option("--results", type=PATH, default=Path("results"))
+@option("--out", type=PATH, default=Path("reports"))
 def command(runs: tuple[Path, ...], results: Path, out: Path) -> None:
     """Draw figures and write a page from RUNS (default: the newest run in --results)."""
     from attnbench.records.run import load, newest, read_meta

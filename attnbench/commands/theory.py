@@ -1,12 +1,10 @@
 """`attnbench theory`: what formulas say of a block and of a model. Nothing is run."""
 
-from __future__ import annotations
-
 from itertools import accumulate
 
 import click
 
-from attnbench.commands.options import COUNT, print_table, typed
+from attnbench.commands.options import COUNT, option, print_table, typed
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.theory import footprint
@@ -24,14 +22,14 @@ ITEM = 2  # bytes of an element in bfloat16
 
 
 @click.command()
-@click.option("--preset", "name", help="A published model, such as gpt2-xl-1.5b or llama-3-8b.")
-@click.option("--seq", type=COUNT, default=1024, show_default=True)
-@click.option("--batch", type=COUNT, default=1, show_default=True)
-@click.option("--heads", type=COUNT, default=8, show_default=True, help="Without a preset.")
-@click.option("--head-dim", type=COUNT, default=64, show_default=True, help="Without a preset.")
-@click.option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
-@click.option("--phase", type=click.Choice(PHASES), default="forward", show_default=True)
-@click.option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
+@option("--preset", "name", help="A published model, such as gpt2-xl-1.5b or llama-3-8b.")
+@option("--seq", type=COUNT, default=1024)
+@option("--batch", type=COUNT, default=1)
+@option("--heads", type=COUNT, default=8, help="Without a preset.")
+@option("--head-dim", type=COUNT, default=64, help="Without a preset.")
+@option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
+@option("--phase", type=click.Choice(PHASES), default="forward")
+@option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
 @click.pass_context
 def command(
     ctx: click.Context, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,

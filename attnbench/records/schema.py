@@ -1,7 +1,5 @@
 """What a row holds: each column in one line, from which records, exports, reports and docs/columns.md take it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple

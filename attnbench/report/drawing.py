@@ -4,13 +4,9 @@ Figures are plain objects, made without pyplot's global state, so that no displa
 stays behind.
 """
 
-from __future__ import annotations
-
-import functools
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -35,34 +31,24 @@ GREY = "#555555"
 LINE = 0.21  # inches a line of a legend
 _SMALLEST_ERROR = 1e-9  # a smaller error, or none at all, is drawn here: a logarithm has no zero
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs `function` under the report's look, which ends with the call."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        look = {
-            **sns.axes_style("whitegrid"),
-            **sns.plotting_context("notebook", font_scale=0.85),
-            "font.family": [FONT],
-            "text.color": "#1a1a1a",
-            "axes.labelcolor": "#1a1a1a",
-            "axes.titlesize": 10.5,
-            "figure.titlesize": 11,
-            "legend.fontsize": 8.5,
-            "legend.frameon": False,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.8,
-            "lines.linewidth": 1.6,
-            "svg.hashsalt": "attnbench",
-        }
-        with matplotlib.rc_context(look):
-            return function(*args, **kwargs)
-
-    return wrapped
+styled = matplotlib.rc_context(
+    {
+        **sns.axes_style("whitegrid"),
+        **sns.plotting_context("notebook", font_scale=0.85),
+        "font.family": [FONT],
+        "text.color": "#1a1a1a",
+        "axes.labelcolor": "#1a1a1a",
+        "axes.titlesize": 10.5,
+        "figure.titlesize": 11,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "grid.color": "#e4e4e4",
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.6,
+        "svg.hashsalt": "attnbench",
+    }
+)
+"""Decorates what draws: it runs under the report's look, which ends with the call."""
 
 
 @styled
@@ -224,26 +210,27 @@ Fill = Callable[[Axes, Panel, Style, Sequence[Panel]], None]
 
 @styled
 def draw(
-    panels: Sequence[Panel], style: Style, title: str, rows: Callable[[pd.DataFrame], pd.DataFrame], fill: Fill,
-    extra: Sequence[Line2D] = (), height: float = 3.4, exponent: str = "",
+    panels: Sequence[Panel], style: Style, title: str, column: str, fill: Fill,
+    extra: Sequence[Line2D] = (), height: float = 3.4, exponents: bool = False,
 ) -> Figure | None:  # fmt: skip
-    """A figure with axes for each panel of whose frame `rows` leaves any; None where there is no such panel.
+    """A figure with axes for each panel that has `drawable` rows of `column`; None where there is no such panel.
 
-    extra: entries of the legend behind the plugins'. height: of the axes, inches. exponent: a column whose fitted
-    exponents are told, in a legend below each panel in place of the one for all.
+    extra: entries of the legend behind the plugins'. height: of the axes, inches. exponents: whether those fitted to
+    `column` are told, in a legend below each panel in place of the one for all.
     """
-    panels = [panel for panel in panels if len(rows(panel.frame))]
+    panels = [panel for panel in panels if len(drawable(panel.frame, column))]
     if not panels:
         return None
-    below = [[*entries(panel, style, exponent), *extra] for panel in panels if exponent]
-    figure, axes = grid(len(panels), height + LINE * max(map(len, below), default=0))
+    below = [[*entries(panel, style, column), *extra] for panel in panels if exponents]
+    figure, axes = grid(len(panels), height + 0.4 * exponents + LINE * max(map(len, below), default=0))
     for ax, panel in zip(axes, panels, strict=True):
         fill(ax, panel, style, panels)
         ax.set_title(folded(panel.title, 58))
     for ax, handles in zip(axes, below, strict=False):
         _legend_below(ax, handles)
     if not below:
-        legend(figure, style, [plugin for panel in panels for plugin in rows(panel.frame)["plugin"]], extra)
+        shown = pd.concat([drawable(panel.frame, column)["plugin"] for panel in panels])
+        legend(figure, style, shown, extra)
     suptitle(figure, title, panels[0].shared)
     return figure
 

@@ -4,8 +4,6 @@ Names of plugins, runs and reasons are data: every value is escaped where it is 
 one.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Callable, Iterator, Sequence

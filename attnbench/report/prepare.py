@@ -3,8 +3,6 @@
 A panel holds one problem at many lengths, and differs from its neighbours by name.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Axes in the units of the thing: lengths as they were asked for, times, binary bytes and speedups."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

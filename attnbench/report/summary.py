@@ -1,7 +1,5 @@
 """What a reader should know first, in sentences."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

@@ -3,8 +3,6 @@
 Whatever is missing becomes a dash.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

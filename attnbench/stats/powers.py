@@ -1,7 +1,5 @@
 """Powers of the length: the exponent of a growth, and the length at which one quantity overtakes another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Of each product, training needs two more, one for the gradient of each factor: t
 variant computes once more in its backward pass is its own affair (those papers count it: 3.5 times).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

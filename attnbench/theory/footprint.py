@@ -5,8 +5,6 @@ mixed precision keeps P parameters and P gradients in 2 bytes each, and for Adam
 a copy of the parameter, momentum and variance.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from attnbench.theory.models import Model

@@ -5,12 +5,10 @@ multicore architectures"): work takes at least as long as its operations take at
 as moving its bytes takes at the highest rate of its memory. Both rates are measured, by `workers.calibration`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -56,7 +54,7 @@ class Ceilings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any) -> Ceilings | None:
+    def from_dict(cls, values: Any) -> Self | None:
         """The inverse of `as_dict`, from JSON; None where that holds no ceilings, or broken ones."""
         try:
             found = msgspec.convert(values, cls)

@@ -1,13 +1,11 @@
 """The figures of the transformer block: attention's share of its time, and what a speedup comes to in it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from attnbench.report import drawing, scales
@@ -30,38 +28,29 @@ READ_AMDAHL = (
 _PREDICTED = Line2D([], [], color=drawing.GREY, linestyle="--", linewidth=1.2, label="by Amdahl's law")
 
 
-def attention_share(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Attention's share of the block's time against length. The frames carry share, share_low and share_high."""
-    return drawing.draw(panels, style, "Attention's share of the block's time", _shared, _fill_share)
-
-
-def _shared(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.dropna(subset=["share"])
-
-
 def _fill_share(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
     columns = ["share", "share_low", "share_high"]
-    rows = _shared(panel.frame)
+    rows = drawing.drawable(panel.frame, "share")
     rows = rows.assign(**100 * rows[columns])
     drawing.lines(ax, rows, style, *columns)
     ax.set_ylim(0, max(100.0, 1.05 * np.nanmax(rows[["share", "share_high"]])))
     drawing.against_length(ax, panel, "share of the block's time (%)")
 
 
-def amdahl(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """The block's speedup, measured and after Amdahl's law, against length. The frames carry amdahl."""
-    return drawing.draw(panels, style, "What survives in the block", _predicted, _fill_amdahl, [_PREDICTED])
-
-
-def _predicted(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.dropna(subset=["amdahl"])
-
-
 def _fill_amdahl(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
-    rows, columns = _predicted(panel.frame), ["speedup", "speedup_low", "speedup_high"]
+    rows, columns = drawing.drawable(panel.frame, "amdahl"), ["speedup", "speedup_low", "speedup_high"]
     drawing.lines(ax, rows, style, *columns)
     for plugin, part in rows.groupby("plugin"):
         ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle="--", linewidth=1.2)
     scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))
     ax.axhline(1.0, color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
     drawing.against_length(ax, panel, f"block's speedup over {drawing.baseline_name(rows, style)}", always=True)
+
+
+attention_share = partial(drawing.draw, title="Attention's share of the block's time", column="share", fill=_fill_share)
+"""Attention's share of the block's time against length. The frames carry share, share_low and share_high."""
+
+amdahl = partial(
+    drawing.draw, title="What survives in the block", column="amdahl", fill=_fill_amdahl, extra=[_PREDICTED]
+)
+"""The block's speedup, measured and after Amdahl's law, against length. The frames carry amdahl."""

@@ -1,7 +1,5 @@
 """The figure of both errors: whether a variant is right, and what its function costs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -1,12 +1,9 @@
 """The figure of latency: what one call takes at each length, and how that grows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from attnbench.report import drawing, scales
 from attnbench.report.prepare import Panel
@@ -19,18 +16,14 @@ READ = (
 )
 
 
-def latency(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Median latency of a call against length, log-log, with its 95% interval and the fitted exponent."""
-    return drawing.draw(panels, style, "Latency of one call", timed, fill, height=3.8, exponent="latency_s")
-
-
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
     """See `drawing.Fill`."""
     columns = ["latency_s", "latency_low_s", "latency_high_s"]
-    drawing.lines(ax, timed(panel.frame), style, *columns)
-    scales.time_axis(ax, *drawing.ends([timed(each.frame)[columns] for each in shared]))
+    drawing.lines(ax, drawing.drawable(panel.frame, "latency_s"), style, *columns)
+    scales.time_axis(ax, *drawing.ends([drawing.drawable(each.frame, "latency_s")[columns] for each in shared]))
     drawing.against_length(ax, panel, "median latency of a call")
     drawing.mark_missing(ax, panel, style, shared)
 
 
-timed = partial(drawing.drawable, column="latency_s")
+latency = partial(drawing.draw, title="Latency of one call", column="latency_s", fill=fill, exponents=True)
+"""Median latency of a call against length, log-log, with its 95% interval and the fitted exponent."""

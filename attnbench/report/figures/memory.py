@@ -1,13 +1,10 @@
 """The figure of memory: a call's peak at each length, and what no variant can avoid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from attnbench.report import drawing, scales
@@ -22,24 +19,15 @@ READ = (
 FLOOR = Line2D([], [], color=drawing.GREY, linestyle=":", linewidth=1.4, label="inputs and output alone")
 
 
-def memory(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""
-    title = "Peak memory of one call"
-    return drawing.draw(panels, style, title, _measured, fill, [FLOOR], height=3.8, exponent="peak_bytes")
-
-
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
     """See `drawing.Fill`."""
-    drawing.lines(ax, _measured(panel.frame), style, "peak_bytes")
+    drawing.lines(ax, drawing.drawable(panel.frame, "peak_bytes"), style, "peak_bytes")
     floor = _floor(panel)
     ax.plot(floor.index, floor, color=drawing.GREY, linestyle=":", linewidth=1.4, zorder=1)
-    peaks = [_measured(each.frame)["peak_bytes"] for each in shared]
+    peaks = [drawing.drawable(each.frame, "peak_bytes")["peak_bytes"] for each in shared]
     scales.byte_axis(ax, *drawing.ends([*peaks, *(_floor(each) for each in shared)]))
     drawing.against_length(ax, panel, "peak memory of a call")
     drawing.mark_missing(ax, panel, style, shared)
-
-
-_measured = partial(drawing.drawable, column="peak_bytes")
 
 
 def _floor(panel: Panel) -> pd.Series:
@@ -47,3 +35,9 @@ def _floor(panel: Panel) -> pd.Series:
     rows = panel.frame
     floor = (rows["input_bytes"] + rows["output_bytes"]).groupby(rows["length"]).min().dropna()
     return floor[floor > 0]
+
+
+memory = partial(
+    drawing.draw, title="Peak memory of one call", column="peak_bytes", fill=fill, extra=[FLOOR], exponents=True
+)
+"""Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""

@@ -1,7 +1,5 @@
 """The figure that stands first: latency, memory, speedup and speed against error of one panel."""
 
-from __future__ import annotations
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,7 +20,7 @@ _PARTS: tuple[tuple[str, str, drawing.Fill, str], ...] = (
 @drawing.styled
 def overview(panel: Panel, style: Style, machine: str) -> Figure | None:
     """Latency, memory, speedup and speed against error of one panel in one picture."""
-    if not len(latency.timed(panel.frame)):
+    if not len(drawing.drawable(panel.frame, "latency_s")):
         return None
     figure, axes = drawing.grid(4, height=3.3)
     for ax, (title, column, fill, lacking) in zip(axes, _PARTS, strict=False):

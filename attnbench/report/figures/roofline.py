@@ -1,12 +1,10 @@
 """The roofline of a report: what each variant reached, under what the machine could do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from attnbench.report import drawing, scales, units
@@ -26,20 +24,9 @@ _LONGER = Line2D([], [], color=drawing.GREY, marker="o", markersize=_LARGEST, ma
                  label="larger marker: longer")  # fmt: skip
 
 
-def roofline(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
-
-    The frames carry what `analysis.attainable.columns` gives.
-    """
-    return drawing.draw(panels, style, "What was reached of what is attainable", _known, _fill, [_LONGER], height=3.8)
-
-
-def _known(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.dropna(subset=["achieved_flops_per_s"])
-
-
 def _fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    rows, everywhere = _known(panel.frame), pd.concat([_known(each.frame) for each in shared])
+    rows = drawing.drawable(panel.frame, _COLUMN)
+    everywhere = pd.concat([drawing.drawable(each.frame, _COLUMN) for each in shared])
     lengths = sorted(set(everywhere["length"]))
     for plugin, part in rows.groupby("plugin"):
         colour = style.colours[str(plugin)]
@@ -77,3 +64,11 @@ def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
         rate = roofs.loc[roofs["ceiling_bytes_per_s"] == memory, "ceiling_flops_per_s"].min()
         ax.annotate(f"memory:\n{units.size(memory)}/s", (rate / memory, rate), (-6, 2), textcoords="offset points",
                     ha="right", va="bottom", fontsize=8, color=drawing.GREY)  # fmt: skip
+
+
+_TITLE, _COLUMN = "What was reached of what is attainable", "achieved_flops_per_s"
+roofline = partial(drawing.draw, title=_TITLE, column=_COLUMN, fill=_fill, extra=[_LONGER], height=3.8)
+"""Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
+
+The frames carry what `analysis.attainable.columns` gives.
+"""

@@ -1,9 +1,6 @@
 """The figure of speedups over the baseline, as measured in pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,22 +18,20 @@ READ = (
 
 def speedup(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Paired speedup over the baseline against length, with its 95% interval; 1x is the baseline itself."""
-    extra = [drawing.LOOSE] if any(drawing.any_loose(compared(panel.frame)) for panel in panels) else []
-    return drawing.draw(panels, style, "Speedup over the baseline", compared, fill, extra)
+    loose = any(drawing.any_loose(drawing.drawable(panel.frame, "speedup")) for panel in panels)
+    extra = [drawing.LOOSE] if loose else []
+    return drawing.draw(panels, style, "Speedup over the baseline", "speedup", fill, extra)
 
 
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
     """See `drawing.Fill`."""
     columns = ["speedup", "speedup_low", "speedup_high"]
-    rows = compared(panel.frame)
+    rows = drawing.drawable(panel.frame, "speedup")
     drawing.lines(ax, rows[rows["plugin"] != rows["baseline"]], style, *columns)
     _baselines(ax, rows, style)
-    everywhere = [compared(each.frame)[columns] for each in shared]
+    everywhere = [drawing.drawable(each.frame, "speedup")[columns] for each in shared]
     scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), *everywhere]))
     drawing.against_length(ax, panel, f"speedup over {drawing.baseline_name(rows, style)}", always=True)
-
-
-compared = partial(drawing.drawable, column="speedup")
 
 
 def _baselines(ax: Axes, rows: pd.DataFrame, style: Style) -> None:

@@ -1,7 +1,5 @@
 """Tables that answer which variant is the best: at each length, on average, and in short for a pull request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Tables that put what was measured beside what theory says of it (`analysis.growth` and its neighbours)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Tables of whole runs: variants, warnings, what is known of a run and its machine, and runs beside each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
