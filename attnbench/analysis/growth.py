@@ -39,17 +39,12 @@ def growth(frame: pd.DataFrame) -> pd.DataFrame:
         }
         for quantity, (column, theirs) in columns.items():
             values = [float(row[column]) for row in done]
-            fit = fit_exponent(lengths, values)
-            if fit:
-                usable = [v > 0 and math.isfinite(v) for v in values]
-                same = [theirs(row) if use else math.nan for row, use in zip(done, usable, strict=True)]
-                predicted = fit_exponent(lengths, same)
-                table.append(
-                    shared
-                    | {"quantity": quantity, "measured": fit.value, "low": fit.low, "high": fit.high}
-                    | {"predicted": predicted.value if predicted else math.nan}
-                    | {"shortest": fit.lengths[0], "longest": fit.lengths[-1], "order": order(as_rows(rows))}
-                )
+            if fit := fit_exponent(lengths, values):
+                usable = [theirs(row) if 0 < v < math.inf else math.nan for row, v in zip(done, values, strict=True)]
+                predicted = fit_exponent(lengths, usable)
+                found = {"quantity": quantity, "measured": fit.value, "low": fit.low, "high": fit.high}
+                found |= {"predicted": predicted.value if predicted else math.nan, "order": order(as_rows(rows))}
+                table.append(shared | found | {"shortest": fit.lengths[0], "longest": fit.lengths[-1]})
     return tidy(table, "quantity", "measured", "low", "high", "predicted", "shortest", "longest", "order")
 
 

@@ -1,7 +1,5 @@
 """`attnbench generate`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 @option("--repeats", type=COUNT, default=5, help="Of the whole; medians are shown.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for a plugin.")
 @option("--out", type=PATH, help="Also write generation.json, .png and .svg here.")
-def command(plugins: str, out: Path | None, threads: int | None, **sizes: Unpack[Sizes]) -> None:
+def command(plugins: str, out: Path | None, threads: int | None, **sizes: "Unpack[Sizes]") -> None:
     """Generate token by token, with a cache and without: the two phases of inference.
 
     A prompt goes through a stack of blocks at once, or with --block decoder through a stack of encoder blocks; then new
@@ -51,7 +49,7 @@ def command(plugins: str, out: Path | None, threads: int | None, **sizes: Unpack
     sys.exit(0 if len(_done(found)) == len(found.results) else CELL_FAILED)
 
 
-def show(found: Generation) -> None:
+def show(found: "Generation") -> None:
     """Prints a row a plugin."""
     print(found.title)
     columns = ("plugin", "prompt", "a token with a cache: first", "last", "without: first", "last", "all tokens with",
@@ -68,7 +66,7 @@ def show(found: Generation) -> None:
             print(f"{result['plugin']}: {result['failed']}: {result['reason']}")
 
 
-def write(found: Generation, folder: Path) -> None:
+def write(found: "Generation", folder: Path) -> None:
     """Writes generation.json, and a figure where a plugin came to an end.
 
     Raises:
@@ -86,5 +84,5 @@ def write(found: Generation, folder: Path) -> None:
             save(generation(done, past, found.title), folder / "generation")
 
 
-def _done(found: Generation) -> list[dict[str, Any]]:
+def _done(found: "Generation") -> list[dict[str, Any]]:
     return [result for result in found.results if "failed" not in result]

@@ -1,7 +1,5 @@
 """`attnbench plugins`."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import click
@@ -46,6 +44,6 @@ def command(names: tuple[str, ...], device: str) -> None:
     print_table(("plugin", "family", "options", "devices", f"here on {device}", "from"), rows, pad_edge=False)
 
 
-def _option(name: str, option: Choice) -> str:
+def _option(name: str, option: "Choice") -> str:
     choices = "|".join(str(c) for c in option.choices)
     return f"{name}={option.default}  {choices and f'({choices}) '}{option.help}"

@@ -1,7 +1,5 @@
 """`attnbench run`."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal
@@ -126,7 +124,7 @@ def _let_second_interrupt_stop() -> None:
         signal.signal(signal.SIGINT, first)
 
 
-def _measure(plan: Plan, record: Run, began: float) -> None:
+def _measure(plan: "Plan", record: "Run", began: float) -> None:
     from rich.console import Console
 
     from attnbench import records
@@ -146,7 +144,7 @@ def _measure(plan: Plan, record: Run, began: float) -> None:
     sys.exit(0 if all(row["status"] in records.WELL for row in rows) else options.CELL_FAILED)
 
 
-def _summarise(rows: list[Row], record: Run, planned: int) -> None:
+def _summarise(rows: "list[Row]", record: "Run", planned: int) -> None:
     from collections import Counter
 
     from attnbench.records.schema import STATUSES, WELL
@@ -171,7 +169,7 @@ def _summarise(rows: list[Row], record: Run, planned: int) -> None:
     click.echo(f"run: {record.path}")
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: "Plan") -> None:
     from attnbench.sweep.costs import Costs
     from attnbench.sweep.plan import allot, skip_too_dear, skip_too_large
 

@@ -1,7 +1,5 @@
 """Runs in the formats of other tools: each format is one function from runs to the bytes of a file."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -116,7 +114,7 @@ def without_value(runs: Sequence[Path]) -> int:
     return sum(row["status"] != "ok" for run in runs for row in rows(run))
 
 
-def _table(runs: Sequence[Path]) -> pd.DataFrame:
+def _table(runs: Sequence[Path]) -> "pd.DataFrame":
     """`records.load` with columns whose type does not hang on whether some row lacks a value."""
     frame = load(runs)
     for column in COUNTS:

@@ -4,8 +4,6 @@ A line of cells.jsonl is one workload with the rows of all its variants and thei
 whole, so that a run that was killed at any moment holds whole workloads and at most one torn last line.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import math
@@ -15,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
 from attnbench.errors import AttnbenchError, refusals
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
 
 if TYPE_CHECKING:
     import pandas as pd
-from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
 
 
 class Run:
@@ -34,7 +32,7 @@ class Run:
         self._lock = FileLock(path / ".lock")
 
     @classmethod
-    def create(cls, root: Path, name: str, meta: dict[str, Any]) -> Run:
+    def create(cls, root: Path, name: str, meta: dict[str, Any]) -> Self:
         """Makes `<root>/<date>-<name>`, with -2, -3 ... behind it where that is taken.
 
         Raises:
@@ -48,7 +46,7 @@ class Run:
         raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
 
     @classmethod
-    def at(cls, path: Path, meta: dict[str, Any]) -> Run:
+    def at(cls, path: Path, meta: dict[str, Any]) -> Self:
         """Makes this folder.
 
         Raises:
@@ -59,7 +57,7 @@ class Run:
         raise AttnbenchError(f"{path} is there already; choose another out")
 
     @classmethod
-    def _begun(cls, path: Path, meta: dict[str, Any], option: str) -> Run | None:
+    def _begun(cls, path: Path, meta: dict[str, Any], option: str) -> Self | None:
         """None where the folder is there already. option: what names it."""
         with refusals(f"make {path}", f"choose another {option}"), suppress(FileExistsError):
             path.mkdir(parents=True)
@@ -69,11 +67,11 @@ class Run:
         return None
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: Path) -> Self:
         """Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
         return cls(path, read_meta(path))
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         with refusals(f"write to {self.path}"):
             try:
                 self._lock.acquire(timeout=0)
@@ -153,7 +151,7 @@ def rows(path: Path) -> list[Row]:
     return _read_lines(path / "cells.jsonl")[0]
 
 
-def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
     """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
 
     Raises:

@@ -20,6 +20,13 @@ class Table:
     text: str = ""
 
 
+def over_baseline(row: Row) -> str:
+    """A row's speedup with its interval; "" for the baseline's own, and where there is none."""
+    if row["plugin"] == row["baseline"] or not units.known(row["speedup"]):
+        return ""
+    return units.ratio(row["speedup"], row["speedup_low"], row["speedup_high"])
+
+
 def by_row(panel: Panel, rows: Sequence[Row], style: Style, columns: dict[str, Callable[[Row], str]]) -> Table:
     """Rows of a panel: length, variant and `columns`, without those in which no row has anything to say.
 
