@@ -68,11 +68,7 @@ def as_sizes(given: Sizes | None, name: str) -> tuple[int, ...] | None:
 
 
 def as_names(given: Names | None, name: str, known: Sequence[str]) -> tuple[str, ...] | None:
-    """Each once, in the order given.
-
-    Raises:
-        AttnbenchError: a name is not among those known.
-    """
+    """Each once, in the order given. Raises: AttnbenchError: a name is not among those known."""
     if given is None:
         return None
     names = tuple(dict.fromkeys(part.strip() for part in (given.split(",") if isinstance(given, str) else given)))

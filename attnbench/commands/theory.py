@@ -9,7 +9,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.theory import footprint
 from attnbench.theory.costs import Product, products
-from attnbench.theory.footprint import Line, gb
+from attnbench.theory.footprint import gb
 from attnbench.theory.models import Model, Shape, preset
 from attnbench.workload import BLOCKS, PHASES, Workload, flag
 
@@ -40,16 +40,9 @@ def command(
         raise AttnbenchError(f"--preset says it already; drop {flag(sorted(given)[0])}")
     shape = preset(name) if name else Shape(heads, heads, head_dim, head_dim, "as asked")
     memory = parse_bytes(device_memory, "device-memory") if device_memory else None
-    if memory and not isinstance(shape, Model):
-        raise AttnbenchError("--device-memory needs --preset with a whole model, such as gpt2-xl-1.5b")
-    _show(name, shape, seq, batch, block, memory, phase)
-
-
-def _show(
-    name: str | None, shape: Shape, seq: int, batch: int, block: str | None, memory: int | None, phase: str
-) -> None:
-    """Prints the block's products and, for a model, its memory and whether it fits."""
     model = shape if isinstance(shape, Model) else None
+    if memory and not model:
+        raise AttnbenchError("--device-memory needs --preset with a whole model, such as gpt2-xl-1.5b")
     if model:
         stacks = f"{model.layers} + {model.decoder_layers}" if model.decoder_layers else str(model.layers)
         click.echo(
@@ -57,24 +50,11 @@ def _show(
             f"{model.heads} heads of {model.head_dim}, {model.kv_heads} kv heads ({model.source})"
         )
     elif name:
-        dims = f"{shape.head_dim} and {shape.value_dim}"
-        click.echo(
-            f"{name}: {shape.heads} heads of {dims}, {shape.kv_heads} kv heads ({shape.source}); attention alone"
-        )
-    _products(shape, seq, batch, "" if name and not model else block or _block(model, phase), model, phase)
+        heads_of = f"{shape.heads} heads of {shape.head_dim} and {shape.value_dim}"
+        click.echo(f"{name}: {heads_of}, {shape.kv_heads} kv heads ({shape.source}); attention alone")
+    _products(shape, seq, batch, "" if name and not model else block or _block(model, phase), phase)
     if model:
-        _memory("training, mixed precision with Adam", footprint.training(model, batch, seq))
-        _memory("inference", footprint.inference(model, batch, seq))
-        click.echo("\nworkspace of one layer's attention, forward")
-        lines = footprint.workspaces(model, batch, seq)
-        print_table(("", "memory", "formula"), [(line.what, gb(line.bytes), line.formula) for line in lines])
-    if model and memory:
-        need = footprint.total(footprint.training(model, batch, seq))
-        click.echo(f"\ntraining needs {gb(need)} of {gb(memory)}: it {'fits' if need <= memory else 'does not fit'}")
-        if need > memory:
-            click.echo("what would make it fit:")
-            for remedy in footprint.remedies(model, batch, seq, memory):
-                click.echo(f"  {remedy}")
+        _memory(model, batch, seq, memory)
 
 
 def _block(model: Model | None, phase: str) -> str:
@@ -84,7 +64,8 @@ def _block(model: Model | None, phase: str) -> str:
     return "decoder" if model.decoder_layers else "decoder-only"
 
 
-def _products(shape: Shape, seq: int, batch: int, block: str, model: Model | None, phase: str) -> None:
+def _products(shape: Shape, seq: int, batch: int, block: str, phase: str) -> None:
+    model = shape if isinstance(shape, Model) else None
     workload = Workload(
         seq=1 if phase == "decode" else seq, kv_seq=seq, phase=phase, batch=batch, heads=shape.heads,
         kv_heads=shape.kv_heads, head_dim=shape.head_dim, value_dim=shape.value_dim, dtype="bfloat16",
@@ -122,8 +103,21 @@ def _figures(found: list[Product]) -> tuple[str, str, str, str]:
     return str(sum(p.count for p in found)), f"{flops / 1e9:.3g} G", f"{moved / 1e6:.3g} MB", intensity
 
 
-def _memory(title: str, lines: list[Line]) -> None:
-    click.echo(f"\n{title}")
-    together = accumulate(line.bytes for line in lines)
-    rows = [(line.what, gb(line.bytes), gb(sofar), line.formula) for line, sofar in zip(lines, together, strict=True)]
-    print_table(("", "memory", "together", "formula"), rows)
+def _memory(model: Model, batch: int, seq: int, device: int | None) -> None:
+    """Prints what training and inference hold, and whether training fits the device."""
+    training, inference = footprint.training(model, batch, seq), footprint.inference(model, batch, seq)
+    for title, lines in (("training, mixed precision with Adam", training), ("inference", inference)):
+        click.echo(f"\n{title}")
+        together = [gb(count) for count in accumulate(line.bytes for line in lines)]
+        rows = [(line.what, gb(line.bytes), sofar, line.formula) for line, sofar in zip(lines, together, strict=True)]
+        print_table(("", "memory", "together", "formula"), rows)
+    click.echo("\nworkspace of one layer's attention, forward")
+    lines = footprint.workspaces(model, batch, seq)
+    print_table(("", "memory", "formula"), [(line.what, gb(line.bytes), line.formula) for line in lines])
+    need = footprint.total(training)
+    if device:
+        click.echo(f"\ntraining needs {gb(need)} of {gb(device)}: it {'fits' if need <= device else 'does not fit'}")
+    if device and need > device:
+        click.echo("what would make it fit:")
+        for remedy in footprint.remedies(model, batch, seq, device):
+            click.echo(f"  {remedy}")

@@ -47,11 +47,7 @@ class Run:
 
     @classmethod
     def at(cls, path: Path, meta: dict[str, Any]) -> Self:
-        """Makes this folder.
-
-        Raises:
-            AttnbenchError: it is there already, or can't be made.
-        """
+        """Makes this folder. Raises: AttnbenchError: it is there already, or can't be made."""
         if run := cls._begun(path, meta, "out"):
             return run
         raise AttnbenchError(f"{path} is there already; choose another out")
@@ -121,11 +117,7 @@ class Run:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of run.json.
-
-    Raises:
-        AttnbenchError: there is no run, or a newer attnbench wrote it.
-    """
+    """The content of run.json. Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
     try:
         meta = json.loads((path / "run.json").read_text())
     except OSError:
@@ -173,11 +165,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
 
 
 def newest(root: Path) -> Path:
-    """The run under `root` that was started last.
-
-    Raises:
-        AttnbenchError: there is none.
-    """
+    """The run under `root` that was started last. Raises: AttnbenchError: there is none."""
     runs = []
     for meta in root.glob("*/run.json"):
         try:

@@ -118,11 +118,7 @@ PRESETS: dict[str, Shape] = {
 
 
 def preset(name: str) -> Shape:
-    """The shape of this name.
-
-    Raises:
-        AttnbenchError: there is none; the message names the nearest.
-    """
+    """The shape of this name. Raises: AttnbenchError: there is none; the message names the nearest."""
     if name not in PRESETS:
         near = get_close_matches(name, [*PRESETS, STANDARD], n=3, cutoff=0.4) or sorted(PRESETS)
         raise AttnbenchError(f"no preset {name!r}; there is: {', '.join(near)}")
