@@ -10,12 +10,9 @@ class AttnbenchError(ValueError):
 
 @contextmanager
 def refusals(attempt: str, instead: str = "") -> Iterator[None]:
-    """What the system refuses inside becomes one line, such as "can't write a.csv: No space left; choose another".
+    """Makes an AttnbenchError of what the system refuses: "can't write a.csv: No space left on device; choose another".
 
     attempt: "write a.csv". instead: what would be right.
-
-    Raises:
-        AttnbenchError: the system refused.
     """
     try:
         yield

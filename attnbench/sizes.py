@@ -127,11 +127,8 @@ def parse_precision(text: str) -> float:
     Raises:
         AttnbenchError: the text is no fraction above 0 and below 1.
     """
-    match = re.fullmatch(r"\s*(\d{0,9}\.?\d{0,9})\s*(%?)\s*", text, re.ASCII)
-    try:
-        value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    except ValueError:
-        value = 0.0
+    match = re.fullmatch(r"\s*(\d{1,9}\.?\d{0,9}|\.\d{1,9})\s*(%?)\s*", text, re.ASCII)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < value < 1:
         raise AttnbenchError(f"--precision {text!r} is no precision; write 2% or 0.02")
     return value

@@ -5,14 +5,13 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from attnbench.records.schema import WORKLOAD, Row, of_kind
+from attnbench.records.schema import COLUMNS, WORKLOAD, Row, of_kind
 from attnbench.stats.powers import curve, first_length
 from attnbench.theory import costs
 from attnbench.workload import Workload
 
 _SIZES = of_kind("size")
-_NEEDED = ("latency_s", "latency_low_s", "latency_high_s", "peak_bytes", "workspace_bytes", "predicted_workspace_bytes",
-           "variant_flops", "saved_bytes", "input_bytes", "output_bytes")  # fmt: skip
+_NUMBERS = of_kind("size", "count", "number")
 R = TypeVar("R")
 
 
@@ -101,9 +100,9 @@ def said_workspace(rows: Sequence[Row]) -> Callable[[Workload], float] | None:
 
 
 def filled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with every column that is read here, numbers as numbers, whatever an older record lacks."""
-    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *_NEEDED])))
-    return frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in _NEEDED})
+    """The rows with every column of a record, numbers as numbers, whatever an older one lacks."""
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, "run", *COLUMNS])))
+    return frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS})
 
 
 def tidy(table: Sequence[Row], *columns: str) -> pd.DataFrame:

@@ -1,12 +1,11 @@
-"""What was measured beside what theory says of it: growth, workspace, crossings, longest lengths, saved activations.
+"""Memory as measured beside what theory says of it: workspace, the longest length that fits, and what training keeps.
 
-Every function takes rows as `records.load` gives them, of one run or several, or those of a report's panel, and returns
-a tidy table; nothing is drawn. What a plugin itself counts (`variant_flops`, `predicted_workspace_bytes`) stands for
-theory where there is it, since the formulas of `attnbench.theory.costs` are those of exact attention.
+What a plugin itself counts (`variant_flops`, `predicted_workspace_bytes`) stands for theory where there is it, since
+the formulas of `attnbench.theory.costs` are those of exact attention.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -66,8 +65,10 @@ def longest(frame: pd.DataFrame, memories: Mapping[str, int]) -> pd.DataFrame:
 def _longest_predicted(rows: Sequence[Row], size: int, holders: set[str]) -> float:
     last, own = rows[-1], frames.said_workspace(rows)
     if last["phase"] == "train" and last["family"] == "exact":
-        return _longest(last, lambda w: costs.peak(w, 0.0, last["plugin"] in holders), size)
-    return _longest(last, lambda w: costs.peak(w, own(w)), size) if own and last["phase"] != "train" else UNKNOWN
+        return first_at(last, lambda w: costs.peak(w, 0.0, last["plugin"] in holders) > size) - 1
+    if own is None or last["phase"] == "train":
+        return UNKNOWN
+    return first_at(last, lambda w: costs.peak(w, own(w)) > size) - 1
 
 
 def _longest_measured(done: Sequence[Row], size: int) -> Row:
@@ -81,16 +82,12 @@ def _longest_measured(done: Sequence[Row], size: int) -> Row:
     fit = fit_exponent(lengths, beside)
     powers = {"measured": fit.value, "low": fit.high, "high": fit.low} if fit else {}
 
-    def held(workload: Workload, power: float) -> float:
+    def too_large(workload: Workload, power: float) -> bool:
         grown = (length_of(last, workload) / lengths[-1]) ** min(max(power, 0.0), _MOST)
-        return float(costs.min_bytes(workload) + beside[-1] * grown)
+        return bool(costs.min_bytes(workload) + beside[-1] * grown > size)
 
-    ends = {end: _longest(last, partial(held, power=power), size) for end, power in powers.items()}
+    ends = {end: first_at(last, partial(too_large, power=power)) - 1 for end, power in powers.items()}
     return found | {"measured": UNKNOWN, "extrapolated": True} | ends
-
-
-def _longest(row: Row, held: Callable[[Workload], float], size: int) -> float:
-    return first_at(row, lambda workload: held(workload) > size) - 1
 
 
 def saved(frame: pd.DataFrame) -> pd.DataFrame:

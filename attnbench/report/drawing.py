@@ -210,9 +210,15 @@ Fill = Callable[[Axes, Panel, Style, Sequence[Panel]], None]
 
 @styled
 def draw(
-    panels: Sequence[Panel], style: Style, title: str, column: str, fill: Fill,
-    extra: Sequence[Line2D] = (), height: float = 3.4, exponents: bool = False,
-) -> Figure | None:  # fmt: skip
+    panels: Sequence[Panel],
+    style: Style,
+    title: str,
+    column: str,
+    fill: Fill,
+    extra: Sequence[Line2D] = (),
+    height: float = 3.4,
+    exponents: bool = False,
+) -> Figure | None:
     """A figure with axes for each panel that has `drawable` rows of `column`; None where there is no such panel.
 
     extra: entries of the legend behind the plugins'. height: of the axes, inches. exponents: whether those fitted to

@@ -11,13 +11,12 @@ from typing import Any
 import pandas as pd
 
 from attnbench.analysis import attainable, shares
-from attnbench.analysis.frames import as_rows
+from attnbench.analysis.frames import as_rows, filled
 from attnbench.records.run import identity
-from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row, of_kind
+from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row
 from attnbench.report import units
 
 GRADIENTS = tuple(name for name in NUMBERS if name.endswith("_gradient_rel_l2"))
-_TEXTS, _NUMBERS = ("run", *of_kind("name", "text", "flag", "kinds")), of_kind("size", "count", "number")
 
 
 def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
@@ -25,11 +24,8 @@ def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
 
     runs: what run.json says, one a run; without, nothing is known of ceilings.
     """
-    frame = frame.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*frame.columns, *_TEXTS, *_NUMBERS])))
-    for name in _NUMBERS:
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    bare = [str(plugin).partition(":")[0] for plugin in frame["plugin"]]
-    frame["variant"] = [v if isinstance(v, str) else b for v, b in zip(frame["variant"], bare, strict=True)]
+    frame = filled(frame.reset_index(drop=True))
+    frame["variant"] = frame["variant"].fillna(frame["plugin"].astype(str).str.split(":").str[0])
     frame["run"] = frame["run"].fillna("").astype(str)
     frame["converged"] = frame["converged"].ne(False)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
@@ -83,10 +79,9 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
     varying = [name for name in words if words[name].nunique() > 1]
     shared = ", ".join(word for name in words if name not in varying and (word := str(words[name].iloc[0])))
     rows = frame.assign(length=lengths)
-    order = _order(frame)
     panels = []
     groups = words[varying].agg("\0".join, axis=1) if varying else pd.Series("", index=frame.index)
-    for key in sorted(groups.unique(), key=lambda key: order[groups == key].min()):
+    for key in groups[_order(frame)].unique():
         part = rows[groups == key].sort_values(["length", "plugin"], kind="stable")
         title = ", ".join(word for word in key.split("\0") if word)
         by_keys = (part["length"] != part["seq"]).any() or (part["seq"].nunique() == 1 < part["kv_seq"].nunique())
@@ -163,10 +158,9 @@ def _join_batches(frame: pd.DataFrame, words: pd.DataFrame, lengths: pd.Series) 
     return words.assign(batch=batch)
 
 
-def _order(frame: pd.DataFrame) -> pd.Series:
-    """Where a row stands in the report: names in the order they came, attention before block, small before large."""
+def _order(frame: pd.DataFrame) -> pd.Index:
+    """The index in a report's order: names in the order they came, attention before block, small before large."""
     came = {name: pd.Series(pd.factorize(frame[name])[0], frame.index) for name in ("run", "device", "dtype", "phase")}
     keys = frame.assign(**came, mask=frame["mask"] != "full")
     names = "run scope block norm layers phase device dtype mask batch heads kv_heads head_dim value_dim seq kv_seq"
-    ranked = keys.sort_values(names.split(), kind="stable")
-    return pd.Series(range(len(ranked)), index=ranked.index)
+    return keys.sort_values(names.split(), kind="stable").index

@@ -6,8 +6,8 @@ from typing import Any
 
 from attnbench.workload import flag
 
-_ORDER = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "dtype", "device", "mask", "phase",
-          "scope", "block", "norm", "layers", "lengths", "inputs", "seed", "threads", "l2")  # fmt: skip
+_SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim")
+_REST = ("dtype", "device", "mask", "phase", "scope", "block", "norm", "layers", "lengths", "inputs", "seed", "threads")
 
 
 def repeat_command(row: Mapping[str, Any]) -> str:
@@ -37,7 +37,7 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         "baseline": "sdpa",
     }
     values = {"plugins": ",".join(dict.fromkeys(filter(None, (plugin, baseline))))}
-    values |= {name: row.get(name, usual.get(name)) for name in _ORDER} | {"baseline": baseline}
+    values |= {name: row.get(name, usual.get(name)) for name in (*_SIZES, *_REST, "l2")} | {"baseline": baseline}
     words = ["attnbench", "run"]
     for name, value in values.items():
         if value not in ("", None, usual.get(name)) and value == value:

@@ -20,9 +20,6 @@ class Exponent:
     high: float
     lengths: tuple[int, ...]
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
 
 def fit_exponent(lengths: Sequence[float], values: Sequence[float]) -> Exponent | None:
     """The exponent p of values ~ c * lengths^p: the slope of an ordinary least-squares line in log-log.

@@ -35,13 +35,9 @@ def variants(frame: pd.DataFrame, style: Style) -> Table:
     for plugin in style.plugins:
         part = frame[frame["plugin"] == plugin]
         done = f"{len(finished(part))} of {len(part)}"
-        facts = [_distinct(part[name]) for name in ("family", "implementation", "distribution")]
-        rows.append([style.names[plugin], plugin, *facts, done])
+        facts = [filter(None, part[name].dropna().unique()) for name in ("family", "implementation", "distribution")]
+        rows.append([style.names[plugin], plugin, *("; ".join(each) or units.NOTHING for each in facts), done])
     return Table(["variant", "plugin", "family", "what ran", "from", "cells finished"], rows)
-
-
-def _distinct(values: pd.Series) -> str:
-    return "; ".join(dict.fromkeys(str(value) for value in values.dropna() if value != "")) or units.NOTHING
 
 
 def run_facts(run: Meta) -> list[tuple[str, str]]:
