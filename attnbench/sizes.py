@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attnbench.errors import AttnbenchError
 from attnbench.workload import PHASES, SCOPES, Workload, flag
@@ -190,7 +190,7 @@ class Sweep:
         return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
-        same = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
+        same: dict[str, Any] = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
         for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
             masks = self.mask or ("causal" if phase == "decode" else "full",)
@@ -201,8 +201,9 @@ class Sweep:
                 lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
                 # A decoder block brings its own masks: causal over itself, full over the encoder's output.
                 shown = mask if self.scope != "block" or self._block(phase) == "encoder" else "full"
-                values = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
-                yield Workload.from_dict(dict(zip(_AXES, values, strict=True)) | same)
+                own = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
+                values: dict[str, Any] = dict(zip(_AXES, own, strict=True))
+                yield Workload(**values, **same)
 
     def _lengths(self, phase: str) -> list[tuple[int, int]]:
         """(seq, kv_seq) for each length."""
