@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from attnbench.errors import AttnbenchError
-from attnbench.workload import PHASES, Workload
+from attnbench.workload import Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,7 +186,7 @@ class Plugin:
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
-    phases: ClassVar[tuple[str, ...]] = PHASES
+    phases: ClassVar[tuple[str, ...]] = ("forward", "decode", "train")
     """Without "train" it has no backward pass; without "decode" it cannot add tokens to a past."""
 
     def __init__(self, **values: Value) -> None:

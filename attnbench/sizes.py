@@ -193,7 +193,7 @@ class Sweep:
         same: dict[str, Any] = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
         for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
-            masks = self.mask or ("causal" if phase == "decode" else "full",)
+            masks = self.mask or ("causal" if _decodes(phase) else "full",)
             inner = (masks, self._lengths(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
             for mask, (seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
                 if self.tokens:
@@ -207,7 +207,7 @@ class Sweep:
 
     def _lengths(self, phase: str) -> list[tuple[int, int]]:
         """(seq, kv_seq) for each length."""
-        if phase == "decode" and (self.seq is None or self.kv_seq is None):
+        if _decodes(phase) and (self.seq is None or self.kv_seq is None):
             return [(1, keys) for keys in self.kv_seq or self.seq or DEFAULT_SEQ]
         return [(seq, keys) for seq in self.seq or DEFAULT_SEQ for keys in self.kv_seq or (seq,)]
 
@@ -226,13 +226,13 @@ class Sweep:
         return ",".join(str(n) for n in (kv_seq, *(random.randint(least, kv_seq) for _ in range(batch - 1))))
 
     def _block(self, phase: str) -> str:
-        return self.block or ("decoder-only" if phase == "decode" else "encoder")
+        return self.block or ("decoder-only" if _decodes(phase) else "encoder")
 
     def _scoped(self, attention: Workload) -> Iterator[Workload]:
         if self.scope != "block":
             yield attention
         block = self._block(attention.phase)
-        fits = block == "decoder" or attention.phase == "decode" or attention.kv_seq == attention.seq
+        fits = block == "decoder" or attention.decodes or attention.kv_seq == attention.seq
         short = max(attention.seq, attention.kv_seq) <= DEFAULT_BLOCK_LIMIT
         if self.scope in ("block", "all") or (self.scope is None and short and fits):
             mask = attention.mask if block == "encoder" else "causal"
@@ -241,4 +241,8 @@ class Sweep:
 
 
 def _size(w: Workload) -> tuple[int, ...]:
-    return PHASES.index(w.phase), w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope), w.layers
+    return list(PHASES).index(w.phase), w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope), w.layers
+
+
+def _decodes(phase: str) -> bool:
+    return phase in PHASES and PHASES[phase].past  # a workload says which phases there are

@@ -5,15 +5,55 @@ Nothing here loads torch: a sweep is parsed, checked and planned in milliseconds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from attnbench.errors import AttnbenchError
 
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """What a device is to whoever predicts and judges; `devices` has a file of the same name that measures on it.
+
+    host: it computes with the host's threads. tf32: what is asked for in float32 may be multiplied in TF32.
+    """
+
+    host: bool = False
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What sort of pass over the tokens a call is.
+
+    past: its tokens join others that were seen before and are kept in a state. backward: the output's gradient comes
+    in, and gradients of all inputs go out; each product then needs two more, one for the gradient of each factor.
+    without: what is said of a variant that can't. products: whose products `attnbench theory` lists, in a few words.
+    """
+
+    past: bool = False
+    backward: bool = False
+    without: str = ""
+    products: str = ""
+
+
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes an element
-DEVICES = ("cpu", "cuda")
+DEVICES: Mapping[str, DeviceKind] = {"cpu": DeviceKind(host=True), "cuda": DeviceKind(tf32=True)}
 MASKS = ("full", "causal")
-PHASES = ("forward", "decode", "train")
+PHASES: Mapping[str, Phase] = {
+    "forward": Phase(),
+    "decode": Phase(
+        past=True,
+        without="it cannot add tokens to a past",
+        products="decoding: keys and values of the past are there",
+    ),
+    "train": Phase(
+        backward=True,
+        without="it has no backward pass",
+        products="the forward pass; the backward one has two more products for each, for the gradients of its factors",
+    ),
+}
 SCOPES = ("attention", "block")
 BLOCKS = ("encoder", "decoder", "decoder-only")
 NORMS = ("pre", "post")
@@ -83,7 +123,7 @@ class Workload:
             raise AttnbenchError(
                 f"--heads must be a multiple of --kv-heads: {self.heads} heads cannot share {self.kv_heads} kv heads"
             )
-        own_keys = self.block != "decoder" or self.phase == "decode"
+        own_keys = self.block != "decoder" or self.decodes
         if self.mask == "causal" and self.kv_seq < self.seq and own_keys:
             raise AttnbenchError(
                 f"a causal mask needs --kv-seq >= --seq: with {self.kv_seq} keys the first of {self.seq} queries "
@@ -91,7 +131,7 @@ class Workload:
             )
         if self.layers > 1 and self.scope != "block":
             raise AttnbenchError("--layers is for --scope block")
-        if self.phase == "decode" and self.block == "encoder":
+        if self.decodes and self.block == "encoder":
             raise AttnbenchError(
                 "--block encoder sees all tokens at once and decodes none; use decoder-only or decoder"
             )
@@ -117,7 +157,7 @@ class Workload:
 
     @property
     def _is_square(self) -> bool:
-        return self.seq == self.kv_seq and self.phase != "decode"
+        return self.seq == self.kv_seq and not self.decodes
 
     def entries(self) -> list[Workload]:
         """Each batch entry of a ragged batch as a problem of its own; otherwise the whole as it is."""
@@ -142,15 +182,27 @@ class Workload:
         return self.mask == "causal"
 
     @property
+    def decodes(self) -> bool:
+        return PHASES[self.phase].past
+
+    @property
+    def trains(self) -> bool:
+        return PHASES[self.phase].backward
+
+    @property
+    def on_host(self) -> bool:
+        return DEVICES[self.device].host
+
+    @property
     def past(self) -> int:
         """Tokens whose keys and values were there before: of a decoding step those that its queries don't bring."""
-        if self.phase != "decode":
+        if not self.decodes:
             return 0
         return self.offset if self.is_causal or self.scope == "block" else self.kv_seq
 
     @property
     def _is_self_attention(self) -> bool:
-        return self.block != "decoder" and self.phase != "decode"
+        return self.block != "decoder" and not self.decodes
 
     @property
     def group(self) -> int:

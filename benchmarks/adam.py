@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbench.devices import memory
+from attnbench.devices.cpu import DEVICE as CPU
+from attnbench.devices.cpu import status_bytes
 from attnbench.devices.device import describe
 from attnbench.devices.machine import usable_cores
 from attnbench.plugin import Attention
@@ -34,7 +35,7 @@ BETAS = (0.9, 0.999)  # Kingma 2015, section 2
 
 def held() -> int:
     """Resident bytes, without pages of files: code that a first call brings in."""
-    return memory.resident_bytes() - memory._status("RssFile")
+    return (CPU.kept_bytes() or 0) - status_bytes("RssFile")
 
 
 class Training:
@@ -69,9 +70,11 @@ class Training:
                 parameter.copy_(master)
 
 
-def peak(act: Callable[[], None], like: Tensor) -> int:
+def peak(act: Callable[[], None]) -> int:
     """Bytes that a call holds at its peak beside what was there before."""
-    return memory.measure(lambda _: act(), [like])[1]
+    held = CPU.peak(act)[1]
+    assert held is not None, "memory is measured on Linux alone"
+    return held
 
 
 def main() -> None:
@@ -83,7 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     asked = parser.parse_args()
 
-    memory.return_freed_pages()
+    CPU.begin(None)
     torch.set_num_threads(usable_cores())
     w = Workload(
         seq=asked.seq, kv_seq=asked.seq, batch=asked.batch, heads=asked.heads, kv_heads=asked.heads, dtype="bfloat16",
@@ -110,7 +113,7 @@ def main() -> None:
     stages.append(held())
     training.add_states()
     stages.append(held())
-    momentary = peak(training.step, x)
+    momentary = peak(training.step)
 
     start, parameters, forward, gradients, states = stages
     lines = {line.what: line for line in footprint.training(model, w.batch, w.seq)}

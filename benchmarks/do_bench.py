@@ -45,7 +45,7 @@ def clocks(plugin: str, w: Workload) -> tuple[Callable[[], float], Callable[[], 
 
     tensors = shared.tensors_of(w)
     call = shared.call_of(plugin, w)
-    timer = device.timer(call, tensors, "flushed")
+    timer = device.of(tensors[0].device.type).timer(call, tensors, "flushed")
     call_s, _ = timer.warm_up()
     calls, head = burst_size(call_s)
 

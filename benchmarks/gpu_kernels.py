@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnbench import records, registry
 from attnbench.devices import bursts
 from attnbench.devices.bursts import burst_size
-from attnbench.devices.device import timer as timer_of
+from attnbench.devices.device import of
 from attnbench.records.schema import Row
 from attnbench.sizes import parse_sizes
 from attnbench.workload import MASKS, Workload
@@ -159,7 +159,7 @@ def workload(seq: int, dim: int, mask: str, device: str, tokens: int = TOKENS) -
 def bare(w: Workload) -> Bar:
     """sdpa as attnbench builds and times it, against the bare call between two events."""
     tensors = shared.tensors_of(w)
-    timer = timer_of(shared.call_of("sdpa", w), tensors)
+    timer = of(w.device).timer(shared.call_of("sdpa", w), tensors)
     call_s, _ = timer.warm_up()
     calls, head = burst_size(call_s)
     ratio, *_ = shared.alternate(

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from attnbench.devices import machine, nvml
-from attnbench.devices.device import describe
+from attnbench.devices.cpu import status_bytes
+from attnbench.devices.device import describe, of
 from attnbench.devices.machine import usable_cores
-from attnbench.devices.memory import _status, measure
 from attnbench.registry import find
 from attnbench.sizes import parse_sizes
 from attnbench.workload import Workload
@@ -58,9 +58,10 @@ def peaks(call: Callable[..., Tensor], tensors: list[Tensor]) -> dict[int, tuple
     with torch.no_grad():
         for number in range(1, max(MEASURED) + 1):
             if number in MEASURED:
-                before = _status("RssFile")
-                out, held = measure(call, tensors)
-                found[number] = held - out.nbytes, _status("RssFile") - before
+                before = status_bytes("RssFile")
+                out, held = of("cpu").peak(lambda: call(*tensors))
+                assert held is not None, "memory is measured on Linux alone"
+                found[number] = held - out.nbytes, status_bytes("RssFile") - before
             else:
                 out = call(*tensors)
             del out
@@ -93,7 +94,8 @@ def cuda_peaks(call: Callable[..., Tensor], tensors: list[Tensor]) -> dict[int, 
         for number in range(1, max(MEASURED) + 1):
             if number in MEASURED:
                 beside = by_hand(call, tensors)
-                out, held = measure(call, tensors)
+                out, held = of("cuda").peak(lambda: call(*tensors))
+                assert held is not None
                 found[number] = {"measured_bytes": held - out.nbytes} | beside
             else:
                 out = call(*tensors)

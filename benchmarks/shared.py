@@ -95,7 +95,7 @@ class Bar:
 def facts() -> dict[str, Any]:
     """This machine, asked for in a process of its own: the GPU is left alone in this one."""
     with Forkserver(1) as server:
-        return dict(ask.ask_machine(server))
+        return dict(ask.ask_machine(server).machine)
 
 
 def earlier(name: str, results: Path, here: dict[str, Any]) -> Path | None:

@@ -46,7 +46,7 @@ def compare(plugins: list[str], workload: Workload, rounds: int, draw: random.Ra
     calls = {}
     for plugin in plugins:
         call = shared.call_of(plugin, workload)
-        own = device.timer(call, tensors)
+        own = device.of("cpu").timer(call, tensors)
         seconds, _ = own.warm_up()
         calls[plugin], head = burst_size(seconds)
         names = {"call": call} | dict(zip("qkv", tensors, strict=True))

@@ -247,7 +247,7 @@ def test_the_caches_of_a_cpu_can_not_be_chosen(tmp_path: Path) -> None:
     done = attnbench(tmp_path, "run", "--plugins", "sdpa", "--seq", "64", "--device", "cpu", "--l2", "flushed")
     assert done.returncode == 2
     assert done.stderr.decode().splitlines() == [
-        "attnbench: --l2 is for --device cuda: what a CPU's caches hold can't be chosen"
+        "attnbench: --l2 is for --device cuda: what the caches of cpu hold can't be chosen"
     ]
     assert not (tmp_path / "results").exists()
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnbench.devices import cuda
+from attnbench.devices import cuda_timer
 from attnbench.devices.bursts import burst_size
-from attnbench.devices.cuda import CudaTimer
+from attnbench.devices.cuda_timer import CudaTimer
 
 GRAPH_S, FLUSH_S = 5e-6, 1e-4
 
@@ -90,7 +90,7 @@ def made(monkeypatch: pytest.MonkeyPatch, device: Device, l2: str = "kept") -> C
         "empty": lambda *_, **__: buffer,
     }.items():
         monkeypatch.setattr(f"torch.{name}", fake)
-    monkeypatch.setattr(cuda, "clock", lambda: device.now)
+    monkeypatch.setattr(cuda_timer, "clock", lambda: device.now)
     return CudaTimer(device.call, [SimpleNamespace(device="cuda")], l2)  # type: ignore[list-item]
 
 

@@ -27,7 +27,7 @@ REQUESTS: list[m.AnyRequest] = [
 ]
 ANSWERS: list[m.AnyAnswer] = [
     m.Failure("error", "why", "where"),
-    m.Facts({"cpu": "Some CPU", "cores": 2, "gpu": None}),
+    m.Facts({"cpu": "Some CPU", "cores": 2}, {"cpu": m.Found(None, 9, {"peak_bytes": "why"}), "cuda": m.Found("none")}),
     m.Calibrated(Ceilings("cpu", 2, {"float32": 1e11}, 1e10, at={"float32": "x"})),
     m.Described(
         "exact", ["cpu"], {"rows": m.Choice(1, "of it", (1, 32))}, [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])]

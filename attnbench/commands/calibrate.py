@@ -28,8 +28,8 @@ def command(device: str, threads: int | None) -> None:
     threads = threads or usable_cores()
     warn_of_threads(threads)
     with Forkserver(threads) as server:
-        facts = ask.ask_machine(server)
-        on = device_of(device, facts)
+        machine = ask.ask_machine(server)
+        facts, on = machine.machine, device_of(device, machine.devices)
         click.echo("measuring, for less than a minute", err=True)
         found = ask.ask_ceilings(server, on, threads)
     rows = [(f"{name} products", units.rate(rate), found.at[name]) for name, rate in found.operations_per_s.items()]

@@ -25,7 +25,7 @@ def command(threads: int | None, seconds: float, precision: str) -> None:
 
     wanted, threads = parse_precision(precision), threads or usable_cores()
     with Forkserver(threads) as server:
-        checks = look(ask.ask_machine(server), threads)
+        checks = look(ask.ask_machine(server).machine, threads)
         checks.append(smallest_difference(server, threads, seconds, wanted))
     rows = [(check.name, check.found, check.advice) for check in checks]
     print_table(("", "found", "advice"), rows, pad_edge=False)

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from attnbench.devices.machine import usable_cores
+from attnbench.workload import DEVICES
 
 option = partial(click.option, show_default=True)
 CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -25,7 +26,7 @@ class Seconds(click.FloatRange):
 
 THREADS = option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
 COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
-DEVICE = option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+DEVICE = option("--device", type=click.Choice(["auto", *DEVICES]), default="auto")
 
 
 def warn_of_threads(threads: int) -> None:

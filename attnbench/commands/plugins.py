@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attnbench.commands.options import print_table
+from attnbench.workload import DEVICES, Workload
 
 if TYPE_CHECKING:
     from attnbench.workers.messages import Choice
@@ -12,22 +13,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
 def command(names: tuple[str, ...], device: str) -> None:
     """List the variants installed, or show NAMES in full.
 
     Listing reads package metadata only. What a plugin says of itself is asked in a process of its own, for
     attnbench's own plugins and for those that NAMES asks for: loading a plugin runs its code.
     """
+    from attnbench.devices.device import of
     from attnbench.registry import Request, find, select
     from attnbench.workers.ask import ask
     from attnbench.workers.messages import Failure
     from attnbench.workers.server import Forkserver
-    from attnbench.workload import Workload
 
     found = find()
     chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
-    probe = Workload(seq=128, kv_seq=128, device=device, dtype="float32" if device == "cpu" else "bfloat16")
+    probe = Workload(seq=128, kv_seq=128, device=device, dtype=of(device).dtype)
     rows = []
     with Forkserver(1) as server:
         for plugin in chosen:

@@ -133,6 +133,9 @@ def _measure(plan: "Plan", record: "Run", began: float) -> None:
 
     record.repair()  # a broken run is refused before anything is said of it
     click.echo(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}", err=True)
+    for why in dict.fromkeys(plan.facts["unmeasured"].values()):
+        what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
+        click.echo(f"without {what}: {why}", err=True)
     try:
         with Watch(Console(stderr=True), len(plan.cells)) as watch:
             rows = engine.measure(plan, record, watch, began)

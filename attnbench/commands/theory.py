@@ -13,11 +13,6 @@ from attnbench.theory.footprint import gb
 from attnbench.theory.models import Model, Shape, preset
 from attnbench.workload import BLOCKS, PHASES, Workload, flag
 
-_PASS = {
-    "forward": "forward",
-    "decode": "decoding: keys and values of the past are there",
-    "train": "the forward pass; the backward one has two more products for each, one for the gradient of each factor",
-}
 ITEM = 2  # bytes of an element in bfloat16
 
 
@@ -60,25 +55,25 @@ def command(
 def _block(model: Model | None, phase: str) -> str:
     """Bidirectional models are encoders, encoder-decoders show their decoder, the rest are decoder-only."""
     if model is None or model.types:
-        return "encoder" if phase != "decode" else "decoder-only"
+        return "decoder-only" if PHASES[phase].past else "encoder"
     return "decoder" if model.decoder_layers else "decoder-only"
 
 
 def _products(shape: Shape, seq: int, batch: int, block: str, phase: str) -> None:
     model = shape if isinstance(shape, Model) else None
     workload = Workload(
-        seq=1 if phase == "decode" else seq, kv_seq=seq, phase=phase, batch=batch, heads=shape.heads,
+        seq=1 if PHASES[phase].past else seq, kv_seq=seq, phase=phase, batch=batch, heads=shape.heads,
         kv_heads=shape.kv_heads, head_dim=shape.head_dim, value_dim=shape.value_dim, dtype="bfloat16",
         scope="block" if block else "attention", block=block,
         norm="pre" if block else "", mask="full" if block == "encoder" else "causal",
     )  # fmt: skip
     found = products(workload, model.d_ff if model else None, bool(model and model.gated))
     what = f"{block or 'attention'}{' block' if block else ''}"
-    tokens = f"one new token on {seq}" if phase == "decode" else f"{seq} tokens"
-    click.echo(f"\none {what}, batch {batch}, {tokens}, bfloat16, {_PASS[phase]}")
+    tokens = f"one new token on {seq}" if workload.decodes else f"{seq} tokens"
+    click.echo(f"\none {what}, batch {batch}, {tokens}, bfloat16, {PHASES[phase].products or phase}")
     rows = [[p.layer, p.name, _order(p), *_figures([p])] for p in found]
     rows.append(["all", "", "", *_figures(found)])
-    if phase == "train":
+    if workload.trains:
         rows.append(["with the backward pass", "", "", *_figures(3 * found)])
     print_table(("sub-layer", "product", "of size", "products", "FLOPs", "bytes", "FLOPs a byte"), rows)
     if block == "decoder":

@@ -1,157 +1,123 @@
-"""Timing on a GPU, where a call returns before its work is done: events on the device's own clock around the work.
-
-Three things make such times lie, and each is seen to:
-
-- the host starts kernels more slowly than the GPU does them: then the events stand around its waiting. Such a call is
-  captured as a CUDA graph, whose replay leaves the host out; what a call takes with it is recorded as the wall time.
-- inputs that lie in the L2 cache from the call before. They are left there or flushed out as the run asked, as
-  triton.testing.do_bench does it: a buffer larger than the cache is zeroed before each call, outside its events.
-- memory that is asked for while the clock runs: one untimed call first, as nothing stays cached between turns.
-"""
+"""An NVIDIA GPU, by CUDA: its own clock (`cuda_timer`), torch's count of its memory, and what NVML says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from attnbench.devices.bursts import Timer
+from attnbench.devices.device import Device
 
-from attnbench.devices import nvml
-from attnbench.devices.bursts import BURST_SECONDS, Burst, Timer, burst_size, clock
+if TYPE_CHECKING:
+    from torch import Tensor
 
-L2 = ("kept", "flushed")
-_FLUSHED_BYTES = 256 << 20  # what triton.testing.do_bench zeroes; several times the L2 of any GPU so far
-_LAUNCH_BOUND = 0.8  # the host's share of a burst from which on the GPU is taken to wait for it
-_WALL_SECONDS = 5e-3  # of calls by the host's clock beside a burst that is timed in another way
-_GRAPH_CALLS = 64  # captured together, as starting a graph takes microseconds too
+    from attnbench.devices.nvml import Gpu
 
 
-class CudaTimer(Timer):
-    """Times bursts of one call with CUDA events.
+class Cuda(Device):
+    """The GPU that torch uses in this process."""
 
-    l2: "kept" leaves in the L2 cache what the call before left there, "flushed" empties it before each call.
-    """
+    dtype = "bfloat16"
+    l2 = ("kept", "flushed")
+    guessed_flops_per_s = 5e13
 
-    def __init__(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "kept") -> None:
-        super().__init__(call, tensors)
-        self.how, self.flushes = "events", l2 == "flushed"
-        self._graphed = False
-        self._host_s = 0.0  # of a call, by the host's clock
+    def missing(self) -> str | None:
+        import torch
 
-    def warm_up(self, last_s: float = 0.0) -> tuple[float, float]:
-        """As on a CPU. Then it is known whether the GPU waits for the host; if so, bursts replay a graph."""
-        call_s, spent = super().warm_up(last_s)
-        began = clock()
-        calls, _ = burst_size(call_s)
-        device_s, enqueued_s, _ = self._eager(calls)
-        if enqueued_s > _LAUNCH_BOUND * device_s:
-            self.how, self._graphed = self._try_graph()
-            call_s, _ = super().warm_up()
-        return call_s, spent + clock() - began
+        return None if torch.cuda.is_available() else "this machine or this torch has no CUDA device"
 
-    def _try_graph(self) -> tuple[str, bool]:
-        try:
-            self._capture(1)
-        except RuntimeError as problem:  # a call that waits for the GPU, as .item() does, can't be captured
-            torch.cuda.synchronize()
-            return f"events, launch-bound: {(str(problem).splitlines() or [''])[0][:100]}", False
-        return "graph", True
+    def facts(self) -> dict[str, Any]:
+        import torch
 
-    def burst(self, calls: int, head: int = 0) -> tuple[Burst, Any]:
-        """Times `calls` calls after at least one untimed one."""
-        began = clock()
-        for _ in range(max(1, head)):
-            self.call(*self.tensors)
+        from attnbench.devices import nvml
+
+        if self.missing():
+            return {"gpu": None, "gpu_memory_bytes": None, "gpu_free_bytes": None, "cuda": torch.version.cuda}
+        found = torch.cuda.get_device_properties()
+        free, total = torch.cuda.mem_get_info()
+        return {
+            "gpu": found.name,
+            "cuda": torch.version.cuda,
+            "gpu_memory_bytes": total,
+            "gpu_free_bytes": free,
+            "gpu_multiprocessors": found.multi_processor_count,
+            "gpu_l2_bytes": found.L2_cache_size,
+            "gpu_capability": f"{found.major}.{found.minor}",
+            "gpu_driver": nvml.driver(),
+            "gpu_state": self.state() or None,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }
+
+    def unmeasured(self) -> dict[str, str]:
+        return {} if self._gpu() else dict.fromkeys(("energy_j", "process_bytes", "clock_hz"), "NVML is not to be had")
+
+    def free_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    def cache_bytes(self) -> int | None:
+        import torch
+
+        return int(torch.cuda.get_device_properties().L2_cache_size)
+
+    def begin(self, limit: int | None) -> None:
+        """limit: what asks for more gets torch's OutOfMemoryError."""
+        import torch
+
+        if limit is not None:
+            total = torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+
+    def synchronise(self) -> None:
+        import torch
+
         torch.cuda.synchronize()
-        start = clock()
-        if not (self._graphed or self.flushes):
-            seconds, _, out = self._eager(calls)
-            self._host_s = (clock() - start) / calls
-            return Burst(start, calls, seconds, clock() - began, self._host_s), out
-        few = min(calls, ceil(_WALL_SECONDS / (self._host_s or BURST_SECONDS)))
-        self._eager(few)
-        self._host_s = (clock() - start) / few
-        start = clock()
-        seconds, out = self._flushed(calls) if self.flushes else self._replayed(calls)
-        return Burst(start, calls, seconds, clock() - began, self._host_s), out
 
-    def _eager(self, calls: int) -> tuple[float, float, Any]:
-        """Seconds of a burst on the device, seconds until the host had started it all, and the last output."""
-        first, last = _event(), _event()
-        start = clock()
-        first.record()
-        for _ in range(calls - 1):
-            self.call(*self.tensors)
-        out = self.call(*self.tensors)
-        last.record()
-        enqueued = clock() - start
-        torch.cuda.synchronize()
-        return first.elapsed_time(last) / 1e3, enqueued, out
+    def timer(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "kept") -> Timer:
+        from attnbench.devices.cuda_timer import CudaTimer
 
-    def _replayed(self, calls: int) -> tuple[float, Any]:
-        together = min(calls, _GRAPH_CALLS)
-        graph, out = self._capture(together)
-        rest, _ = self._capture(calls % together) if calls % together else (None, None)
-        graph.replay()
-        torch.cuda.synchronize()
-        first, last = _event(), _event()
-        first.record()
-        if rest:
-            rest.replay()
-        for _ in range(calls // together):
-            graph.replay()
-        last.record()
-        torch.cuda.synchronize()
-        return first.elapsed_time(last) / 1e3, out
+        return CudaTimer(call, tensors, l2)
 
-    def _flushed(self, calls: int) -> tuple[float, Any]:
-        """Each call between events of its own: while the buffer is zeroed, the host gets ahead."""
-        buffer = torch.empty(_FLUSHED_BYTES // 4, dtype=torch.int32, device=self.tensors[0].device)
-        graph, out = self._capture(1) if self._graphed else (None, None)
-        pairs = [(_event(), _event()) for _ in range(calls)]
-        for first, last in pairs:
-            buffer.zero_()
-            first.record()
-            if graph:
-                graph.replay()
-            else:
-                out = self.call(*self.tensors)
-            last.record()
-        torch.cuda.synchronize()
-        return sum(first.elapsed_time(last) for first, last in pairs) / 1e3, out
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int]:
+        import torch
 
-    def _capture(self, calls: int) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A graph of so many calls on the same tensors, and the output that the last of them writes at each replay."""
-        graph = torch.cuda.CUDAGraph()
-        # The outer one comes back to this stream: where a capture fails, torch's own end of it does not.
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-            for _ in range(calls - 1):
-                self.call(*self.tensors)
-            out = self.call(*self.tensors)
-        return graph, out
+        before = self.kept_bytes()
+        torch.cuda.reset_peak_memory_stats()
+        out = call()
+        self.synchronise()
+        return out, int(torch.cuda.max_memory_allocated()) - before
+
+    def kept_bytes(self) -> int:
+        """Those of torch's tensors."""
+        import torch
+
+        self.synchronise()
+        return int(torch.cuda.memory_allocated())
+
+    def reserved_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+
+    def process_bytes(self) -> int | None:
+        return gpu.process_bytes() if (gpu := self._gpu()) else None
+
+    def state(self) -> dict[str, Any]:
+        return gpu.state() if (gpu := self._gpu()) else {}
+
+    def energy_j(self) -> float | None:
+        return gpu.energy_j() if (gpu := self._gpu()) else None
+
+    def give_back(self) -> None:
+        import torch
+
+        torch.cuda.empty_cache()
+
+    def _gpu(self) -> Gpu | None:
+        from attnbench.devices import nvml
+
+        return nvml.current()
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def facts() -> dict[str, Any]:
-    """The GPU that this process sees, all JSON; asks CUDA for it, so for a worker."""
-    if not torch.cuda.is_available():
-        return {"gpu": None, "gpu_memory_bytes": None, "gpu_free_bytes": None, "cuda": torch.version.cuda}
-    found = torch.cuda.get_device_properties()
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "gpu": found.name,
-        "cuda": torch.version.cuda,
-        "gpu_memory_bytes": total,
-        "gpu_free_bytes": free,
-        "gpu_multiprocessors": found.multi_processor_count,
-        "gpu_l2_bytes": found.L2_cache_size,
-        "gpu_capability": f"{found.major}.{found.minor}",
-        "gpu_driver": nvml.driver(),
-        "gpu_state": idle.state() if (idle := nvml.current()) else None,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-    }
+DEVICE = Cuda()

@@ -1,40 +1,151 @@
-"""What times a call and what is known of the machine, on whatever device."""
+"""What a device is to whoever plans a sweep, and what a worker asks of it. A file each; here alone one is named."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnbench.devices import machine
 from attnbench.devices.bursts import Timer, clock
+from attnbench.workload import DEVICES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def timer(call: Callable[..., Any], tensors: list[Tensor], l2: str = "kept") -> Timer:
-    """What times this call on the device of its first tensor. l2: see `cuda.CudaTimer`; of a GPU alone."""
-    if not tensors[0].is_cuda:
-        return Timer(call, tensors)
-    from attnbench.devices.cuda import CudaTimer
+class Device:
+    """One kind of device. What a kind does not say of itself is that of one that torch computes on and no more.
 
-    return CudaTimer(call, tensors, l2)
+    It loads no torch by itself: what says what a sweep must know is read in a process without it, and everything from
+    `begin` on is for a worker, about the process that asks.
+    """
+
+    dtype: ClassVar[str] = "float32"
+    """Computed in where nothing is asked."""
+
+    l2: ClassVar[tuple[str, ...]] = ()
+    """What can be asked of its L2 cache, the default first: see `cuda_timer`."""
+
+    reuses: ClassVar[bool] = True
+    """One process serves one variant for all its workloads, as it takes seconds to begin on the device."""
+
+    limits_process: ClassVar[bool] = False
+    """What a process may map is what it may use of the device."""
+
+    worker_bytes: ClassVar[int] = 600 << 20
+    """Of a worker beside its tensors: resident ones on a CPU, context and kernels elsewhere."""
+
+    guessed_flops_per_s: ClassVar[float] = 1e12
+    """Only until a first cell has been measured."""
+
+    def missing(self) -> str | None:
+        """None, or why there is none here, in a few words."""
+        return "attnbench knows no such device"
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of it beside the machine, all JSON."""
+        return {}
+
+    def unmeasured(self) -> dict[str, str]:
+        """What of a row, or of a run's limits, can't be had here, and why."""
+        return dict.fromkeys(
+            ("peak_bytes", "workspace_bytes", "saved_bytes"), "torch does not tell this device's memory"
+        )
+
+    def free_bytes(self) -> int:
+        """Of its memory, what can be allocated now. Where it does not say, it is taken to share the machine's."""
+        return machine.available_memory()
+
+    def cache_bytes(self) -> int | None:
+        """Of its last-level caches together; None where it does not say."""
+        return None
+
+    def begin(self, limit: int | None) -> None:
+        """A worker begins to prepare a workload, with so much of the device's memory."""
+
+    def before_timing(self) -> None:
+        """Memory has been measured: from now on time is."""
+
+    def synchronise(self) -> None:
+        """Waits until the device has done all that it was given."""
+
+    def timer(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "") -> Timer:
+        """What times this call. l2: one of `l2`."""
+        return _Waiting(call, tensors, self)
+
+    def once(self, call: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[float, Any]:
+        """Seconds of one call by the host's clock, from nothing to do to all done, and what it returned."""
+        self.synchronise()
+        start = clock()
+        out = call(*tensors)
+        self.synchronise()
+        return clock() - start, out
+
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """Runs one call. What it returned, and the bytes held at its peak beside those before, output included."""
+        return call(), None
+
+    def held(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """Runs one call. What it gives, and the bytes that are held more than before as long as that lives."""
+        before = self.kept_bytes()
+        kept = call()
+        after = self.kept_bytes()
+        return kept, None if before is None or after is None else after - before
+
+    def kept_bytes(self) -> int | None:
+        """Bytes that this process holds of the device's memory."""
+        return None
+
+    def reserved_bytes(self) -> int | None:
+        """The most that torch had taken since `peak` began, what it keeps for later included."""
+        return None
+
+    def process_bytes(self) -> int | None:
+        """What the device says this process holds, context and all."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """How it is while it works: clocks, temperature, power and who else is there; empty where it does not say."""
+        return {}
+
+    def energy_j(self) -> float | None:
+        """What it has used since some moment that stays the same."""
+        return None
+
+    def give_back(self) -> None:
+        """Gives memory that torch keeps for later back, as this process will be idle while others run."""
+
+    def release(self) -> None:
+        """Frees all that nothing refers to any more."""
+        gc.collect()
+        self.give_back()
 
 
-def once(call: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[float, Any]:
-    """Seconds of one call by the host's clock, from nothing to do to all done, and what it returned."""
-    cuda = tensors[0].is_cuda
-    if cuda:
-        torch.cuda.synchronize()
-    start = clock()
-    out = call(*tensors)
-    if cuda:
-        torch.cuda.synchronize()
-    return clock() - start, out
+class _Waiting(Timer):
+    """The host's clock around calls that return before their work is done: the last one waits for all."""
+
+    def __init__(self, call: Callable[..., Any], tensors: list[Tensor], device: Device) -> None:
+        def last(*given: Tensor) -> Any:
+            out = call(*given)
+            device.synchronise()
+            return out
+
+        super().__init__(call, tensors, last)
+
+
+@cache
+def of(name: str) -> Device:
+    """The device that a workload names: `DEVICE` of the file with its name."""
+    found: Device = import_module(f"attnbench.devices.{name}").DEVICE
+    return found
 
 
 def describe() -> dict[str, Any]:
-    """What `machine.describe` tells and the GPU, all JSON. It asks CUDA, so it is for a worker."""
-    from attnbench.devices.cuda import facts
-
-    return {**machine.describe(), **facts()}
+    """What `machine.describe` tells and every device, all JSON, for a worker too."""
+    found = machine.describe()
+    for name in DEVICES:
+        found |= of(name).facts()
+    return found

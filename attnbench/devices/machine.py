@@ -30,7 +30,7 @@ def describe() -> dict[str, Any]:
         "features": sorted(f for f in cpu.get("flags", []) if f.startswith(("avx", "amx", "fma", "sve", "neon"))),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "hardware_threads": os.cpu_count(),
-        "usable_threads": len(os.sched_getaffinity(0)),
+        "usable_threads": usable_cores(),
         "cache_bytes": {k: cpu[k] for k in ("l1_data_cache_size", "l2_cache_size", "l3_cache_size") if k in cpu},
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "cgroup_cpu": _read("/sys/fs/cgroup/cpu.max"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.workload import Workload
+from attnbench.workload import DEVICES, Workload
 
 # Relative L2 by dtype and family. Exact and sparse variants differ from the reference by rounding alone: torch's own
 # kernels show 3e-7 (float32), 3e-3 (bfloat16) and 4e-4 (float16), and naive attention a few times that. A quantized
@@ -51,7 +51,7 @@ def compare(actual: Tensor, expected: Tensor) -> Error:
 def tolerance(workload: Workload, family: str) -> float:
     """The largest relative L2 at which an implementation still counts as right. The harness's, not the plugin's."""
     allowed = _TOLERANCE[workload.dtype][family]
-    if workload.device == "cuda" and workload.dtype == "float32":
+    if DEVICES[workload.device].tf32 and workload.dtype == "float32":
         allowed = max(allowed, _TF32_TOLERANCE)
     return allowed
 

@@ -54,7 +54,7 @@ def judge(
         problems.append(problem)
     for prefix, worst in found.items():
         columns |= worst.columns(prefix) if worst else {}
-    if w.phase == "train":
+    if w.trains:
         gradients, problem = _gradients(task, shown, deviation.gradient_tolerance(w, family), draw)
         columns |= gradients
         problems.append(problem)
@@ -84,7 +84,7 @@ def _end_to_end(
         return {}, []
     block = task.stack.blocks[0]
     assert isinstance(block, Block)
-    has_memory = w.block == "decoder" and w.phase != "decode"
+    has_memory = w.block == "decoder" and not w.decodes
     actual, memory = out.index_select(1, rows.to(out.device)), tensors[1] if has_memory else None
 
     def expected(definitions: Mapping[str, Definition]) -> Tensor:

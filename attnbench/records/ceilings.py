@@ -12,6 +12,7 @@ from typing import Any
 from attnbench.errors import AttnbenchError
 from attnbench.records import run
 from attnbench.theory.roofline import Ceilings
+from attnbench.workload import DEVICES
 
 
 def stored_at(facts: Mapping[str, Any], device: str, threads: int) -> Path:
@@ -19,7 +20,7 @@ def stored_at(facts: Mapping[str, Any], device: str, threads: int) -> Path:
     given = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache"))
     # A GPU's ceilings don't depend on the CPU's threads.
-    key = json.dumps([*run.identity(dict(facts)), device, threads if device == "cpu" else None])
+    key = json.dumps([*run.identity(dict(facts)), device, threads if DEVICES[device].host else None])
     return root / "attnbench" / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

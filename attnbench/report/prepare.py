@@ -15,6 +15,7 @@ from attnbench.analysis.frames import as_rows, filled
 from attnbench.records.run import identity
 from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row
 from attnbench.report import units
+from attnbench.workload import DEVICES
 
 GRADIENTS = tuple(name for name in NUMBERS if name.endswith("_gradient_rel_l2"))
 
@@ -130,7 +131,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
         "ragged": "ragged batch" if isinstance(row["lengths"], str) and row["lengths"] else "",
         "inputs": "" if row["inputs"] == "normal" else f"{row['inputs']} inputs",
         "seed": f"seed {int(row['seed'])}" if row["seed"] else "",
-        "threads": units.count(int(row["threads"]), "thread") if row["device"] == "cpu" else "",
+        "threads": units.count(int(row["threads"]), "thread") if DEVICES[row["device"]].host else "",
         "l2": "L2 cache flushed" if row["l2"] == "flushed" else "",
     }
 

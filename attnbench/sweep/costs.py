@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from attnbench.devices.bursts import BURST_SECONDS, HEAD_SECONDS
+from attnbench.devices.device import of
 from attnbench.sweep.cell import Cell
 
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _WARM_UP_SECONDS = 0.1  # of short calls
-_GUESSED_FLOPS_PER_S = {"cpu": 5e10, "cuda": 5e13}  # only until a first cell has been measured
 
 
 class Costs:
@@ -30,7 +30,7 @@ class Costs:
             self._calls.get(self._like(cell))
             or [k for like, calls in self._calls.items() if like[0] == cell.plugin for k in calls]
             or [k for calls in self._calls.values() for k in calls]
-            or [(1, 1 / _GUESSED_FLOPS_PER_S[cell.workload.device])]
+            or [(1, 1 / of(cell.workload.device).guessed_flops_per_s)]
         )
         flops, seconds = min(known, key=lambda k: abs(k[0] - cell.flops))
         return seconds * cell.flops / max(1, flops)
@@ -45,7 +45,7 @@ class Costs:
 
         What a block is judged by, or what training saves, takes a further call each.
         """
-        calls = 2 + (cell.workload.scope == "block") + (cell.workload.phase == "train")
+        calls = 2 + (cell.workload.scope == "block") + cell.workload.trains
         return self._fixed.get(self._like(cell), _START_SECONDS) + calls * self.call(cell) + _WARM_UP_SECONDS
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from attnbench.devices import machine
 from attnbench.devices.bursts import burst_size
+from attnbench.devices.device import of
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.settings import Settings
 from attnbench.workers.ask import describe_exit
@@ -57,8 +58,7 @@ class Crew:
     def start(self, cell: Cell, thorough: bool) -> Live | None:
         """A worker that is ready for a cell; None where the cell has ended instead. thorough: see `Prepare`."""
         began = time.monotonic()
-        # CUDA maps far more than it uses; there torch's own limit does the work.
-        limit = self._settings.memory if cell.workload.device == "cpu" else None
+        limit = self._settings.memory if of(cell.workload.device).limits_process else None
         worker = self._idle.pop(cell.plugin, None) or self._server.start(limit)
         asked = Prepare(cell.workload, cell.target, cell.options, thorough, self._settings.l2, self._settings.memory)
         ready = self.ask(cell, worker, asked)

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from attnbench.devices import machine
+from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import Run, identity, load, read_meta
@@ -24,7 +25,9 @@ from attnbench.sweep.rounds import Progress, Session, Unwatched
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Settings
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.ask import ask_machine
+from attnbench.workers.messages import Found
 from attnbench.workers.server import Forkserver
+from attnbench.workload import DEVICES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +40,8 @@ class Plan:
     """All that a run will do, while the server that starts its workers is alive.
 
     asked: with device, dtype, memory and l2 settled for this machine. cells: workload by workload, the baseline first.
-    baseline: its canonical name, "" for none. facts: of the machine, as `device.describe` gives them.
+    baseline: its canonical name, "" for none.
+    facts: of the machine, for run.json: `device.describe`, and `unmeasured`, what of a row it can't tell, and why.
     """
 
     server: Forkserver
@@ -54,44 +58,40 @@ def planned(asked: Asked) -> Iterator[Plan]:
     Raises:
         AttnbenchError: a size, a plugin, an option or the device is not to be had.
     """
-    early = "cpu" if asked.sweep.device == "auto" else asked.sweep.device
+    early = next(iter(DEVICES)) if asked.sweep.device == "auto" else asked.sweep.device
     _on(asked.sweep, early).workloads()  # what is wrong whatever the machine is said before anything is started
-    choose(asked.plugins, asked.baseline)
+    requests, base = choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads) as server:
-        facts = ask_machine(server)
-        device = device_of(asked.sweep.device, facts)
-        if asked.l2 and device != "cuda":
-            raise AttnbenchError("--l2 is for --device cuda: what a CPU's caches hold can't be chosen")
+        found = ask_machine(server)
+        device = device_of(asked.sweep.device, found.devices)
+        choices, here = of(device).l2, found.devices[device]
+        if asked.l2 and asked.l2 not in choices:
+            able = " or ".join(name for name in DEVICES if of(name).l2)
+            raise AttnbenchError(f"--l2 is for --device {able}: what the caches of {device} hold can't be chosen")
         settled = replace(
             asked,
             sweep=_on(asked.sweep, device),
-            memory=asked.memory or _memory_limit(facts, device),
-            l2=asked.l2 or ("kept" if device == "cuda" else None),
+            memory=asked.memory or int(_MEMORY_SHARE * here.free_bytes),
+            l2=asked.l2 or next(iter(choices), None),
         )
-        cells, baseline = plan(server, settled)
-        yield Plan(server, settled, cells, baseline, facts)
+        cells, baseline = plan(server, settled, requests, base)
+        yield Plan(server, settled, cells, baseline, found.machine | {"unmeasured": here.unmeasured})
 
 
-def device_of(asked: str, facts: dict[str, Any]) -> str:
-    """The device that is meant; "auto" is a GPU where there is one.
+def device_of(asked: str, devices: Mapping[str, Found]) -> str:
+    """The device that is meant; "auto" is the last that is here, so the host where there is no other.
 
     Raises:
         AttnbenchError: there is none, and it was asked for.
     """
-    if asked == "cuda" and not facts["gpu"]:
-        raise AttnbenchError("--device cuda: this machine or this torch has no CUDA device; use --device cpu")
-    return asked if asked != "auto" else "cuda" if facts["gpu"] else "cpu"
+    here = [name for name in DEVICES if devices[name].missing is None]
+    if asked != "auto" and asked not in here:
+        raise AttnbenchError(f"--device {asked}: {devices[asked].missing}; use --device {' or '.join(here)}")
+    return here[-1] if asked == "auto" else asked
 
 
 def _on(sweep: Sweep, device: str) -> Sweep:
-    dtype = sweep.dtype or (("bfloat16",) if device == "cuda" else ("float32",))
-    return replace(sweep, device=device, dtype=dtype)
-
-
-def _memory_limit(facts: dict[str, Any], device: str) -> int:
-    """Bytes a run may use where nothing else is asked for."""
-    free = int(facts["gpu_free_bytes"]) if device == "cuda" else machine.available_memory()
-    return int(_MEMORY_SHARE * free)
+    return replace(sweep, device=device, dtype=sweep.dtype or (of(device).dtype,))
 
 
 def resumed(path: Path, budget: float | None = None, timeout: float | None = None, memory: int | None = None) -> Asked:
@@ -147,8 +147,8 @@ def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]
         memory=asked.memory,
         seed=asked.sweep.seed,
         ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
-        l2=asked.l2 or "kept",
-        reuse=asked.sweep.device == "cuda",
+        l2=asked.l2 or "",
+        reuse=of(asked.sweep.device).reuses,
     )
     session = Session(plan.server, settings)
     before = run.meta.get("seconds", {})

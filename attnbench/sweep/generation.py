@@ -74,7 +74,7 @@ def generate(plugins: str, threads: int, **sizes: Unpack[Sizes]) -> Generation:
     with Forkserver(threads) as server:
         cells = [cell for r in requests for cell in cells_of(r, ask(server, r, [w]), [w])]
         results = [{"plugin": c.plugin, "variant": c.variant} | _one(server, c, asked, sizes["timeout"]) for c in cells]
-        return Generation(w, prompt, tokens, repeats, ask_machine(server), results)
+        return Generation(w, prompt, tokens, repeats, ask_machine(server).machine, results)
 
 
 def _one(server: Forkserver, cell: Cell, asked: dict[str, int], timeout: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from itertools import accumulate
 from math import ceil, sqrt
 from typing import Any
 
+from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request, find, select
 from attnbench.stats.intervals import MIN_ROUNDS
@@ -26,8 +27,6 @@ FEW_ROUNDS = (3, 0)
 MOST_ROUNDS = 200
 _BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
 _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
-# Of a worker beside its tensors, on the device: resident on a CPU, context and kernels on a GPU.
-_WORKER_BYTES = {"cpu": 200 << 20, "cuda": 600 << 20}
 
 
 def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[Workload]) -> Iterator[Cell]:
@@ -164,7 +163,9 @@ def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[li
 
 
 def _bytes_together(cells: Sequence[Cell]) -> int:
-    return sum(_WORKER_BYTES[c.workload.device] + c.tensor_bytes for c in cells) + max(c.workspace or 0 for c in cells)
+    return sum(of(c.workload.device).worker_bytes + c.tensor_bytes for c in cells) + max(
+        c.workspace or 0 for c in cells
+    )
 
 
 def choose(plugins: str, baseline: str) -> tuple[list[Request], Request | None]:
@@ -183,15 +184,14 @@ def choose(plugins: str, baseline: str) -> tuple[list[Request], Request | None]:
     return requests, base[0]
 
 
-def plan(server: Forkserver, asked: Asked) -> tuple[list[Cell], str]:
+def plan(server: Forkserver, asked: Asked, requests: Sequence[Request], base: Request | None) -> tuple[list[Cell], str]:
     """All cells, workload by workload with the baseline first, and the baseline's canonical name ("" for none).
 
     Raises:
         AttnbenchError: a plugin, an option or a combination of sizes is not to be had.
     """
     workloads = asked.sweep.workloads()
-    requests, base = choose(asked.plugins, asked.baseline)
-    limit = asked.memory if asked.sweep.device == "cpu" else None  # CUDA maps far more than it uses
+    limit = asked.memory if of(asked.sweep.device).limits_process else None
     base_cells = list(cells_of(base, ask(server, base, workloads, limit), workloads)) if base else []
     cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads, limit), workloads)]
     unique: dict[tuple[str, Any], Cell] = {}

@@ -138,7 +138,8 @@ class Session:
             self.seconds.compilation += ready.setup_s + compiling
             self.seconds.calls += ready.calls_s - compiling
             self._costs.learn(cell, ready.call_s, one.took_s - ready.calls_s + compiling)
-            self._measured.setdefault(cell, Measured(dict(ready.columns)))
+            columns = {**ready.columns, "setup_s": ready.setup_s, "first_call_s": ready.first_call_s}
+            self._measured.setdefault(cell, Measured(columns))
             live.append(one)
         return live
 

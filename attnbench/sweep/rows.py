@@ -23,7 +23,7 @@ def row(cell: Cell, measured: Measured | None, settings: Settings) -> Row:
         "distribution": cell.distribution,
         "baseline": settings.baseline,
         **w.as_dict(),
-        "l2": settings.l2 if w.device == "cuda" else "",
+        "l2": settings.l2,
         "flops": flops(w),
         "variant_flops": cell.flops or None,
         "predicted_workspace_bytes": cell.workspace,

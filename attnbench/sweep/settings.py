@@ -24,7 +24,7 @@ from attnbench.theory.roofline import Ceilings
 from attnbench.workload import DTYPES, MASKS, PHASES, flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
-_NAMES = {"dtype": tuple(DTYPES), "mask": MASKS, "phase": PHASES}
+_NAMES = {"dtype": tuple(DTYPES), "mask": MASKS, "phase": tuple(PHASES)}
 _PLAIN = ("tokens", "scope", "block", "norm", "lengths", "inputs", "seed")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
@@ -112,7 +112,7 @@ class Asked:
         try:
             sweep: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["sweep"].items()}
             rest = {f.name: values[f.name] for f in fields(cls) if f.name not in ("sweep", "l2")}
-            return cls(sweep=Sweep(**sweep), l2=values.get("l2", "kept"), **rest)  # runs from before GPUs have none
+            return cls(sweep=Sweep(**sweep), l2=values.get("l2"), **rest)  # runs from before GPUs have none
         except (KeyError, TypeError, AttributeError):
             raise AttnbenchError("run.json does not say what the run was asked for; start a new run") from None
 
@@ -145,7 +145,7 @@ class Settings:
     budget, timeout: seconds for the whole sweep, and for one cell.
     memory: bytes that may be in use at a time.
     ceilings: of this machine, if it was calibrated; what claims to be faster is wrong.
-    l2: on a GPU, whether its L2 cache is "kept" or "flushed" before each call.
+    l2: whether a GPU's L2 cache is "kept" or "flushed" before each call; "" where the device has no such choice.
     reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
     """
 
@@ -156,5 +156,5 @@ class Settings:
     memory: int
     seed: int = 0
     ceilings: Ceilings | None = None
-    l2: str = "kept"
+    l2: str = ""
     reuse: bool = False

@@ -19,7 +19,7 @@ def attend(spec: str, workload: Workload) -> Attention:
     Raises:
         AttnbenchError: the spec names no plugin or several, or the plugin can't do this workload.
     """
-    if workload.scope != "attention" or workload.phase == "decode":
+    if workload.scope != "attention" or workload.decodes:
         raise AttnbenchError("attend gives attention alone, forward or training: a block or a past is for a run")
     plugin = registry.create(spec)
     if reason := refusal(plugin, workload):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -48,7 +49,7 @@ def build(plugin: Plugin, workload: Workload) -> Built:
     """Lets the plugin build whatever the workload needs of it; compiling may take it seconds."""
     made: Built = {}
     for name, part in costs.attentions(workload).items():
-        if part.phase == "decode":
+        if part.decodes:
             made[name] = ragged.decoding(plugin, part) if part.lengths else plugin.decoding(part)
         else:
             made[name] = ragged.build(plugin, part) if part.lengths else built(plugin, part)
@@ -58,7 +59,7 @@ def build(plugin: Plugin, workload: Workload) -> Built:
 class Task:
     """One plugin's call for one workload.
 
-    call: what is timed; see the module. implementation, density: as the plugin says.
+    call: what is timed; see the module. plain: its forward pass. implementation, density: as the plugin says.
     parts: the attention problems of one layer. definitions, gates: for each of them.
     past: for each layer and problem, key, value and gates of the tokens before; empty lists but for phase decode.
 
@@ -83,8 +84,8 @@ class Task:
         plain: Call = self.stack or calls[0]["self"]
         parameters = list(self.stack.parameters()) if self.stack else []
         self.parameter_bytes = sum(p.nbytes for p in parameters)
-        self._plain, self._parameters = plain, parameters
-        self.call: Callable[..., Any] = self._train if w.phase == "train" else plain
+        self.plain, self._parameters = plain, parameters
+        self.call: Callable[..., Any] = partial(CALLS[w.phase], self) if w.phase in CALLS else plain
 
     def _layer(self, layer: int, parts: Mapping[str, Attention | Decoding]) -> dict[str, Call]:
         """The attention callables of one layer, each with its own past."""
@@ -102,7 +103,8 @@ class Task:
         self.cache_bytes += _bytes(state)
         return lambda *tensors: made.step(state, *tensors)[0]
 
-    def _train(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def train(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The output, and the gradients of all inputs and parameters; the output's gradient comes last."""
         *given, up = tensors
         leaves, out = self.forward(given)
         wanted = [*leaves, *self._parameters]
@@ -112,7 +114,7 @@ class Task:
         """The forward pass of a training step: its leaves, and the output with what the backward pass needs."""
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in given]
-            out = self._plain(*leaves)
+            out = self.plain(*leaves)
         if out.grad_fn is None:
             raise NoGradient
         return leaves, out
@@ -125,7 +127,7 @@ class Task:
         if self.workload.scope == "attention":
             return [self._tap(tuple(tensors), raw)]
         with self._tapping() as taps:
-            if self.workload.phase != "train":
+            if not self.workload.trains:
                 self.call(*tensors)
             else:
                 *given, up = tensors
@@ -139,7 +141,7 @@ class Task:
         return taps
 
     def _tap(self, given: tuple[Tensor, ...], raw: Any) -> Tap:
-        if self.workload.phase != "train":
+        if not self.workload.trains:
             return Tap(0, "self", given, raw)
         return Tap(0, "self", given[:-1], raw[0], (given[-1], *raw[1:]))
 
@@ -147,7 +149,7 @@ class Task:
         """Of the output, and in phase train of the gradients of inputs and parameters."""
         w = self.workload
         out = (w.batch, w.seq, w.width) if w.scope == "block" else (w.batch, w.heads, w.seq, w.value_dim)
-        if w.phase != "train":
+        if not w.trains:
             return [out]
         gates = self.gates["self"] if w.scope == "attention" else ()
         return [out, *inputs.shapes(w, gates)[:-1], *(tuple(x.shape) for x in self._parameters)]
@@ -195,6 +197,10 @@ class _Tapped:
         if self.task._taps is not None:
             self.task._taps.append(Tap(self.layer, self.name, tensors, out))
         return out
+
+
+CALLS: dict[str, Callable[..., Any]] = {"train": Task.train}
+"""What a phase does on a task's tensors, where that is not one forward pass."""
 
 
 def outputs(raw: Any) -> tuple[Any, ...]:

@@ -22,11 +22,11 @@ def shapes(workload: Workload, gates: Sequence[int] = ()) -> list[tuple[int, ...
     w = workload
     if w.scope == "block":
         out: tuple[int, ...] = (w.batch, w.seq, w.width)
-        found = [out, (w.batch, w.kv_seq, w.width)] if w.block == "decoder" and w.phase != "decode" else [out]
+        found = [out, (w.batch, w.kv_seq, w.width)] if w.block == "decoder" and not w.decodes else [out]
     else:
         out = (w.batch, w.heads, w.seq, w.value_dim)
         found = [(w.batch, w.heads, w.seq, w.head_dim), *_token_shapes(w, w.kv_seq - w.past, gates)]
-    return [*found, out] if w.phase == "train" else found
+    return [*found, out] if w.trains else found
 
 
 def past(workload: Workload, gates: Sequence[int], layer: int) -> list[Tensor]:

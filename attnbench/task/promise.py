@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from attnbench.plugin import Plugin
 from attnbench.theory import costs
-from attnbench.workload import Workload
-
-_NO_PHASE = {"train": "it has no backward pass", "decode": "it cannot add tokens to a past"}
+from attnbench.workload import PHASES, Workload
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ def promise(plugin: Plugin, workload: Workload) -> Promise:
         if reason := refusal(plugin, part):
             return Promise(reason)
     workspaces = [plugin.workspace_bytes(part) for part in parts]
-    # What a plugin counts is its forward pass; training is three times that, for it as for exact attention.
-    passes = 3 if workload.phase == "train" else 1
+    passes = costs.passes(workload)  # a plugin counts its forward pass
     own = [costs.flops(part) if (f := plugin.flops(part)) is None else passes * f for part in parts]
     others = costs.flops(workload) - workload.layers * sum(map(costs.flops, parts))
     return Promise(
@@ -47,6 +44,6 @@ def refusal(plugin: Plugin, part: Workload) -> str | None:
     if part.device not in plugin.devices:
         return f"runs on {' and '.join(plugin.devices) or 'no device'} only"
     if part.phase not in plugin.phases:
-        return _NO_PHASE.get(part.phase, f"has no {part.phase} phase")
+        return PHASES[part.phase].without or f"it has no phase {part.phase}"
     reason = plugin.supports(part)
     return str(reason) if reason else None

@@ -129,7 +129,7 @@ class Block(nn.Module):
                 f"attention is needed for {', '.join(inside)}, not for {', '.join(attention) or 'none'}"
             )
         width, norm = workload.width, workload.norm
-        self.gates, self.decodes = gates, workload.phase == "decode"
+        self.gates, self.decodes = gates, workload.decodes
         with torch.device("meta"):  # shapes alone: neither memory nor torch's random state is touched
             self.self_attention = Sublayer(
                 width, norm, MultiHead(inside["self"], attention["self"], gates.get("self", ()))

@@ -42,11 +42,11 @@ def peak(workload: Workload, attention: float, holds_scores: bool = False) -> fl
     training with exact attention it is at least what the forward pass leaves or, as that goes while the gradients come,
     all gradients, whichever is more; what the backward pass holds for a moment is left out.
     """
-    if workload.phase == "train":
+    if workload.trains:
         gradients, out = output_bytes(workload), output_bytes(workload.replace(phase="forward"))
         left = out + saved_bytes(workload, holds_scores)
         return min_bytes(workload) - gradients + max(left, gradients)
-    inside = workload.scope == "block" and workload.phase == "forward"
+    inside = workload.scope == "block" and not workload.decodes
     return min_bytes(workload) + (block_workspace(workload, attention) if inside else attention)
 
 
@@ -71,7 +71,7 @@ def attentions(workload: Workload) -> dict[str, Workload]:
     """
     alone = {"scope": "attention", "block": "", "norm": "", "layers": 1}
     if workload.block == "decoder":
-        own = workload.kv_seq if workload.phase == "decode" else workload.seq
+        own = workload.kv_seq if workload.decodes else workload.seq
         cross = workload.replace(**alone, mask="full")
         return {"self": workload.replace(**alone, mask="causal", kv_seq=own), "cross": cross}
     mask = "causal" if workload.block == "decoder-only" else workload.mask
@@ -153,10 +153,15 @@ def flops(workload: Workload) -> int:
     return sum(flops_by_part(workload).values())
 
 
+def passes(workload: Workload) -> int:
+    """By how much a phase multiplies the products of a forward pass."""
+    return 3 if workload.trains else 1
+
+
 def flops_by_part(workload: Workload) -> dict[str, int]:
     """`flops` split into "self projections", "self attention", the same two of "cross", and "ffn", where there."""
     parts: dict[str, int] = {}
-    times = workload.layers * (3 if workload.phase == "train" else 1)
+    times = workload.layers * passes(workload)
     for p in products(workload):
         inside = "projections" if p.parameters else "attention"
         part = p.layer if p.layer == "ffn" else f"{p.layer} {inside}"
@@ -188,11 +193,11 @@ def input_bytes(workload: Workload) -> int:
     """
     w = workload
     if w.scope == "block":
-        whole = w.block == "decoder" and w.phase != "decode"
+        whole = w.block == "decoder" and not w.decodes
         elements = w.batch * (w.seq + w.kv_seq if whole else w.seq) * w.width
     else:
         elements = w.batch * (w.heads * w.seq * w.head_dim + w.kv_heads * (w.kv_seq - w.past) * _pair(w))
-    return elements * w.itemsize + cache_bytes(w) + (_out_bytes(w) if w.phase == "train" else 0)
+    return elements * w.itemsize + cache_bytes(w) + (_out_bytes(w) if w.trains else 0)
 
 
 def output_bytes(workload: Workload) -> int:
@@ -201,7 +206,7 @@ def output_bytes(workload: Workload) -> int:
     Training, the gradients of the inputs and of a block's parameters come out too.
     """
     w = workload
-    if w.phase != "train":
+    if not w.trains:
         return _out_bytes(w)
     return input_bytes(w) + parameters(w) * w.itemsize  # the one gradient that came in is as large as the output
 
@@ -236,7 +241,7 @@ def saved_bytes(workload: Workload, scores: bool) -> int:
         return kept
     tokens, sublayers = w.batch * w.seq, len(attentions(w)) + 1
     kept += tokens * (2 * sublayers + FFN_EXPANSION) * w.width * w.itemsize  # what norms, W_Q, W_1 and W_2 take in
-    statistic = 4 if w.device == "cuda" else w.itemsize  # torch keeps them in float32 on a GPU alone
+    statistic = w.itemsize if w.on_host else 4  # torch keeps them in float32 on a GPU alone
     kept += tokens * 2 * sublayers * statistic
     return w.layers * kept - tokens * w.width * w.itemsize
 

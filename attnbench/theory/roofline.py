@@ -72,7 +72,7 @@ class Ceilings:
         shares = _FORMATS.get(workload.dtype, {}) | ({"int8": 1.0} if quantized else {})
         rates = self.operations_per_s
         known = [(share * rates[name], name, share) for name, share in shares.items() if name in rates]
-        same = self.device == workload.device and (self.device == "cuda" or self.threads == workload.threads)
+        same = self.device == workload.device and (not workload.on_host or self.threads == workload.threads)
         if not known or not same:
             return None
         rate, name, share = max(known)
@@ -110,7 +110,7 @@ def roof(
     """
     found = ceilings.of(workload, quantized=family == "quantized")
     moved: float = costs.min_bytes(workload)
-    if workload.phase == "decode" and family != "exact":
+    if workload.decodes and family != "exact":
         if family == "sparse" or state_bytes is None or not math.isfinite(state_bytes):
             return None
         moved += state_bytes - costs.cache_bytes(workload)
@@ -141,7 +141,7 @@ def impossible(row: Mapping[str, Any], ceilings: Ceilings | None) -> str | None:
     operations = necessary = costs.flops(workload)
     if family not in ("exact", "quantized"):
         operations = row.get("variant_flops") or 0
-        if operations == necessary or workload.phase == "decode":
+        if operations == necessary or workload.decodes:
             return None
     if not found or not operations / latency > MARGIN * found[1]:
         return None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.channel import Closed, Expired
-from attnbench.workers.messages import AskMachine, Calibrate, Describe, Described, Failure
+from attnbench.workers.messages import AskMachine, Calibrate, Describe, Described, Facts, Failure
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
@@ -51,8 +50,8 @@ def describe_exit(code: int | None) -> str:
         return f"killed by signal {-code}"
 
 
-def ask_machine(server: Forkserver) -> dict[str, Any]:
-    """The facts of this machine, from a worker: what asks for the GPU should not live on here.
+def ask_machine(server: Forkserver) -> Facts:
+    """What is to be known of this machine and its devices, from a worker: what asks a GPU should not live on here.
 
     Raises:
         AttnbenchError: a library that knows them failed.
@@ -64,7 +63,7 @@ def ask_machine(server: Forkserver) -> dict[str, Any]:
         worker.end()
     if isinstance(answer, Failure):
         raise AttnbenchError(f"can't tell what machine this is: {answer.reason}")
-    return answer.values
+    return answer
 
 
 def ask_ceilings(server: Forkserver, device: str, threads: int) -> Ceilings:

@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import psutil
 
-from attnbench.devices import machine
+from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.theory.roofline import Ceilings
+from attnbench.workload import DEVICES
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-from attnbench.devices.machine import cache_bytes
 
 Shape: TypeAlias = tuple[int, int, int, int]
 """(batch, m, k, n) of products (m x k) (k x n)."""
-SQUARES: tuple[Shape, ...] = tuple((1, n, n, n) for n in (512, 1024, 2048, 4096))
+SQUARES: tuple[Shape, ...] = tuple(
+    (1, n, n, n) for n in (512, 1024, 2048, 4096, 8192)
+)  # a GPU needs the last to be busy
 ATTENTION: tuple[Shape, ...] = ((8, 2048, 64, 2048), (8, 2048, 2048, 64))  # Q K^T and P V of 8 heads
-_LARGE: tuple[Shape, ...] = ((1, 8192, 8192, 8192),)  # a GPU needs as much to be busy
 _FLOATS = ("float32", "bfloat16", "float16")
 _TINY: Shape = (1, 256, 256, 256)
 _LONGEST_CALL = 0.3  # seconds; a longer product tells no more, and those of float16 would take minutes on most CPUs
@@ -54,15 +55,16 @@ def measure(
     """
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise AttnbenchError("--device cuda: this machine or this torch has no CUDA device; use --device cpu")
-    cache = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else cache_bytes()
+    on = of(device)
+    if missing := on.missing():
+        raise AttnbenchError(f"--device {device}: {missing}")
+    cache = on.cache_bytes()
     read_bytes = read_bytes or max(_READ_BYTES, _CACHES * (cache or 0))
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else machine.available_memory()
+    free = on.free_bytes()
     if free < 2 * read_bytes:
         needed, there = 2 * read_bytes / 2**30, free / 2**30
         raise AttnbenchError(f"calibrating needs {needed:.1f} GiB of free memory, there are {there:.1f}")
-    shapes = shapes or SQUARES + ATTENTION + (_LARGE if device == "cuda" else ())
+    shapes = shapes or SQUARES + ATTENTION
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     began, others = time.monotonic(), _others()
@@ -85,7 +87,7 @@ def measure(
         operations_per_s=rates,
         bytes_per_s=memory,
         cache_bytes=cache,
-        disturbed=max(0.0, used) / threads if device == "cpu" else 0.0,
+        disturbed=max(0.0, used) / threads if DEVICES[device].host else 0.0,
         at=at,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -103,7 +105,7 @@ def _products(name: str, device: str, shapes: Sequence[Shape], seconds: float) -
                 continue
             try:
                 call, tensors = make(shape)
-                best = _operations(shape) / _fastest(call, tensors, 0.0 if shape is _TINY else seconds)
+                best = _operations(shape) / _fastest(device, call, tensors, 0.0 if shape is _TINY else seconds)
             except RuntimeError:  # no such product of this dtype, in this torch or on this device
                 break
             rate = max(rate, best)
@@ -138,8 +140,8 @@ def _ways(dtype: torch.dtype, device: str) -> dict[str, _Way]:
 
     if dtype == torch.int8:
         return {"torch._int_mm": integers}
-    # A convolution of 1 x 1 is the same product by oneDNN, where MKL's float32 may use half of a CPU not Intel's.
-    return {"torch.matmul": floats} | ({"1 x 1 convolution": convolution} if device == "cpu" else {})
+    # A convolution of 1 x 1 is the same product; on a CPU by oneDNN, where MKL may use half of one that is not Intel's.
+    return {"torch.matmul": floats} | {"1 x 1 convolution": convolution}
 
 
 def _reads(device: str, size: int, seconds: float) -> Iterator[tuple[float, str]]:
@@ -153,7 +155,7 @@ def _reads(device: str, size: int, seconds: float) -> Iterator[tuple[float, str]
         "torch.sum of int64": lambda x: x.view(torch.int64).sum(),
     }
     for way, call in ways.items():
-        yield x.nbytes / _fastest(call, [x], seconds), f"{x.nbytes / 2**20:.0f} MiB, {way}"
+        yield x.nbytes / _fastest(device, call, [x], seconds), f"{x.nbytes / 2**20:.0f} MiB, {way}"
 
 
 def _others() -> float:
@@ -170,11 +172,9 @@ def _operations(shape: Shape) -> int:
     return 2 * batch * m * k * n
 
 
-def _fastest(call: Callable[..., Tensor], tensors: list[Tensor], seconds: float) -> float:
+def _fastest(device: str, call: Callable[..., Tensor], tensors: list[Tensor], seconds: float) -> float:
     """Seconds of a call in the fastest block of those that fit into `seconds`; at least one, after a first call."""
-    from attnbench.devices.device import timer as timer_of
-
-    timer = timer_of(call, tensors)
+    timer = of(device).timer(call, tensors)
     timer.burst(1)
     block, _ = timer.burst(1)
     best, spent = block.seconds, block.seconds

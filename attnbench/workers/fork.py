@@ -6,9 +6,7 @@ It never starts a thread and never touches CUDA, so that its children may do bot
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import resource
 import signal
 import socket
 import time
@@ -19,22 +17,19 @@ from typing import NoReturn
 import psutil
 from msgspec import msgpack
 
+from attnbench.workers import system
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import Reap, Start
 
-# A worker that prints without end is stopped by this, not by a full disk.
-_LARGEST_FILE = 1 << 30
 # What plugins import most and torch loads late: seconds for each worker, unless the server has it already.
 _PRELOADED = ("torch.nn.attention.flex_attention", "torch._inductor.compile_fx")
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def serve_forks(fd: int) -> NoReturn:
     """The server's loop. Runs in the server process."""
     server = socket.socket(fileno=fd)
     channel = Channel(server)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    system.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from attnbench.workers import serve  # loads torch, once for all
 
@@ -53,7 +48,7 @@ def serve_forks(fd: int) -> NoReturn:
                 if pid == 0:
                     code = 1
                     try:
-                        _become_worker(server, fds, message.memory, libc)
+                        _become_worker(server, fds, message.memory)
                         serve.serve(Channel(socket.socket(fileno=fds[0])))
                         code = 0
                     except BaseException:
@@ -83,26 +78,15 @@ def serve_forks(fd: int) -> NoReturn:
         os._exit(0)
 
 
-def _become_worker(server: socket.socket, fds: list[int], memory: int | None, libc: ctypes.CDLL) -> None:
+def _become_worker(server: socket.socket, fds: list[int], memory: int | None) -> None:
     os.setpgid(0, 0)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    system.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     server.close()
     os.dup2(fds[1], 1)
     os.dup2(fds[1], 2)
     os.close(fds[1])
-    _limit(resource.RLIMIT_FSIZE, _LARGEST_FILE)
-    _limit(resource.RLIMIT_CORE, 0)
-    if memory is not None:
-        with open("/proc/self/status") as status:
-            held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-        _limit(resource.RLIMIT_DATA, held + memory)
-
-
-def _limit(kind: int, value: int) -> None:
-    """Lowers a limit of this process for good; one that is lower already stays."""
-    least = min(v for v in (value, *resource.getrlimit(kind)) if v != resource.RLIM_INFINITY)
-    resource.setrlimit(kind, (least, least))
+    system.limit(memory)
 
 
 def _end(pid: int) -> int | None:

@@ -56,14 +56,14 @@ def generate(plugin: Plugin, workload: Workload, prompt: int, tokens: int, repea
     """
     torch.set_num_threads(workload.threads)
     torch.set_grad_enabled(False)
-    run = _Run(plugin, workload, prompt, tokens)
+    run, on = _Run(plugin, workload, prompt, tokens), device.of(workload.device)
     for _ in range(2):  # the first one warms up
         run.prepare()
     with_s: list[list[float]] = [[] for _ in range(tokens)]
     without_s: list[list[float]] = [[] for _ in range(tokens)]
     prompts, off, norm = [], 0.0, 0.0
     for repeat in range(repeats):
-        prompts.append(_seconds(run.prepare, run.x)[0])
+        prompts.append(on.once(run.prepare, [])[0])
         for i in range(tokens):
             ways: list[tuple[list[float], Callable[[], Tensor]]] = [
                 (with_s[i], lambda i=i: run.step(i)),  # type: ignore[misc]
@@ -71,7 +71,7 @@ def generate(plugin: Plugin, workload: Workload, prompt: int, tokens: int, repea
             ]
             outs = []
             for seconds, way in ways if (repeat + i) % 2 else ways[::-1]:
-                took, out = _seconds(way, run.x)
+                took, out = on.once(way, [])
                 seconds.append(took)
                 outs.append(out.double())
             off, norm = off + float((outs[0] - outs[1]).square().sum()), norm + float(outs[0].square().sum())
@@ -173,8 +173,3 @@ def _filled(workload: Workload) -> list[Tensor]:
     tensors = inputs.empty(workload)
     inputs.fill(tensors, workload, 0)
     return tensors
-
-
-def _seconds(call: Callable[[], Any], like: Tensor) -> tuple[float, Any]:
-    """like: a tensor on the device in question."""
-    return device.once(lambda _: call(), [like])

@@ -30,10 +30,22 @@ class Failure(Answer, frozen=True):
     traceback: str = ""
 
 
-class Facts(Answer, frozen=True):
-    """Of the machine: see `device.describe`."""
+class Found(msgspec.Struct, frozen=True):
+    """A device. missing: why there is none here, None where there is. free_bytes: of its memory.
 
-    values: dict[str, Any]
+    unmeasured: what of a row can't be had on it here, and why.
+    """
+
+    missing: str | None
+    free_bytes: int = 0
+    unmeasured: dict[str, str] = {}
+
+
+class Facts(Answer, frozen=True):
+    """machine: see `device.describe`. devices: each that attnbench knows."""
+
+    machine: dict[str, Any]
+    devices: dict[str, Found]
 
 
 class Calibrated(Answer, frozen=True):
@@ -162,7 +174,7 @@ class Prepare(Request[Prepared], frozen=True):
     target: str
     options: dict[str, Value]
     thorough: bool
-    l2: str = "kept"
+    l2: str = ""
     memory_limit: int | None = None
 
 

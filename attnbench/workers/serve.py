@@ -12,19 +12,19 @@ from dataclasses import replace
 
 import torch
 
-from attnbench.devices import device, memory
+from attnbench.devices import device
 from attnbench.errors import AttnbenchError, Failed
 from attnbench.plugin import Plugin
 from attnbench.registry import canonical, instances, load
 from attnbench.task.call import NoGradient
 from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
-from attnbench.workers import calibration, messages
+from attnbench.workers import calibration, messages, system
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
 from attnbench.workers.messages import AnyAnswer, AnyRequest, Failure, printable
 from attnbench.workers.subject import Subject
-from attnbench.workload import Workload
+from attnbench.workload import DEVICES, Workload
 
 _LONGEST_TEXT = 4000
 
@@ -60,7 +60,7 @@ class _Worker:
     def answer(self, request: AnyRequest) -> AnyAnswer:
         match request:
             case messages.AskMachine():
-                return messages.Facts(device.describe())
+                return messages.Facts(device.describe(), {name: _found(name) for name in DEVICES})
             case messages.Calibrate():
                 try:
                     return messages.Calibrated(calibration.measure(request.device, request.threads))
@@ -75,8 +75,9 @@ class _Worker:
                 self._subject = Subject(request)
                 return self._subject.prepare()
             case messages.Release():  # the process goes on to another workload
-                self._subject = None
-                memory.release()
+                assert self._subject is not None
+                on, self._subject = self._subject.device, None
+                on.release()
                 return messages.Released()
         assert self._subject is not None
         return self._subject.burst(request) if isinstance(request, messages.Burst) else self._subject.finish(request)
@@ -102,6 +103,14 @@ def _failure(problem: BaseException, stage: str) -> Failure:
         printable(f"at {stage}: {type(problem).__name__}: {first_line}".removesuffix(": "))[:500],
         printable("".join(traceback.format_exception(problem)))[-_LONGEST_TEXT:],
     )
+
+
+def _found(name: str) -> messages.Found:
+    on = device.of(name)
+    if missing := on.missing():
+        return messages.Found(missing)
+    limits = system.unlimited() if on.limits_process else {}
+    return messages.Found(None, on.free_bytes(), on.unmeasured() | limits)
 
 
 def _describe(request: messages.Describe) -> messages.Described:

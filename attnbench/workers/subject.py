@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attnbench.devices import bursts, device, memory, nvml
+from attnbench.devices import bursts, device
 from attnbench.devices.bursts import BURST_SECONDS
 from attnbench.errors import Failed
 from attnbench.judge import form, reference
@@ -36,13 +36,9 @@ class Subject:
     def __init__(self, asked: Prepare) -> None:
         self.workload = workload = asked.workload
         self.thorough, self.l2 = asked.thorough, asked.l2
-        self.stage, self.calls, self.resident, self.call_s = "import", 0, 0, 0.0
-        memory.return_freed_pages()
-        self.gpu = None
-        if workload.device == "cuda":
-            if asked.memory_limit is not None:
-                memory.limit_gpu(asked.memory_limit)
-            self.gpu = nvml.current()
+        self.stage, self.calls, self.call_s = "import", 0, 0.0
+        self.device = device.of(workload.device)
+        self.device.begin(asked.memory_limit)
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
@@ -67,7 +63,7 @@ class Subject:
         self.stage = "first call"
         self._show(0)
         form.poison(self.buffers[0])
-        first_s, raw = device.once(call, self.buffers)
+        first_s, raw = self.device.once(call, self.buffers)
         self._check_form(raw)
         _wrong_if(form.disturbed(self.global_state))
         calls_s, began, checked = first_s, bursts.clock(), _MemoryCall()
@@ -76,23 +72,20 @@ class Subject:
             checked = self._measure_memory_and_error(raw)
         checks_s = bursts.clock() - began  # what a further process of the same cell is spared
         del raw
-        memory.keep_freed_pages()
+        self.device.before_timing()
         self.stage = "warm-up"
-        self.timer = device.timer(call, self.buffers, self.l2)
+        self.timer = self.device.timer(call, self.buffers, self.l2)
         call_start = checked.call_start or bursts.clock()
         self.call_s, spent = self.timer.warm_up(checked.call_s)
         columns = checked.columns | {
-            "setup_s": setup_s,
-            "first_call_s": first_s,
             "timing": self.timer.how,
             "implementation": printable(str(task.implementation)),
             "density": None if task.density is None else float(task.density),
         }
-        if self.workload.device == "cuda":
-            columns |= self._watched("start", 0.0)
+        columns |= self._watched("start", 0.0)
         _wrong_if(form.disturbed(self.global_state))
-        memory.give_back(self.buffers[0])
-        self.resident, self.calls = memory.kept_bytes(self.buffers[0]), 0
+        self.device.give_back()
+        self.kept, self.calls = self.device.kept_bytes(), 0
         return Prepared(
             call_s=self.call_s,
             call_start=call_start,
@@ -115,34 +108,34 @@ class Subject:
         """The second call, on other values in the same buffers, while the first one's output is still held."""
         self._show(1)
         form.poison(self.buffers[0])
-        saved = self._saved_bytes() if self.workload.phase == "train" else None
+        saved = self._saved_bytes() if self.workload.trains else None
         start = bursts.clock()
-        (seconds, raw), held = memory.measure(lambda *given: device.once(self.task.call, given), self.buffers)
-        reserved = memory.reserved_bytes(self.buffers[0])
+        (seconds, raw), held = self.device.peak(lambda: self.device.once(self.task.call, self.buffers))
+        reserved = self.device.reserved_bytes()
         self._check_form(raw)
         _wrong_if(form.overwritten(outputs(raw), outputs(earlier)))
         _wrong_if(form.changed(self.buffers, self.sets[1]))
         input_bytes = sum(b.nbytes for b in self.buffers) + self.task.parameter_bytes + self.task.cache_bytes
         output_bytes = sum(x.nbytes for x in outputs(raw))
-        workspace = max(0, held - output_bytes - (saved or 0))
+        workspace = None if held is None else max(0, held - output_bytes - (saved or 0))
         columns, calls_s, wrong = self._judge(raw)
         columns |= {
             "input_bytes": input_bytes,
             "output_bytes": output_bytes,
             "saved_bytes": saved,
-            "cache_bytes": self.task.cache_bytes if self.workload.phase == "decode" else None,
+            "cache_bytes": self.task.cache_bytes if self.workload.decodes else None,
             "workspace_bytes": workspace,
             # Gradients take the place of what was saved for them, so the peak may lie below the sum of all.
-            "peak_bytes": input_bytes + max(output_bytes, held),
+            "peak_bytes": None if held is None else input_bytes + max(output_bytes, held),
             "reserved_bytes": reserved,
-            "process_bytes": self.gpu.process_bytes() if self.gpu else None,
+            "process_bytes": self.device.process_bytes(),
         }
         return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
 
-    def _saved_bytes(self) -> int:
+    def _saved_bytes(self) -> int | None:
         """What the forward pass keeps for the backward one, beside its output, inputs and parameters."""
-        (_, out), held = memory.held(lambda: self.task.forward(self.buffers[:-1]), like=self.buffers[0])
-        return max(0, held - int(out.nbytes))
+        (_, out), held = self.device.held(lambda: self.task.forward(self.buffers[:-1]))
+        return None if held is None else max(0, held - int(out.nbytes))
 
     def _judge(self, raw: Any) -> tuple[Columns, float, str | None]:
         """Both errors of an output for what the buffers hold now, seconds of calls, and what is wrong."""
@@ -178,30 +171,30 @@ class Subject:
             calls_s += more_s
         _wrong_if(form.disturbed(self.global_state))
         del raw
-        memory.give_back(self.buffers[0])
+        self.device.give_back()
         return Timed(timed.start, timed.seconds, calls_s, timed.wall_s, wrong)
 
     def finish(self, asked: Finish) -> Finished:
         """Bytes gained a call since `prepare`; on a GPU its state, and over `energy_s` seconds what a call uses."""
         self.stage = "last calls"
-        kept = memory.kept_bytes(self.buffers[0]) - self.resident
-        leak_bytes = kept / max(1, self.calls)
-        return Finished(leak_bytes, self._watched("end", asked.energy_s))
+        kept = self.device.kept_bytes()
+        gained = 0 if kept is None or self.kept is None else kept - self.kept
+        return Finished(gained / max(1, self.calls), self._watched("end", asked.energy_s))
 
     def _watched(self, when: str, energy_s: float) -> Columns:
-        """The GPU's state while calls run, as columns; with energy_s also joules of a call, over that many seconds.
+        """The device's state while calls run, as columns; with energy_s also joules of a call, over that many seconds.
 
         Joules are of calls as a program makes them: where the GPU waits for the host, what it uses meanwhile counts.
         """
-        if self.gpu is None:
+        if not self.device.state():
             return {}
-        torch.cuda.synchronize()
-        before, calls = self.gpu.energy_j(), max(1, ceil(max(energy_s, BURST_SECONDS) / self.call_s))
+        self.device.synchronise()
+        before, calls = self.device.energy_j(), max(1, ceil(max(energy_s, BURST_SECONDS) / self.call_s))
         for _ in range(calls):
             self.task.call(*self.buffers)
-        state = self.gpu.state()
-        torch.cuda.synchronize()
-        after = self.gpu.energy_j()
+        state = self.device.state()
+        self.device.synchronise()
+        after = self.device.energy_j()
         self.calls += calls
         facts: Columns = {f"{when}_{name}": value for name, value in state.items()}
         if energy_s and before is not None and after is not None:

@@ -130,4 +130,4 @@ def workloads(count: int, seed: int, threads: int) -> Iterator[Workload]:
 
 
 def machine_facts(server: Forkserver) -> dict[str, object]:
-    return dict(ask.ask_machine(server))
+    return dict(ask.ask_machine(server).machine)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attnbench.devices.bursts import burst_size
-from attnbench.devices.device import describe, timer
+from attnbench.devices.device import describe, of
 from attnbench.devices.machine import usable_cores
 from attnbench.sizes import parse_sizes
 from attnbench.stats.intervals import Interval, interval
@@ -46,7 +46,7 @@ def measure(length: int, width: int, heads: int, rounds: int) -> dict[str, Any]:
     calls = ways(x, torch.randn(width, 3 * width) * width**-0.5, heads)
     for name in ("per head", "three"):
         torch.testing.assert_close(torch.cat(calls[name](), 1), calls["one"](), rtol=1e-4, atol=1e-4)
-    timers = {name: timer(lambda _, f=f: f(), [x]) for name, f in calls.items()}
+    timers = {name: of("cpu").timer(lambda _, f=f: f(), [x]) for name, f in calls.items()}
     bursts = {name: burst_size(each.warm_up()[0]) for name, each in timers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):

@@ -10,6 +10,7 @@ from attnbench.report.prepare import GRADIENTS, Panel
 from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style
 from attnbench.report.tables.table import Table, by_row
+from attnbench.workload import DEVICES
 
 
 def results(panel: Panel, style: Style) -> Table:
@@ -37,7 +38,7 @@ def results(panel: Panel, style: Style) -> Table:
 
 def on_the_gpu(panel: Panel, style: Style) -> Table:
     """One row a cell that a GPU finished: how it was timed, and what the GPU said of itself at its start and end."""
-    rows = [row for row in as_rows(finished(panel.frame)) if row["device"] == "cuda"]
+    rows = [row for row in as_rows(finished(panel.frame)) if not DEVICES[row["device"]].host]
     columns: dict[str, Callable[[Row], str]] = {
         "timed by": lambda row: _told(row["timing"]),
         "latency": lambda row: units.seconds(row["latency_s"]),

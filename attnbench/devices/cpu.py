@@ -1,0 +1,104 @@
+"""The CPU: the host's clock, and memory as Linux counts it. On other systems variants are timed, without memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from attnbench.devices import machine
+from attnbench.devices.bursts import Timer
+from attnbench.devices.device import Device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# mallopt(3). Left alone, malloc maps large allocations afresh at first and from the heap once one was freed.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LEAST_MMAP, _MOST_MMAP = 128 << 10, 32 << 20
+
+
+class Cpu(Device):
+    """All cores that the threads run on."""
+
+    reuses = False
+    limits_process = True
+    worker_bytes = 200 << 20
+    guessed_flops_per_s = 5e10
+
+    def missing(self) -> None:
+        return None
+
+    def unmeasured(self) -> dict[str, str]:
+        return dict.fromkeys(("peak_bytes", "workspace_bytes", "saved_bytes"), why) if (why := _blind()) else {}
+
+    def cache_bytes(self) -> int | None:
+        return machine.cache_bytes()
+
+    def begin(self, limit: int | None) -> None:
+        """Makes every allocation from 128 KiB up a mapping of its own: memory is exact, and allocating is slower.
+
+        limit: kept by the process's own limit.
+        """
+        if not _blind():
+            _libc().mallopt(_M_MMAP_THRESHOLD, _LEAST_MMAP)
+
+    def before_timing(self) -> None:
+        """Back to what malloc settles at in a long-lived process: what is freed is used again."""
+        if not _blind():
+            _libc().mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP)
+            _libc().mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP)
+
+    def timer(self, call: Callable[..., Any], tensors: list[Tensor], l2: str = "") -> Timer:
+        return Timer(call, tensors)
+
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """As `Device.peak`, by the kernel's high-water mark of resident pages (proc(5), clear_refs), reset before.
+
+        Code that the call pages in is not counted. malloc keeps freed pages: without giving them back first, and
+        keeping none (`begin`), memory that a call takes from them would go unseen.
+        """
+        before = self.kept_bytes()
+        if before is None:
+            return call(), None
+        code = status_bytes("RssFile")
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")
+        out = call()
+        return out, max(0, status_bytes("VmHWM") - before - max(0, status_bytes("RssFile") - code))
+
+    def kept_bytes(self) -> int | None:
+        """Resident bytes of this process once freed pages went back to the system."""
+        if _blind():
+            return None
+        _libc().malloc_trim(0)
+        return status_bytes("VmRSS")
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+@cache
+def _blind() -> str | None:
+    """None where memory can be measured, or what this system lacks for it."""
+    try:
+        libc = _libc()
+        libc.mallopt, libc.malloc_trim  # noqa: B018 - the lookup itself tells
+        status_bytes("VmHWM")
+        with open("/proc/self/clear_refs", "w"):
+            return None
+    except AttributeError:
+        return "this system's C library has no mallopt and malloc_trim"
+    except (OSError, StopIteration):
+        return "this system has no /proc that counts resident pages"
+
+
+def status_bytes(field: str) -> int:
+    """One of the sizes that proc(5) lists of this process."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+
+DEVICE = Cpu()
