@@ -1,10 +1,23 @@
 """What attnbench raises on purpose: for a user, and to end a cell."""
 
-from __future__ import annotations
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class AttnbenchError(ValueError):
     """Something the user asked for can't be done; the message is one line that says what would be right."""
+
+
+@contextmanager
+def refusals(attempt: str, instead: str = "") -> Iterator[None]:
+    """Makes an AttnbenchError of what the system refuses: "can't write a.csv: No space left on device; choose another".
+
+    attempt: "write a.csv". instead: what would be right.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AttnbenchError(f"can't {attempt}: {error.strerror}{instead and f'; {instead}'}") from None
 
 
 class Failed(Exception):

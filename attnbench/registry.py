@@ -4,14 +4,12 @@ Finding reads package metadata only. Loading runs a plugin's code, so it happens
 `attnbench.workers.serve`), never in the process that plans the sweep.
 """
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import Any
 
 from attnbench.errors import AttnbenchError
@@ -85,14 +83,8 @@ def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
 
 
 def _match(name: str, plugins: Mapping[str, Found], spec: str) -> list[str]:
-    if name == "all":
-        names = list(plugins)
-    elif name in plugins:
-        names = [name]
-    elif "*" in name or "?" in name:
-        names = [known for known in plugins if fnmatch.fnmatchcase(known, name)]
-    else:
-        names = []
+    pattern = "*" if name == "all" else name
+    names = [known for known in plugins if known == name or fnmatch.fnmatchcase(known, pattern)]
     if not names:
         near = difflib.get_close_matches(name, plugins, n=3, cutoff=0.4) or list(plugins)
         raise AttnbenchError(f"--plugins {spec!r}: no plugin is called {name!r}; did you mean {' or '.join(near)}?")
@@ -112,10 +104,7 @@ def load(target: str) -> type[Plugin]:
     Raises:
         TypeError: the target is no plugin. Whatever the plugin's import raises passes through.
     """
-    module, _, attribute = target.partition(":")
-    found: Any = import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
+    found: Any = metadata.EntryPoint("plugin", target, GROUP).load()
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise TypeError(f"{target} is no subclass of attnbench.Plugin")
     if found.family not in FAMILIES:

@@ -1,14 +1,12 @@
 """The grammar of sizes that a command line and a notebook share, and the `Sweep` of workloads that they ask for."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attnbench.errors import AttnbenchError
 from attnbench.workload import PHASES, SCOPES, Workload, flag
@@ -25,6 +23,7 @@ STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | int | None] = {
 DEFAULT_SEQ = (512, 1024, 2048, 4096, 8192, 16384)
 # Without an explicit scope the block is measured up to here: beyond it attention alone tells the story.
 DEFAULT_BLOCK_LIMIT = 4096
+_AXES = ("phase", "batch", "heads", "head_dim", "dtype", "mask", "seq", "kv_seq", "kv_heads", "value_dim", "lengths")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\+(\d+))?")
 _MAX_VALUES = 10_000
 
@@ -69,11 +68,7 @@ def as_sizes(given: Sizes | None, name: str) -> tuple[int, ...] | None:
 
 
 def as_names(given: Names | None, name: str, known: Sequence[str]) -> tuple[str, ...] | None:
-    """Each once, in the order given.
-
-    Raises:
-        AttnbenchError: a name is not among those known.
-    """
+    """Each once, in the order given. Raises: AttnbenchError: a name is not among those known."""
     if given is None:
         return None
     names = tuple(dict.fromkeys(part.strip() for part in (given.split(",") if isinstance(given, str) else given)))
@@ -132,11 +127,8 @@ def parse_precision(text: str) -> float:
     Raises:
         AttnbenchError: the text is no fraction above 0 and below 1.
     """
-    match = re.fullmatch(r"\s*(\d{0,9}\.?\d{0,9})\s*(%?)\s*", text, re.ASCII)
-    try:
-        value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    except ValueError:
-        value = 0.0
+    match = re.fullmatch(r"\s*(\d{1,9}\.?\d{0,9}|\.\d{1,9})\s*(%?)\s*", text, re.ASCII)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < value < 1:
         raise AttnbenchError(f"--precision {text!r} is no precision; write 2% or 0.02")
     return value
@@ -189,22 +181,16 @@ class Sweep:
         """
         if self.scope not in (None, *SCOPES, "all"):
             raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
-        axes = (
-            self.seq or DEFAULT_SEQ,
-            self.kv_seq,
-            self.batch,
-            self.heads,
-            self.kv_heads,
-            self.head_dim,
-            self.value_dim,
-        )
-        count = prod(len(axis or (0,)) for axis in (*axes, self.dtype, self.mask, self.phase, self.layers))
+        sizes = (self.seq or DEFAULT_SEQ, self.kv_seq, self.batch, self.heads, self.kv_heads)
+        axes = (*sizes, self.head_dim, self.value_dim, self.dtype, self.mask, self.phase, self.layers)
+        count = prod(len(axis or (0,)) for axis in axes)
         if count > _MAX_VALUES:
             raise AttnbenchError(f"the sizes combine to {count} workloads, over {_MAX_VALUES}; give fewer")
         cells = dict.fromkeys(itertools.chain.from_iterable(self._scoped(w) for w in self._attention()))
         return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
+        same: dict[str, Any] = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
         for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
             masks = self.mask or ("causal" if _decodes(phase) else "full",)
@@ -213,24 +199,11 @@ class Sweep:
                 if self.tokens:
                     batch = self._entries(max(seq, kv_seq))
                 lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
-                yield Workload(
-                    lengths=lengths,
-                    batch=batch,
-                    heads=heads,
-                    kv_heads=kv_heads,
-                    seq=seq,
-                    kv_seq=kv_seq,
-                    head_dim=head_dim,
-                    value_dim=value_dim,
-                    dtype=dtype,
-                    # A decoder block brings its own masks: causal over itself, full over the encoder's output.
-                    mask=mask if self.scope != "block" or self._block(phase) == "encoder" else "full",
-                    phase=phase,
-                    device=self.device,
-                    inputs=self.inputs,
-                    seed=self.seed,
-                    threads=self.threads,
-                )
+                # A decoder block brings its own masks: causal over itself, full over the encoder's output.
+                shown = mask if self.scope != "block" or self._block(phase) == "encoder" else "full"
+                own = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
+                values: dict[str, Any] = dict(zip(_AXES, own, strict=True))
+                yield Workload(**values, **same)
 
     def _lengths(self, phase: str) -> list[tuple[int, int]]:
         """(seq, kv_seq) for each length."""

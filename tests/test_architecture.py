@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from test_report import RUN, read, rows
 
 from attnbench import commands
-from attnbench.report import page, write_report
+from attnbench.report import page
+from attnbench.report.page import write_report
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/architecture.md").read_text()

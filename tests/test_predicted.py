@@ -10,13 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from attnbench.analysis import crossings, growth, shares
+from attnbench.analysis import growth, shares
 from attnbench.analysis.memory import longest, saved
 from attnbench.analysis.memory import workspace as workspace_of
 from attnbench.records.schema import COLUMNS
 from attnbench.report import prepare
 from attnbench.report.style import Style
 from attnbench.report.tables import predicted
+from attnbench.report.tables.table import Table
 from attnbench.stats import powers
 from attnbench.stats.powers import BEFORE, BEYOND
 from attnbench.theory import costs
@@ -158,7 +159,7 @@ def test_the_share_of_a_variant_is_of_its_own_operations() -> None:
 
 @pytest.mark.parametrize("crossing", [600, 1500, 3000])
 def test_attention_outgrows_the_ffn_where_it_takes_as_long(crossing: int) -> None:
-    found = only(crossings.crossings(frame(*blocks(crossing))), what="attention over FFN")
+    found = only(growth.crossings(frame(*blocks(crossing))), what="attention over FFN")
     assert found["predicted"] == 4 * 512  # 4 l^2 d_m and 16 l d_m^2
     assert found["measured"] == pytest.approx(crossing, rel=1e-6)
     assert found["low"] < found["measured"] < found["high"]
@@ -166,7 +167,7 @@ def test_attention_outgrows_the_ffn_where_it_takes_as_long(crossing: int) -> Non
 
 @pytest.mark.parametrize(("crossing", "where"), [(100, BEFORE), (100_000, BEYOND)])
 def test_a_crossing_outside_the_lengths_is_not_made_up(crossing: int, where: float) -> None:
-    assert only(crossings.crossings(frame(*blocks(crossing))), what="attention over FFN")["measured"] == where
+    assert only(growth.crossings(frame(*blocks(crossing))), what="attention over FFN")["measured"] == where
 
 
 def test_a_crossing_of_a_variant_that_grows_with_l_is_beyond() -> None:
@@ -175,7 +176,7 @@ def test_a_crossing_of_a_variant_that_grows_with_l_is_beyond() -> None:
         w = Workload(seq=n, kv_seq=n, **BLOCK)
         own = costs.flops(w) - costs.flops_by_part(w)["self attention"] + 1000 * n
         rows += [row("linear", n), row("linear", n, 50.0, variant_flops=own, **BLOCK)]
-    assert only(crossings.crossings(frame(*rows)), plugin="linear")["predicted"] == BEYOND
+    assert only(growth.crossings(frame(*rows)), plugin="linear")["predicted"] == BEYOND
 
 
 def test_scores_outgrow_weights_and_activations_at_lengths_known_by_hand() -> None:
@@ -183,7 +184,7 @@ def test_scores_outgrow_weights_and_activations_at_lengths_known_by_hand() -> No
     for n in LENGTHS:
         held = naive_workspace(Workload(seq=n, kv_seq=n))
         rows += [row("naive", n, workspace=held), row("naive", n, 2.0, predicted_workspace_bytes=held, **BLOCK)]
-    table = crossings.crossings(frame(*rows))
+    table = growth.crossings(frame(*rows))
     weights = costs.parameters(Workload(seq=512, kv_seq=512, **BLOCK))
     one = only(table, plugin="", what="scores over weights")
     assert one["predicted"] == math.ceil((weights / 8) ** 0.5)  # 8 l^2
@@ -206,7 +207,7 @@ def test_scores_crossing_is_measured_between_lengths() -> None:
             row("naive", n, workspace=held, **wide),
             row("naive", n, 2.0, predicted_workspace_bytes=held, **BLOCK, **wide),
         ]
-    found = only(crossings.crossings(frame(*rows)), plugin="naive", what="scores over weights")
+    found = only(growth.crossings(frame(*rows)), plugin="naive", what="scores over weights")
     assert 1024 < found["measured"] < 2048
     assert found["measured"] == pytest.approx(found["predicted"], rel=0.01)
 
@@ -298,7 +299,7 @@ def test_only_exact_attentions_activations_are_predicted() -> None:
     assert math.isnan(found["inference"])
 
 
-def told(rows: pd.DataFrame, memory: int | None = 2**34) -> list[predicted.Told]:
+def told(rows: pd.DataFrame, memory: int | None = 2**34) -> list[Table]:
     prepared = prepare.prepared(rows)
     runs = [{"name": "a-run", "args": {"memory": memory}}]
     return predicted.tables(prepared, prepare.arrange(prepared, runs), runs, Style.of(prepared))
@@ -337,5 +338,5 @@ def test_stacks_do_not_share_a_fit() -> None:
 
 
 def test_loads_no_torch() -> None:
-    code = "import sys, attnbench.analysis.growth, attnbench.analysis.crossings, attnbench.analysis.memory; assert 'torch' not in sys.modules"
+    code = "import sys, attnbench.analysis.growth, attnbench.analysis.memory; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,11 +24,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from attnbench.analysis.rows import records
+from attnbench.analysis.frames import as_rows
 from attnbench.records.schema import COLUMNS
-from attnbench.report import drawing, page, repeat_command, units, write_report
-from attnbench.report.figures import block, errors, latency, memory, overview, speedup, tradeoff
+from attnbench.report import drawing, page, units
+from attnbench.report.figures import block, deviation, latency, memory, overview, speedup, tradeoff
+from attnbench.report.page import write_report
 from attnbench.report.prepare import arrange, prepared
+from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style, display_names
 from attnbench.sizes import Sweep
 from attnbench.sweep.settings import Asked, Given
@@ -400,7 +402,7 @@ def drawn() -> dict[str, Figure]:
         "latency": latency.latency(panels, style),
         "memory": memory.memory(panels, style),
         "speedup": speedup.speedup(panels, style),
-        "errors": errors.errors(panels, style),
+        "errors": deviation.deviation(panels, style),
         "trade": tradeoff.tradeoff(panels[0], style),
         "share": block.attention_share(panels, style),
         "amdahl": block.amdahl(panels, style),
@@ -526,7 +528,7 @@ def test_what_a_logarithm_cannot_show_is_left_out() -> None:
     frame["approximation_rel_l2"] = math.inf
     frame.loc[frame["plugin"] == "naive", "implementation_rel_l2"] = 0.0
     panels, style = arrange(frame, [RUN]), Style.of(frame)
-    for draw in (latency.latency, memory.memory, errors.errors):
+    for draw in (latency.latency, memory.memory, deviation.deviation):
         figure = draw(panels, style)
         assert figure is not None
         FigureCanvasAgg(figure).draw()
@@ -546,7 +548,7 @@ def test_a_title_fits_whatever_the_run_is_called(run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [latency.latency, memory.memory, speedup.speedup, errors.errors, block.attention_share, block.amdahl]
+    "draw", [latency.latency, memory.memory, speedup.speedup, deviation.deviation, block.attention_share, block.amdahl]
 )
 def test_there_is_no_figure_of_nothing(draw: Callable[..., Figure | None]) -> None:
     frame = rows()
@@ -627,7 +629,7 @@ def test_averages_say_over_how_many_cells(report: Path) -> None:
 
 def test_every_row_has_its_command(report: Path) -> None:
     text = read(report).text
-    for row in records(everything()):
+    for row in as_rows(everything()):
         assert repeat_command(row) in text
 
 

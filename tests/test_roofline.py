@@ -21,8 +21,9 @@ from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import read_meta
-from attnbench.report import page, write_report
+from attnbench.report import page
 from attnbench.report.figures.roofline import roofline as draw
+from attnbench.report.page import write_report
 from attnbench.report.prepare import arrange, prepared
 from attnbench.report.style import Style
 from attnbench.theory import costs, roofline
@@ -67,7 +68,9 @@ def make(cache: float | None = None, threads: int = 1, device: str = "cpu", **ra
 def test_the_highest_rate_that_could_apply_holds(
     dtype: str, quantized: bool, rates: dict[str, float], expected: tuple[str, float] | None
 ) -> None:
-    assert make(**rates).of(dtype, quantized) == (expected and (expected[0], pytest.approx(expected[1])))
+    assert make(**rates).of(Workload(seq=64, kv_seq=64, dtype=dtype), quantized) == (
+        expected and (expected[0], pytest.approx(expected[1]))
+    )
 
 
 def test_operations_bound_a_long_sequence() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnbench import AttnbenchError, Sweep, Workload
@@ -272,6 +272,7 @@ SWEEPS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(sweep=SWEEPS)
 def test_no_two_workloads_of_a_sweep_are_equal(sweep: Sweep) -> None:
     try:

@@ -3,16 +3,14 @@
 Every function takes plain columns or a DataFrame whose columns are those of a record, and draws nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from attnbench.analysis.rows import WORKLOAD, Row, finished, records
+from attnbench.analysis.frames import as_rows, finished
+from attnbench.records.schema import WORKLOAD, Row
 
 
 def pareto_front(errors: Sequence[float], speeds: Sequence[float], floor: float = 0.0) -> list[bool]:
@@ -66,16 +64,14 @@ def averages(frame: pd.DataFrame) -> Averages:
     """
     keys = [name for name in ("run", *WORKLOAD) if name in frame]
     cells = frame.groupby(keys, dropna=False).ngroup()
-    done = finished(frame)
-    speedup = done["speedup"].astype(float)
-    done, speedup = done[np.isfinite(speedup) & (speedup > 0)], speedup[np.isfinite(speedup) & (speedup > 0)]
-    table = pd.DataFrame({"cell": cells[done.index], "plugin": done["plugin"], "log": np.log(speedup)})
+    done = finished(frame).astype({"speedup": float})
+    done = done[np.isfinite(done["speedup"]) & (done["speedup"] > 0)]
+    table = pd.DataFrame({"cell": cells[done.index], "plugin": done["plugin"], "log": np.log(done["speedup"])})
     wide = table.pivot_table(index="cell", columns="plugin", values="log", aggfunc="mean").dropna()
     absent = sorted(set(frame["plugin"]) - set(done["plugin"]))
     means = np.exp(wide.mean()) if len(wide) else pd.Series(dtype=float)
-    return Averages(
-        {str(plugin): float(mean) for plugin, mean in means.items()}, len(wide), int(cells.nunique()), tuple(absent)
-    )
+    speedups = {str(plugin): float(mean) for plugin, mean in means.items()}
+    return Averages(speedups, len(wide), int(cells.nunique()), tuple(absent))
 
 
 @dataclass(frozen=True)
@@ -102,10 +98,10 @@ def fastest(frame: pd.DataFrame) -> Fastest | None:
     their intervals do not overlap: those of the speedup where both have one, otherwise those of the latency.
     frame: rows of one workload. Returns None where none of them finished.
     """
-    rows = records(finished(frame))
+    rows = as_rows(finished(frame))
     if not rows:
         return None
-    paired = all(_number(row["speedup"]) > 0 for row in rows)
+    paired = all(row["speedup"] > 0 for row in rows)
     best, *others = sorted(rows, key=lambda row: -row["speedup"] if paired else row["latency_s"])
     overlaps = [(row, _overlap(best, row)) for row in others]
     tied = tuple(sorted(str(row["plugin"]) for row, overlap in overlaps if overlap))
@@ -114,7 +110,7 @@ def fastest(frame: pd.DataFrame) -> Fastest | None:
 
 def _overlap(one: Row, other: Row) -> bool | None:
     """Whether the intervals of two rows overlap; None where one has none."""
-    for interval in (_speedup_interval, _latency_interval):
+    for interval in (_speedup_interval, lambda row: (row["latency_low_s"], row["latency_high_s"])):
         (low, high), (other_low, other_high) = interval(one), interval(other)
         if not np.isnan([low, high, other_low, other_high]).any():
             return low <= other_high and other_low <= high
@@ -123,14 +119,4 @@ def _overlap(one: Row, other: Row) -> bool | None:
 
 def _speedup_interval(row: Row) -> tuple[float, float]:
     """The baseline's own speedup is 1 by definition, with nothing to either side."""
-    if row["plugin"] == row["baseline"]:
-        return 1.0, 1.0
-    return _number(row["speedup_low"]), _number(row["speedup_high"])
-
-
-def _latency_interval(row: Row) -> tuple[float, float]:
-    return _number(row["latency_low_s"]), _number(row["latency_high_s"])
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+    return (1.0, 1.0) if row["plugin"] == row["baseline"] else (row["speedup_low"], row["speedup_high"])

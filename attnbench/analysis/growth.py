@@ -1,6 +1,4 @@
-"""How time and memory grow with the length, measured and predicted."""
-
-from __future__ import annotations
+"""How time and memory grow with the length, and where attention outgrows the block, measured and predicted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,9 +6,14 @@ from functools import partial
 
 import pandas as pd
 
+from attnbench.analysis import frames
+from attnbench.analysis.frames import PROBLEM, as_rows, attention_flops, finished, operations, series, tidy, workload_of
 from attnbench.analysis.memory import holders_of_scores, peak_of, workspace_of
-from attnbench.analysis.rows import Row, finished, operations, records, series, tidy
-from attnbench.stats.powers import fit_exponent
+from attnbench.analysis.shares import with_attention
+from attnbench.records.schema import Row
+from attnbench.stats.powers import crossing, fit_exponent
+from attnbench.theory import costs
+from attnbench.workload import Workload
 
 _CLOSE = 0.1  # of an exponent to a whole number that names an order
 
@@ -27,7 +30,7 @@ def growth(frame: pd.DataFrame) -> pd.DataFrame:
     """
     table, holders = [], holders_of_scores(frame)
     for shared, rows in series(frame):
-        done = records(finished(rows))
+        done = as_rows(finished(rows))
         lengths = [row["length"] for row in done]
         columns: dict[str, tuple[str, Callable[[Row], float]]] = {
             "latency": ("latency_s", operations),
@@ -36,17 +39,12 @@ def growth(frame: pd.DataFrame) -> pd.DataFrame:
         }
         for quantity, (column, theirs) in columns.items():
             values = [float(row[column]) for row in done]
-            fit = fit_exponent(lengths, values)
-            if fit:
-                usable = [v > 0 and math.isfinite(v) for v in values]
-                same = [theirs(row) if use else math.nan for row, use in zip(done, usable, strict=True)]
-                predicted = fit_exponent(lengths, same)
-                table.append(
-                    shared
-                    | {"quantity": quantity, "measured": fit.value, "low": fit.low, "high": fit.high}
-                    | {"predicted": predicted.value if predicted else math.nan}
-                    | {"shortest": fit.lengths[0], "longest": fit.lengths[-1], "order": order(records(rows))}
-                )
+            if fit := fit_exponent(lengths, values):
+                usable = [theirs(row) if 0 < v < math.inf else math.nan for row, v in zip(done, values, strict=True)]
+                predicted = fit_exponent(lengths, usable)
+                found = {"quantity": quantity, "measured": fit.value, "low": fit.low, "high": fit.high}
+                found |= {"predicted": predicted.value if predicted else math.nan, "order": order(as_rows(rows))}
+                table.append(shared | found | {"shortest": fit.lengths[0], "longest": fit.lengths[-1]})
     return tidy(table, "quantity", "measured", "low", "high", "predicted", "shortest", "longest", "order")
 
 
@@ -59,3 +57,80 @@ def order(rows: Sequence[Row]) -> str:
     power = math.log(many / few) / math.log(long / short)
     names = {0: "constant", 1: "l", 2: "l^2"}
     return names.get(round(power), "") if abs(power - round(power)) <= _CLOSE else ""
+
+
+def crossings(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lengths at which attention outgrows the rest of a block: in operations, in time and in memory.
+
+    "attention over FFN": QK^T and PV against the FFN. Operations are those of theory, and their crossing is found by
+    bisection; of a variant that counts its own it is the one between the lengths recorded. Of the time that attention
+    leaves of the block, the FFN is taken to have as large a part as of those operations.
+
+    "scores over ..." weights; weights, input and output; and what fused attention's training step keeps
+    (`costs.saved_bytes`): one matrix (batch, heads, l, l) against these bytes, plugin is "" there. Of a variant that
+    holds such matrices it is the workspace, as it says and as it was measured alone, in the forward pass.
+
+    Returns PROBLEM, plugin, what, predicted, measured with its interval low and high, shortest and longest length
+    measured. Lengths are in tokens, of single blocks; see BEFORE, BEYOND and UNKNOWN.
+    """
+    table: list[Row] = []
+    holders = holders_of_scores(frame)
+    for shared, part in series(with_attention(frame)):
+        if shared["scope"] == "block" and shared["layers"] == 1 and part["batch"].nunique() == 1:
+            rows = as_rows(part)
+            in_memory = _in_memory(rows, shared["plugin"] in holders) if shared["phase"] != "decode" else []
+            found = [_in_time(rows), *in_memory]
+            table += [shared | each for each in found if each]
+    told = tidy(table, "what", "predicted", "measured", "low", "high", "shortest", "longest")
+    again = told["plugin"].eq("") & told.duplicated(["plugin", *PROBLEM, "what"])  # said for each plugin
+    return told[~again].reset_index(drop=True)
+
+
+def _in_time(rows: Sequence[Row]) -> Row:
+    known = [row for row in rows if math.isfinite(row["share"])]
+    if not known:
+        return {}
+    if all(operations(row) == costs.flops(workload_of(row)) for row in rows):
+        predicted = _first(rows[-1], frames.shown_flops, costs.ffn_flops)
+    else:
+        ratios = [attention_flops(row) / costs.ffn_flops(workload_of(row)) for row in rows]
+        predicted = crossing([row["length"] for row in rows], ratios)
+    ends = (("measured", "share"), ("low", "share_high"), ("high", "share_low"))  # a larger share crosses earlier
+    lengths = [row["length"] for row in known]
+    found = {end: crossing(lengths, [_over_ffn(row, row[name]) for row in known]) for end, name in ends}
+    return {"what": "attention over FFN", "predicted": predicted} | found | _measured_over(known)
+
+
+def _in_memory(rows: Sequence[Row], holds_scores: bool) -> list[Row]:
+    last = rows[-1]
+    rivals: dict[str, Callable[[Workload], float]] = {
+        "scores over weights": lambda w: costs.parameters(w) * w.itemsize,
+        "scores over weights, input and output": lambda w: costs.min_bytes(w.replace(phase="forward")),
+        "scores over what a training step keeps": lambda w: costs.saved_bytes(w, scores=False),
+    }
+    alone = [row for row in rows if math.isfinite(row["attention_workspace_bytes"])]
+    own = frames.said_workspace(rows)
+    found: list[Row] = []
+    for what, than in rivals.items():
+        found.append({"plugin": "", "what": what, "predicted": _first(last, costs.score_bytes, than)})
+        if alone and own and last["phase"] == "forward" and holds_scores:
+            theirs = _first(last, own, than)
+            ratios = [row["attention_workspace_bytes"] / than(workload_of(row)) for row in alone]
+            measured = crossing([row["length"] for row in alone], ratios)
+            found.append({"what": what, "predicted": theirs, "measured": measured} | _measured_over(alone))
+    return found
+
+
+def _first(row: Row, one: Callable[[Workload], float], other: Callable[[Workload], float]) -> float:
+    """The length from which on `one` is at least `other`."""
+    return frames.first_at(row, lambda workload: one(workload) >= other(workload))
+
+
+def _measured_over(rows: Sequence[Row]) -> Row:
+    return {"shortest": float(rows[0]["length"]), "longest": float(rows[-1]["length"])}
+
+
+def _over_ffn(row: Row, share: float) -> float:
+    """Attention's share of a block's time over what of the rest is the FFN's, by operations."""
+    share = share if share < 0.99 or math.isnan(share) else 0.99  # noise can make it more than all
+    return share / ((1 - share) * costs.ffn_flops(workload_of(row)) / (operations(row) - attention_flops(row)))

@@ -1,36 +1,21 @@
-"""What was measured beside what theory says of it: growth, workspace, crossings, longest lengths, saved activations.
+"""Memory as measured beside what theory says of it: workspace, the longest length that fits, and what training keeps.
 
-Every function takes rows as `records.load` gives them, of one run or several, or those of a report's panel, and returns
-a tidy table; nothing is drawn. What a plugin itself counts (`variant_flops`, `predicted_workspace_bytes`) stands for
-theory where there is it, since the formulas of `attnbench.theory.costs` are those of exact attention.
+What a plugin itself counts (`variant_flops`, `predicted_workspace_bytes`) stands for theory where there is it, since
+the formulas of `attnbench.theory.costs` are those of exact attention.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from attnbench.analysis.rows import (
-    PROBLEM,
-    Row,
-    at,
-    filled,
-    finished,
-    is_exact,
-    length_of,
-    records,
-    series,
-    shortest_length,
-    tidy,
-    workload_of,
-)
-from attnbench.stats.powers import BEYOND, UNKNOWN, crossing, curve, first_length, fit_exponent
+from attnbench.analysis import frames
+from attnbench.analysis.frames import PROBLEM, as_rows, finished, first_at, length_of, series, tidy, workload_of
+from attnbench.records.schema import Row
+from attnbench.stats.powers import BEYOND, UNKNOWN, crossing, fit_exponent
 from attnbench.theory import costs
-from attnbench.theory.costs import block_workspace, peak, score_bytes
 from attnbench.workload import Workload
 
 _MOST = 2.0  # of a power of l: no more than all pairs are held
@@ -44,7 +29,7 @@ def workspace(frame: pd.DataFrame) -> pd.DataFrame:
     """
     table = []
     for shared, rows in series(frame):
-        pairs = [(float(row["workspace_bytes"]), workspace_of(row)) for row in records(finished(rows))]
+        pairs = [(float(row["workspace_bytes"]), workspace_of(row)) for row in as_rows(finished(rows))]
         known = [(ours, theirs) for ours, theirs in pairs if math.isfinite(ours) and theirs > 0]
         if known:
             ratios, theirs = [a / b for a, b in known], [b for _, b in known]
@@ -72,17 +57,18 @@ def longest(frame: pd.DataFrame, memories: Mapping[str, int]) -> pd.DataFrame:
         done = done[done["peak_bytes"] > 0]
         if rows["batch"].nunique() == 1 and len(done):
             for name, size in memories.items():
-                found = {"memory": name, "predicted": _longest_predicted(records(rows), size, holders)}
-                table.append(shared | found | _longest_measured(records(done), size))
+                found = {"memory": name, "predicted": _longest_predicted(as_rows(rows), size, holders)}
+                table.append(shared | found | _longest_measured(as_rows(done), size))
     return tidy(table, "memory", "predicted", "measured", "low", "high", "extrapolated", "shortest")
 
 
 def _longest_predicted(rows: Sequence[Row], size: int, holders: set[str]) -> float:
-    last = rows[-1]
-    own = curve({row["length"]: row["predicted_workspace_bytes"] for row in rows})
-    if last["phase"] == "train":
-        return _longest(last, lambda w: peak(w, 0.0, last["plugin"] in holders), size) if is_exact(last) else UNKNOWN
-    return _longest(last, lambda w: peak(w, own(length_of(last, w))), size) if own else UNKNOWN
+    last, own = rows[-1], frames.said_workspace(rows)
+    if last["phase"] == "train" and last["family"] == "exact":
+        return first_at(last, lambda w: costs.peak(w, 0.0, last["plugin"] in holders) > size) - 1
+    if own is None or last["phase"] == "train":
+        return UNKNOWN
+    return first_at(last, lambda w: costs.peak(w, own(w)) > size) - 1
 
 
 def _longest_measured(done: Sequence[Row], size: int) -> Row:
@@ -96,16 +82,12 @@ def _longest_measured(done: Sequence[Row], size: int) -> Row:
     fit = fit_exponent(lengths, beside)
     powers = {"measured": fit.value, "low": fit.high, "high": fit.low} if fit else {}
 
-    def held(workload: Workload, power: float) -> float:
+    def too_large(workload: Workload, power: float) -> bool:
         grown = (length_of(last, workload) / lengths[-1]) ** min(max(power, 0.0), _MOST)
-        return float(costs.min_bytes(workload) + beside[-1] * grown)
+        return bool(costs.min_bytes(workload) + beside[-1] * grown > size)
 
-    ends = {end: _longest(last, partial(held, power=power), size) for end, power in powers.items()}
+    ends = {end: first_at(last, partial(too_large, power=power)) - 1 for end, power in powers.items()}
     return found | {"measured": UNKNOWN, "extrapolated": True} | ends
-
-
-def _longest(row: Row, held: Callable[[Workload], float], size: int) -> float:
-    return first_length(lambda l: held(at(row, l)) > size, shortest_length(row)) - 1  # noqa: E741
 
 
 def saved(frame: pd.DataFrame) -> pd.DataFrame:
@@ -115,15 +97,13 @@ def saved(frame: pd.DataFrame) -> pd.DataFrame:
     inference_predicted: workspace_bytes of the forward pass alone with the same plugin and sizes, where the run has it,
     which does not grow with the layers. Predictions are for exact attention; for other families there are none.
     """
-    frame, holders = filled(frame), holders_of_scores(frame)
-    done = records(finished(frame))
-    forward = {(row["run"], row["plugin"], workload_of(row)): row for row in done if row["phase"] == "forward"}
+    holders, done = holders_of_scores(frame), frames.cells(frames.filled(frame))
     table = []
-    for row in done:
-        if row["phase"] == "train" and row["scope"] == "block" and row["saved_bytes"] > 0:
-            workload = workload_of(row)
-            predicted = float(costs.saved_bytes(workload, row["plugin"] in holders)) if is_exact(row) else math.nan
-            twin = forward.get((row["run"], row["plugin"], workload.replace(phase="forward")))
+    for (run, plugin, workload), row in done.items():
+        if workload.phase == "train" and workload.scope == "block" and row["saved_bytes"] > 0:
+            exact = row["family"] == "exact"
+            predicted = float(costs.saved_bytes(workload, plugin in holders)) if exact else math.nan
+            twin = done.get((run, plugin, workload.replace(phase="forward")))
             table.append(
                 {name: row[name] for name in (*PROBLEM, "plugin", "run", "batch", "seq", "kv_seq")}
                 | {"measured": row["saved_bytes"], "predicted": predicted, "ratio": row["saved_bytes"] / predicted}
@@ -136,8 +116,8 @@ def saved(frame: pd.DataFrame) -> pd.DataFrame:
 
 def holders_of_scores(frame: pd.DataFrame) -> set[str]:
     """The plugins that by their own account hold all scores at once, at every length that is asked of them."""
-    all_rows = records(filled(frame))
-    others = {r["plugin"] for r in all_rows if not r["predicted_workspace_bytes"] >= score_bytes(workload_of(r))}
+    all_rows = as_rows(frames.filled(frame))
+    others = {r["plugin"] for r in all_rows if not r["predicted_workspace_bytes"] >= costs.score_bytes(workload_of(r))}
     return {str(r["plugin"]) for r in all_rows} - others
 
 
@@ -145,11 +125,11 @@ def workspace_of(row: Row) -> float:
     own, workload = float(row["predicted_workspace_bytes"]), workload_of(row)
     if workload.scope == "attention" and workload.phase != "train":
         return own
-    return block_workspace(workload, own) if workload.phase == "forward" else math.nan
+    return costs.block_workspace(workload, own) if workload.phase == "forward" else math.nan
 
 
 def peak_of(row: Row, holders: set[str]) -> float:
     workload = workload_of(row)
-    if workload.phase == "train" and not is_exact(row):
+    if workload.phase == "train" and row["family"] != "exact":
         return math.nan
-    return peak(workload, float(row["predicted_workspace_bytes"]), row["plugin"] in holders)
+    return costs.peak(workload, float(row["predicted_workspace_bytes"]), row["plugin"] in holders)

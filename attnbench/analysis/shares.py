@@ -1,15 +1,16 @@
 """How much of a block's time its attention takes, measured and by Amdahl's law."""
 
-from __future__ import annotations
-
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from attnbench.analysis.rows import Row, filled, finished, operations, records, series, shown_flops, tidy, workload_of
-from attnbench.theory import costs
+from attnbench.analysis import frames
+from attnbench.analysis.frames import as_rows, by_index, finished, series, workload_of
+from attnbench.records.schema import Row
 from attnbench.theory.costs import attentions
+
+_TIMES = ("latency_s", "latency_low_s", "latency_high_s")
 
 
 def attention_share(frame: pd.DataFrame) -> pd.DataFrame:
@@ -19,23 +20,30 @@ def attention_share(frame: pd.DataFrame) -> pd.DataFrame:
     `costs.attentions`). The projections W_Q, W_K, W_V and W_O count as the block's. The bounds take both intervals
     at their far ends, so they hold more than 95%.
 
-    Returns (index of the block's row, columns share, share_low, share_high), a fraction each; blocks whose attention
-    was not measured alone are left out.
+    Returns (index of the block's row, columns share, share_low, share_high), a fraction each, and
+    attention_workspace_bytes: of the attention that holds most. Blocks whose attention was not measured alone are left
+    out.
     """
-    rows = finished(frame)
-    times = ["latency_s", "latency_low_s", "latency_high_s"]
-    alone = {
-        (row["run"], row["plugin"], workload_of(row)): np.array([row[name] for name in times], dtype=float)
-        for row in records(rows[rows["scope"] == "attention"])
-    }
-    blocks = rows[rows["scope"] == "block"]
-    shares: dict[object, list[float]] = {}
-    for index, row in zip(blocks.index, records(blocks), strict=True):
+    frame = frames.filled(frame)
+    alone = frames.cells(frame)
+
+    def share(row: Row) -> Sequence[float] | None:
         keys = [(row["run"], row["plugin"], part) for part in attentions(workload_of(row)).values()]
-        if all(key in alone for key in keys):
-            middle, low, high = np.sum([alone[key] for key in keys], axis=0)
-            shares[index] = [middle / row["latency_s"], low / row["latency_high_s"], high / row["latency_low_s"]]
-    return pd.DataFrame.from_dict(shares, orient="index", columns=["share", "share_low", "share_high"], dtype=float)
+        if row["scope"] != "block" or not all(key in alone for key in keys):
+            return None
+        middle, low, high = np.sum([[alone[key][name] for name in _TIMES] for key in keys], axis=0)
+        held = np.max([alone[key]["workspace_bytes"] for key in keys])
+        return middle / row["latency_s"], low / row["latency_high_s"], high / row["latency_low_s"], held
+
+    columns = ["share", "share_low", "share_high", "attention_workspace_bytes"]
+    found = by_index(finished(frame), share)
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns, dtype=float)
+
+
+def with_attention(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, `filled`, with the columns of `attention_share`."""
+    frame = frames.filled(frame)
+    return frame if "share" in frame else frame.join(attention_share(frame))
 
 
 def amdahl(frame: pd.DataFrame) -> pd.Series:
@@ -45,22 +53,22 @@ def amdahl(frame: pd.DataFrame) -> pd.Series:
     when measured alone. Amdahl 1967, "Validity of the single processor approach". Blocks of which a part was not
     measured are left out, and those where more is saved than the block took.
     """
-    rows = finished(frame)
-    cells = {(row["run"], row["plugin"], workload_of(row)): row for row in records(rows)}
-    found: dict[object, float] = {}
-    for index, row in zip(rows.index, records(rows), strict=True):
+    known = frames.cells(frame)
+
+    def survives(row: Row) -> float | None:
         workload, base = workload_of(row), (row["run"], row.get("baseline"))
-        if row["scope"] != "block" or row["plugin"] == row.get("baseline") or (*base, workload) not in cells:
-            continue
-        parts = attentions(workload).values()
-        pairs = [(cells.get((*base, part)), cells.get((row["run"], row["plugin"], part))) for part in parts]
-        times = [(b["latency_s"], v["speedup"]) for b, v in pairs if b is not None and v is not None]
-        if len(times) == len(pairs):
-            saved = sum(seconds * (1 - 1 / speedup) for seconds, speedup in times)
-            left = 1 - saved / cells[(*base, workload)]["latency_s"]
-            if left > 0:  # on a noisy machine attention alone may take longer than the block around it did
-                found[index] = 1 / left
-    return pd.Series(found, name="amdahl", dtype=float)
+        if row["scope"] != "block" or row["plugin"] == row.get("baseline") or (*base, workload) not in known:
+            return None
+        saved = 0.0
+        for part in attentions(workload).values():
+            theirs, ours = known.get((*base, part)), known.get((row["run"], row["plugin"], part))
+            if theirs is None or ours is None:
+                return None
+            saved += theirs["latency_s"] * (1 - 1 / ours["speedup"])
+        left = 1 - saved / known[(*base, workload)]["latency_s"]
+        return 1 / left if left > 0 else None  # on a noisy machine attention alone may take longer than its block did
+
+    return pd.Series(by_index(finished(frame), survives), name="amdahl", dtype=float)
 
 
 def shares(frame: pd.DataFrame) -> pd.DataFrame:
@@ -74,38 +82,10 @@ def shares(frame: pd.DataFrame) -> pd.DataFrame:
     for shared, rows in series(with_attention(frame)):
         table += [
             shared
-            | {"length": row["length"], "predicted": attention_flops(row) / operations(row)}
+            | {"length": row["length"], "predicted": frames.attention_flops(row) / frames.operations(row)}
             | {"measured": row["share"], "low": row["share_low"], "high": row["share_high"]}
             | {"memory": row["attention_workspace_bytes"] / row["peak_bytes"]}
-            for row in records(rows[rows["share"].notna()])
+            for row in as_rows(rows[rows["share"].notna()])
             if shared["layers"] == 1
         ]
-    return tidy(table, "length", "predicted", "measured", "low", "high", "memory")
-
-
-def with_attention(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows, those of blocks with what their attention did when measured alone in the same run.
-
-    share, share_low and share_high as in `attention_share`, and attention_workspace_bytes: the workspace of
-    the attention that holds most.
-    """
-    frame = filled(frame)
-    if "share" not in frame:
-        frame = frame.join(attention_share(frame))
-    if "attention_workspace_bytes" in frame:
-        return frame
-    rows = records(finished(frame))
-    alone = {(row["run"], row["plugin"], workload_of(row)): row["workspace_bytes"] for row in rows}
-    found: dict[object, float] = {}
-    for index, row in zip(finished(frame).index, rows, strict=True):
-        parts = costs.attentions(workload_of(row)).values()
-        held = [alone.get((row["run"], row["plugin"], part), math.nan) for part in parts]
-        if row["scope"] == "block":
-            found[index] = float(np.max(held))
-    return frame.assign(attention_workspace_bytes=pd.Series(found, dtype=float))
-
-
-def attention_flops(row: Row) -> float:
-    """Operations of QK^T and PV, or of what the variant does in their place."""
-    workload = workload_of(row)
-    return operations(row) - costs.flops(workload) + shown_flops(workload)
+    return frames.tidy(table, "length", "predicted", "measured", "low", "high", "memory")

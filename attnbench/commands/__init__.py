@@ -1,7 +1,5 @@
 """The command line: a file a command, each of which parses, calls and prints. What is heavy loads when it is needed."""
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from typing import Any

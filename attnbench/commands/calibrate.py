@@ -1,7 +1,5 @@
 """`attnbench calibrate`."""
 
-from __future__ import annotations
-
 import sys
 
 import click
@@ -20,8 +18,6 @@ def command(device: str, threads: int | None) -> None:
     attainable each variant reached. Nothing else should run meanwhile: a disturbed calibration is not kept, with exit
     code 1.
     """
-    from rich.table import Table
-
     from attnbench.records import ceilings
     from attnbench.report import units
     from attnbench.sweep.engine import device_of
@@ -36,13 +32,11 @@ def command(device: str, threads: int | None) -> None:
         facts, on = machine.machine, device_of(device, machine.devices)
         click.echo("measuring, for less than a minute", err=True)
         found = ask.ask_ceilings(server, on, threads)
-    table = Table("", "ceiling", "reached at", box=None, pad_edge=False)
-    for name, rate in found.operations_per_s.items():
-        table.add_row(f"{name} products", units.rate(rate), found.at[name])
-    table.add_row("reading memory", f"{units.size(found.bytes_per_s)}/s", found.at["memory"])
+    rows = [(f"{name} products", units.rate(rate), found.at[name]) for name, rate in found.operations_per_s.items()]
+    rows.append(("reading memory", f"{units.size(found.bytes_per_s)}/s", found.at["memory"]))
     if found.cache_bytes:
-        table.add_row("last-level cache", units.size(found.cache_bytes), "as the machine says")
-    print_table(table)
+        rows.append(("last-level cache", units.size(found.cache_bytes), "as the machine says"))
+    print_table(("", "ceiling", "reached at"), rows, pad_edge=False)
     if found.disturbed > roofline.QUIET:
         click.echo(
             f"not kept: others used {found.disturbed * threads:.1f} of the {units.count(threads, 'core')} meanwhile, "

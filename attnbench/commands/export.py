@@ -1,24 +1,19 @@
 """`attnbench export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from attnbench.errors import AttnbenchError
+from attnbench.commands.options import PATH, option
+from attnbench.errors import AttnbenchError, refusals
+
+KINDS = ("csv", "parquet", "pytest-benchmark", "github-action")
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["csv", "parquet", "pytest-benchmark", "github-action"]),
-    default="csv",
-    show_default=True,
-)
-@click.option("--out", type=click.Path(path_type=Path), help="The file to write.  [default: to stdout]")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@option("--format", "kind", type=click.Choice(KINDS), default="csv")
+@option("--out", type=PATH, help="The file to write.  [default: to stdout]")
 def command(runs: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """Write RUNS for other tools.
 
@@ -34,9 +29,7 @@ def command(runs: tuple[Path, ...], kind: str, out: Path | None) -> None:
     if out is None:
         click.echo(content, nl=False)
     else:
-        try:
+        with refusals(f"write {out}", "choose another --out"):
             out.write_bytes(content)
-        except OSError as error:
-            raise AttnbenchError(f"can't write {out}: {error.strerror}; choose another --out") from None
     if not chosen.failed and (missing := without_value(runs)):
         click.echo(f"left out: {missing} rows without a value", err=True)

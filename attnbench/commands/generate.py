@@ -1,18 +1,16 @@
 """`attnbench generate`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, THREADS, Seconds, print_table
+from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, option, print_table
 from attnbench.devices.machine import usable_cores
-from attnbench.errors import AttnbenchError
+from attnbench.errors import refusals
 from attnbench.workload import DTYPES, NORMS
 
 if TYPE_CHECKING:
@@ -20,24 +18,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--plugins", default="sdpa", show_default=True, help="As for run.")
-@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the first phase.")
-@click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="New ones, one by one.")
-@click.option("--layers", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--block", type=click.Choice(["decoder-only", "decoder"]), default="decoder-only", show_default=True)
-@click.option("--norm", type=click.Choice(NORMS), default="pre", show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--heads", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--kv-heads", type=click.IntRange(1), help="[default: as --heads]")
-@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@option("--plugins", default="sdpa", help="As for run.")
+@option("--prompt", type=COUNT, default=512, help="Tokens of the first phase.")
+@option("--tokens", type=COUNT, default=32, help="New ones, one by one.")
+@option("--layers", type=COUNT, default=4)
+@option("--block", type=click.Choice(["decoder-only", "decoder"]), default="decoder-only")
+@option("--norm", type=click.Choice(NORMS), default="pre")
+@option("--batch", type=COUNT, default=1)
+@option("--heads", type=COUNT, default=8)
+@option("--kv-heads", type=COUNT, help="[default: as --heads]")
+@option("--head-dim", type=COUNT, default=64)
+@option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
 @THREADS
-@click.option(
-    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Of the whole; medians are shown."
-)
-@click.option("--timeout", type=Seconds(0.1, 1e6), default=600, show_default=True, help="Seconds for a plugin.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write generation.json, .png and .svg here.")
-def command(plugins: str, out: Path | None, threads: int | None, **sizes: Unpack[Sizes]) -> None:
+@option("--repeats", type=COUNT, default=5, help="Of the whole; medians are shown.")
+@option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for a plugin.")
+@option("--out", type=PATH, help="Also write generation.json, .png and .svg here.")
+def command(plugins: str, out: Path | None, threads: int | None, **sizes: "Unpack[Sizes]") -> None:
     """Generate token by token, with a cache and without: the two phases of inference.
 
     A prompt goes through a stack of blocks at once, or with --block decoder through a stack of encoder blocks; then new
@@ -50,30 +46,27 @@ def command(plugins: str, out: Path | None, threads: int | None, **sizes: Unpack
     if out:
         write(found, out)
         click.echo(f"written: {out / 'generation.json'}")
-    sys.exit(0 if all("failed" not in result for result in found.results) else CELL_FAILED)
+    sys.exit(0 if len(_done(found)) == len(found.results) else CELL_FAILED)
 
 
-def show(found: Generation) -> None:
+def show(found: "Generation") -> None:
     """Prints a row a plugin."""
-    from rich.table import Table
-
     print(found.title)
-    table = Table("plugin", "prompt", "a token with a cache: first", "last", "without: first", "last",
-                  "all tokens with", "without", "ratio", "outputs differ by", box=None)  # fmt: skip
-    for result in found.results:
-        if "failed" in result:
-            continue
+    columns = ("plugin", "prompt", "a token with a cache: first", "last", "without: first", "last", "all tokens with",
+               "without", "ratio", "outputs differ by")  # fmt: skip
+    rows = []
+    for result in _done(found):
         with_s, without_s = result["with_s"], result["without_s"]
         numbers = [result["prompt_s"], with_s[0], with_s[-1], without_s[0], without_s[-1], sum(with_s), sum(without_s)]
         ratio, off = f"{sum(without_s) / sum(with_s):.3g}x", f"{result['difference']:.1e}"
-        table.add_row(result["plugin"], *(f"{1e3 * s:.3g} ms" for s in numbers), ratio, off)
-    print_table(table)
+        rows.append([result["plugin"], *(f"{1e3 * s:.3g} ms" for s in numbers), ratio, off])
+    print_table(columns, rows)
     for result in found.results:
         if "failed" in result:
             print(f"{result['plugin']}: {result['failed']}: {result['reason']}")
 
 
-def write(found: Generation, folder: Path) -> None:
+def write(found: "Generation", folder: Path) -> None:
     """Writes generation.json, and a figure where a plugin came to an end.
 
     Raises:
@@ -82,12 +75,14 @@ def write(found: Generation, folder: Path) -> None:
     from attnbench.report.drawing import save
     from attnbench.report.figures.generation import generation
 
-    try:
+    with refusals(f"write to {folder}", "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         content = {"command": ["attnbench", *sys.argv[1:]]} | asdict(found)
         (folder / "generation.json").write_text(json.dumps(content, indent=1) + "\n")
-        if done := [result for result in found.results if "failed" not in result]:
+        if done := _done(found):
             past = 0 if found.workload.block == "decoder" else found.prompt
             save(generation(done, past, found.title), folder / "generation")
-    except OSError as error:
-        raise AttnbenchError(f"can't write to {folder}: {error.strerror}; choose another --out") from None
+
+
+def _done(found: "Generation") -> list[dict[str, Any]]:
+    return [result for result in found.results if "failed" not in result]

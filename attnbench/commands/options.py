@@ -1,18 +1,18 @@
 """What commands share: exit codes, kinds of parameters, and how a table is printed."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from attnbench.devices.machine import usable_cores
 from attnbench.workload import DEVICES
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+option = partial(click.option, show_default=True)
 CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -24,8 +24,9 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-THREADS = click.option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
-DEVICE = click.option("--device", type=click.Choice(["auto", *DEVICES]), default="auto", show_default=True)
+THREADS = option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
+DEVICE = option("--device", type=click.Choice(["auto", *DEVICES]), default="auto")
 
 
 def warn_of_threads(threads: int) -> None:
@@ -33,8 +34,17 @@ def warn_of_threads(threads: int) -> None:
         click.echo(f"warning: {threads} threads on {usable_cores()} usable cores will fight each other", err=True)
 
 
-def print_table(table: Table) -> None:
+def typed(ctx: click.Context) -> set[str]:
+    """The parameters that stand on the command line, as against their defaults."""
+    return {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], pad_edge: bool = True) -> None:
     """On a terminal as wide as that is; into a file or a pipe wide enough for every row."""
     from rich.console import Console
+    from rich.table import Table
 
+    table = Table(*columns, box=None, pad_edge=pad_edge)
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)

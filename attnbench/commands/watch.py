@@ -1,9 +1,8 @@
 """Shows how a sweep goes on: a bar in a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,19 +17,12 @@ class Watch:
 
     def __init__(self, console: Console, cells: int) -> None:
         self._console, self._cells, self._done = console, cells, 0
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
+        what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+        columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._bar.add_task("planning", total=cells, left="")
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -50,10 +42,5 @@ class Watch:
         best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
-        label = Workload.from_dict(rows[0]).label()
-        self._console.print(
-            f"[{self._done}/{self._cells}] {label}: {text}{fastest} ({left})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"[{self._done}/{self._cells}] {Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,5 @@
 """Runs in the formats of other tools: each format is one function from runs to the bytes of a file."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -116,7 +114,7 @@ def without_value(runs: Sequence[Path]) -> int:
     return sum(row["status"] != "ok" for run in runs for row in rows(run))
 
 
-def _table(runs: Sequence[Path]) -> pd.DataFrame:
+def _table(runs: Sequence[Path]) -> "pd.DataFrame":
     """`records.load` with columns whose type does not hang on whether some row lacks a value."""
     frame = load(runs)
     for column in COUNTS:
@@ -125,21 +123,17 @@ def _table(runs: Sequence[Path]) -> pd.DataFrame:
 
 
 def _named(runs: Sequence[Path]) -> dict[tuple[str, str], Row]:
-    """The `ok` rows by plugin and by what was computed, in words."""
+    """The `ok` rows by plugin and by what was computed, in words, but for the seed, on which no speed depends."""
     named: dict[tuple[str, str], Row] = {}
     for run in runs:
         for row in rows(run):
             if row["status"] == "ok":
-                name = row["plugin"], _problem(Workload.from_dict(row))
+                workload = Workload.from_dict(row)
+                name = row["plugin"], f"{workload.label()} {workload.device} threads={workload.threads}"
                 if name in named:
                     raise AttnbenchError(f"two rows are {' '.join(name)}; export these runs apart")
                 named[name] = row
     return named
-
-
-def _problem(workload: Workload) -> str:
-    """The workload's label and what else sets two workloads apart, but for the seed, on which no speed depends."""
-    return f"{workload.label()} {workload.device} threads={workload.threads}"
 
 
 def _benchmark(plugin: str, problem: str, row: Row) -> dict[str, Any]:
@@ -201,16 +195,10 @@ def _machine_info(machine: dict[str, Any]) -> dict[str, Any]:
 
 def _commit_info(described: str | None) -> dict[str, Any]:
     """`described`: of the checkout that attnbench ran from, as `git describe --always --dirty` says it."""
-    commit = (described or "unversioned").removesuffix("-dirty")
-    dirty = (described or "").endswith("-dirty")
-    return {
-        "id": commit,
-        "time": None,
-        "author_time": None,
-        "dirty": dirty,
-        "project": "attnbench",
-        "branch": "(unknown)",
-    }
+    described = described or "unversioned"
+    commit = described.removesuffix("-dirty")
+    when = {"time": None, "author_time": None, "dirty": commit != described}
+    return {"id": commit, **when, "project": "attnbench", "branch": "(unknown)"}
 
 
 def _rounded(value: float) -> float:

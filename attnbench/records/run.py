@@ -4,25 +4,24 @@ A line of cells.jsonl is one workload with the rows of all its variants and thei
 whole, so that a run that was killed at any moment holds whole workloads and at most one torn last line.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
-from attnbench.errors import AttnbenchError
+from attnbench.errors import AttnbenchError, refusals
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
 
 if TYPE_CHECKING:
     import pandas as pd
-from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
 
 
 class Run:
@@ -33,7 +32,7 @@ class Run:
         self._lock = FileLock(path / ".lock")
 
     @classmethod
-    def create(cls, root: Path, name: str, meta: dict[str, Any]) -> Run:
+    def create(cls, root: Path, name: str, meta: dict[str, Any]) -> Self:
         """Makes `<root>/<date>-<name>`, with -2, -3 ... behind it where that is taken.
 
         Raises:
@@ -42,48 +41,38 @@ class Run:
         stem = f"{datetime.now(UTC):%Y-%m-%d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
         for count in range(1, 10_000):
             path = root / (stem if count == 1 else f"{stem}-{count}")
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another --out") from None
-            return cls._begun(path, meta)
+            if run := cls._begun(path, meta, "--out"):
+                return run
         raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
 
     @classmethod
-    def at(cls, path: Path, meta: dict[str, Any]) -> Run:
-        """Makes this folder.
+    def at(cls, path: Path, meta: dict[str, Any]) -> Self:
+        """Makes this folder. Raises: AttnbenchError: it is there already, or can't be made."""
+        if run := cls._begun(path, meta, "out"):
+            return run
+        raise AttnbenchError(f"{path} is there already; choose another out")
 
-        Raises:
-            AttnbenchError: it is there already, or can't be made.
-        """
-        try:
+    @classmethod
+    def _begun(cls, path: Path, meta: dict[str, Any], option: str) -> Self | None:
+        """None where the folder is there already. option: what names it."""
+        with refusals(f"make {path}", f"choose another {option}"), suppress(FileExistsError):
             path.mkdir(parents=True)
-        except FileExistsError:
-            raise AttnbenchError(f"{path} is there already; choose another out") from None
-        except OSError as error:
-            raise AttnbenchError(f"can't make {path}: {error.strerror}; choose another out") from None
-        return cls._begun(path, meta)
+            run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
+            run.save()
+            return run
+        return None
 
     @classmethod
-    def _begun(cls, path: Path, meta: dict[str, Any]) -> Run:
-        run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
-        run.save()
-        return run
-
-    @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: Path) -> Self:
         """Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
         return cls(path, read_meta(path))
 
-    def __enter__(self) -> Run:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise AttnbenchError(f"{self.path} is being written by another attnbench") from None
-        except OSError as error:
-            raise AttnbenchError(f"can't write to {self.path}: {error.strerror}") from None
+    def __enter__(self) -> Self:
+        with refusals(f"write to {self.path}"):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise AttnbenchError(f"{self.path} is being written by another attnbench") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,12 +84,10 @@ class Run:
 
     def save(self) -> None:
         """Writes run.json in one step: the old one stays whole until the new one is."""
-        temporary = self.path / "run.json.new"
-        try:
+        temporary, path = self.path / "run.json.new", self.path / "run.json"
+        with refusals(f"write {path}"):
             temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n")
-            os.replace(temporary, self.path / "run.json")
-        except OSError as error:
-            raise AttnbenchError(f"can't write {self.path / 'run.json'}: {error.strerror}") from None
+            os.replace(temporary, path)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds one workload's rows.
@@ -110,20 +97,16 @@ class Run:
         """
         line = (json.dumps(_plain({"schema": SCHEMA, "cells": list(rows)}), allow_nan=False) + "\n").encode()
         before = self.cells.stat().st_size if self.cells.exists() else 0
-        try:
-            with self.cells.open("ab", buffering=0) as file:
-                try:
-                    written = file.write(line)
-                    if written != len(line):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(before)
-                    raise
-        except OSError as error:
-            raise AttnbenchError(
-                f"can't write {self.cells}: {error.strerror}; what it holds is intact, go on with --resume {self.path}"
-            ) from None
+        intact = f"what it holds is intact, go on with --resume {self.path}"
+        with refusals(f"write {self.cells}", intact), self.cells.open("ab", buffering=0) as file:
+            try:
+                written = file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
 
     def repair(self) -> list[Row]:
         """Cuts a torn last line off and returns the rows of all whole ones."""
@@ -134,11 +117,7 @@ class Run:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of run.json.
-
-    Raises:
-        AttnbenchError: there is no run, or a newer attnbench wrote it.
-    """
+    """The content of run.json. Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
     try:
         meta = json.loads((path / "run.json").read_text())
     except OSError:
@@ -164,7 +143,7 @@ def rows(path: Path) -> list[Row]:
     return _read_lines(path / "cells.jsonl")[0]
 
 
-def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
     """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
 
     Raises:
@@ -186,11 +165,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def newest(root: Path) -> Path:
-    """The run under `root` that was started last.
-
-    Raises:
-        AttnbenchError: there is none.
-    """
+    """The run under `root` that was started last. Raises: AttnbenchError: there is none."""
     runs = []
     for meta in root.glob("*/run.json"):
         try:
@@ -204,30 +179,22 @@ def newest(root: Path) -> Path:
 
 def _read_lines(path: Path) -> tuple[list[Row], int]:
     """The rows, and how many bytes of the file are whole lines."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise AttnbenchError(f"can't read {path}: {error.strerror}") from None
+    with refusals(f"read {path}"):
+        data = path.read_bytes() if path.exists() else b""
     found: list[Row] = []
     whole = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
             content = json.loads(line)
             _check_schema(content, path)
-            found.extend(_row(row) for row in content["cells"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, AttnbenchError):
-                raise
+            for row in content["cells"]:
+                key(row)  # whether it is a row at all
+                found.append(dict(row))
+        except AttnbenchError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
     return found, whole
-
-
-def _row(row: Any) -> Row:
-    """Raises: TypeError, KeyError: it is no row."""
-    key(row)
-    return dict(row)
 
 
 def _check_schema(content: dict[str, Any], path: Path) -> None:

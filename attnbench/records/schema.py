@@ -1,7 +1,6 @@
 """What a row holds: each column in one line, from which records, exports, reports and docs/columns.md take it."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ STATUSES = ("ok", "unsupported", "skipped", "out-of-memory", "timeout", "crashed
 WELL = ("ok", "unsupported", "skipped")
 FAILED = ("out-of-memory", "timeout", "crashed", "error")
 Row = dict[str, Any]
+Meta = Mapping[str, Any]
+"""What run.json says of a run."""
 
 
 class Column(NamedTuple):
@@ -29,6 +30,7 @@ class Column(NamedTuple):
     since: str = "0.1.0"
 
 
+_AGAINST, _REL_L2 = "error against", ", in float64: relative L2"
 SCHEMA_COLUMNS = (
     Column("plugin", "name", "", "the variant's name with every option: with the workload, the row's key"),
     Column("variant", "name", "", "its bare name"),
@@ -84,19 +86,14 @@ SCHEMA_COLUMNS = (
     Column("density", "number", "", "share of query-key pairs that are computed; none where it is not sparse"),
     Column("setup_s", "number", "s", "to build the variant, compilation included"),
     Column("first_call_s", "number", "s", "the first call"),
-    Column(
-        "implementation_rel_l2",
-        "number",
-        "",
-        "error against the function that the variant defines, in float64: relative L2",
-    ),
+    Column("implementation_rel_l2", "number", "", f"{_AGAINST} the function that the variant defines{_REL_L2}"),
     Column("implementation_max_abs", "number", "", "the same: the largest difference"),
     Column("implementation_cosine", "number", "", "the same: cosine similarity"),
-    Column("approximation_rel_l2", "number", "", "error against exact softmax attention, in float64: relative L2"),
+    Column("approximation_rel_l2", "number", "", f"{_AGAINST} exact softmax attention{_REL_L2}"),
     Column("approximation_max_abs", "number", "", "the same: the largest difference"),
     Column("approximation_cosine", "number", "", "the same: cosine similarity"),
     Column("tolerance", "number", "", "what the implementation error may reach, by dtype and family"),
-    Column("query_gradient_rel_l2", "number", "", "error of dQ against the definition's, in float64: relative L2"),
+    Column("query_gradient_rel_l2", "number", "", f"error of dQ against the definition's{_REL_L2}"),
     Column("key_gradient_rel_l2", "number", "", "of dK"),
     Column("value_gradient_rel_l2", "number", "", "of dV"),
     Column("gate_gradient_rel_l2", "number", "", "of the gates' gradients"),
@@ -104,18 +101,18 @@ SCHEMA_COLUMNS = (
     Column("energy_j", "number", "J", "a call's, by the GPU's counter"),
     Column("reserved_bytes", "count", "bytes", "the most that torch had taken of the GPU, cached blocks included"),
     Column("process_bytes", "count", "bytes", "that NVML counts for the process"),
-    Column("start_clock_hz", "number", "Hz", "the GPU's clock while the first calls ran"),
-    Column("end_clock_hz", "number", "Hz", "the GPU's clock while the last calls ran"),
-    Column("start_memory_clock_hz", "number", "Hz", "its memory's clock while the first calls ran"),
-    Column("end_memory_clock_hz", "number", "Hz", "its memory's clock while the last calls ran"),
-    Column("start_temperature_c", "number", "degrees C", "its temperature while the first calls ran"),
-    Column("end_temperature_c", "number", "degrees C", "its temperature while the last calls ran"),
-    Column("start_power_w", "number", "W", "its power while the first calls ran"),
-    Column("end_power_w", "number", "W", "its power while the last calls ran"),
-    Column("start_power_cap_w", "number", "W", "the most that it may take while the first calls ran"),
-    Column("end_power_cap_w", "number", "W", "the most that it may take while the last calls ran"),
-    Column("start_other_processes", "number", "", "processes on it that are not this run's while the first calls ran"),
-    Column("end_other_processes", "number", "", "processes on it that are not this run's while the last calls ran"),
+    *(
+        Column(f"{end}_{name}", "number", unit, f"{what} while the {calls} calls ran")
+        for name, unit, what in (
+            ("clock_hz", "Hz", "the GPU's clock"),
+            ("memory_clock_hz", "Hz", "its memory's clock"),
+            ("temperature_c", "degrees C", "its temperature"),
+            ("power_w", "W", "its power"),
+            ("power_cap_w", "W", "the most that it may take"),
+            ("other_processes", "", "processes on it that are not this run's"),
+        )
+        for end, calls in (("start", "first"), ("end", "last"))
+    ),
     Column("warnings", "kinds", "", "what to be wary of: see attnbench/stats/doubts.py"),
     Column("traceback", "text", "", "of an error"),
 )
@@ -144,7 +141,5 @@ def key(row: Row) -> tuple[str, Workload]:
 
 def table() -> str:
     """All columns as a table in Markdown, as docs/columns.md has it."""
-    lines = [f"| `{c.name}` | {c.kind} | {c.unit} | {c.means} | {c.since} |" for c in SCHEMA_COLUMNS]
-    return (
-        "\n".join(["| column | kind | unit | what it is | since |", "| --- | --- | --- | --- | --- |", *lines]) + "\n"
-    )
+    head = "| column | kind | unit | what it is | since |\n| --- | --- | --- | --- | --- |\n"
+    return head + "".join(f"| `{c.name}` | {c.kind} | {c.unit} | {c.means} | {c.since} |\n" for c in SCHEMA_COLUMNS)

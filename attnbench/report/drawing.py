@@ -4,13 +4,9 @@ Figures are plain objects, made without pyplot's global state, so that no displa
 stays behind.
 """
 
-from __future__ import annotations
-
-import functools
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -22,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from attnbench.analysis.rows import finished
+from attnbench.analysis.frames import finished
 from attnbench.report import scales
 from attnbench.report.prepare import Panel
 from attnbench.report.style import FONT, Style
@@ -35,34 +31,24 @@ GREY = "#555555"
 LINE = 0.21  # inches a line of a legend
 _SMALLEST_ERROR = 1e-9  # a smaller error, or none at all, is drawn here: a logarithm has no zero
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs `function` under the report's look, which ends with the call."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        look = {
-            **sns.axes_style("whitegrid"),
-            **sns.plotting_context("notebook", font_scale=0.85),
-            "font.family": [FONT],
-            "text.color": "#1a1a1a",
-            "axes.labelcolor": "#1a1a1a",
-            "axes.titlesize": 10.5,
-            "figure.titlesize": 11,
-            "legend.fontsize": 8.5,
-            "legend.frameon": False,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.8,
-            "lines.linewidth": 1.6,
-            "svg.hashsalt": "attnbench",
-        }
-        with matplotlib.rc_context(look):
-            return function(*args, **kwargs)
-
-    return wrapped
+styled = matplotlib.rc_context(
+    {
+        **sns.axes_style("whitegrid"),
+        **sns.plotting_context("notebook", font_scale=0.85),
+        "font.family": [FONT],
+        "text.color": "#1a1a1a",
+        "axes.labelcolor": "#1a1a1a",
+        "axes.titlesize": 10.5,
+        "figure.titlesize": 11,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "grid.color": "#e4e4e4",
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.6,
+        "svg.hashsalt": "attnbench",
+    }
+)
+"""Decorates what draws: it runs under the report's look, which ends with the call."""
 
 
 @styled
@@ -76,18 +62,16 @@ def save(figure: Figure, stem: Path) -> None:
 # Rows and their parts
 
 
-def positive(frame: pd.DataFrame, column: str) -> pd.Series:
-    return frame[column].notna() & (frame[column] > 0)
-
-
-def compared(frame: pd.DataFrame) -> pd.DataFrame:
+def drawable(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Finished rows whose `column` a logarithm can show."""
     rows = finished(frame)
-    return rows[positive(rows, "speedup")]
+    return rows[rows[column] > 0]
 
 
-def drawable_errors(frame: pd.DataFrame, column: str) -> pd.Series:
+def with_error(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have an error in `column`, with it as a logarithm can show it in a column `error`."""
     values = frame[column].astype(float)
-    return values.where(np.isfinite(values)).clip(lower=_SMALLEST_ERROR)
+    return frame.assign(error=values.where(np.isfinite(values)).clip(lower=_SMALLEST_ERROR)).dropna(subset=["error"])
 
 
 def baseline_name(rows: pd.DataFrame, style: Style) -> str:
@@ -120,22 +104,8 @@ def lines(ax: Axes, rows: pd.DataFrame, style: Style, y: str, low: str = "", hig
     """One line a plugin, with a band and bars for its interval; a hollow marker where it did not converge."""
     if rows.empty:
         return
-    sns.lineplot(
-        data=rows,
-        x="length",
-        y=y,
-        hue="plugin",
-        style="plugin",
-        palette=style.colours,
-        markers=style.markers,
-        dashes=False,
-        estimator=None,
-        markersize=6.5,
-        markeredgewidth=0.8,
-        legend=False,
-        ax=ax,
-        zorder=3,
-    )
+    size = {"markersize": 6.5, "markeredgewidth": 0.8}
+    sns.lineplot(rows, x="length", y=y, dashes=False, estimator=None, ax=ax, zorder=3, **style.marks, **size)
     for plugin, part in rows.groupby("plugin"):
         colour, marker = style.colours[str(plugin)], style.markers[str(plugin)]
         if low:
@@ -166,9 +136,10 @@ def mark_missing(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) 
                 markeredgewidth=1.6, color=style.colours[plugin], transform=ax.get_xaxis_transform())  # fmt: skip
 
 
-def length_axis(ax: Axes, panel: Panel) -> None:
-    label = f"{panel.axis} (tokens)"
-    scales.length_axis(ax, list(panel.frame["length"]), label)
+def against_length(ax: Axes, panel: Panel, label: str, always: bool = False) -> None:
+    """The panel's lengths below, and what is shown against them on the left (see `ylabel`)."""
+    scales.length_axis(ax, list(panel.frame["length"]), f"{panel.axis} (tokens)")
+    ylabel(ax, label, always)
 
 
 # Legends and layout
@@ -191,11 +162,11 @@ def explained(panel: Panel) -> list[Line2D]:
 
 def entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
     """A panel's legend: each plugin, a cross or a line, with the exponent fitted to its `column`."""
-    rows = finished(panel.frame)
+    rows = drawable(panel.frame, column)
     handles = []
     for plugin in style.plugins:
         if plugin in set(panel.frame["plugin"]):
-            part = rows[(rows["plugin"] == plugin) & positive(rows, column)]
+            part = rows[rows["plugin"] == plugin]
             fit = powers.fit_exponent(list(part["length"]), list(part[column]))
             # z: what rounds to zero has no sign
             growth = f"   $l^{{\\,{fit.value:z.2f}}}$  [{fit.low:z.2f}, {fit.high:z.2f}]" if fit else ""
@@ -203,7 +174,7 @@ def entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
     return [*handles, *(mark for mark in explained(panel) if mark is not LOOSE or column == "latency_s")]
 
 
-def legend_below(ax: Axes, handles: Sequence[Line2D]) -> None:
+def _legend_below(ax: Axes, handles: Sequence[Line2D]) -> None:
     below = ax.transAxes + ScaledTranslation(0, -42 / 72, ax.figure.dpi_scale_trans)
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, borderaxespad=0)
 
@@ -233,6 +204,43 @@ def lay_out(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
+Fill = Callable[[Axes, Panel, Style, Sequence[Panel]], None]
+"""Draws a panel, on a scale that fits all the panels that it is given last."""
+
+
+@styled
+def draw(
+    panels: Sequence[Panel],
+    style: Style,
+    title: str,
+    column: str,
+    fill: Fill,
+    extra: Sequence[Line2D] = (),
+    height: float = 3.4,
+    exponents: bool = False,
+) -> Figure | None:
+    """A figure with axes for each panel that has `drawable` rows of `column`; None where there is no such panel.
+
+    extra: entries of the legend behind the plugins'. height: of the axes, inches. exponents: whether those fitted to
+    `column` are told, in a legend below each panel in place of the one for all.
+    """
+    panels = [panel for panel in panels if len(drawable(panel.frame, column))]
+    if not panels:
+        return None
+    below = [[*entries(panel, style, column), *extra] for panel in panels if exponents]
+    figure, axes = grid(len(panels), height + 0.4 * exponents + LINE * max(map(len, below), default=0))
+    for ax, panel in zip(axes, panels, strict=True):
+        fill(ax, panel, style, panels)
+        ax.set_title(folded(panel.title, 58))
+    for ax, handles in zip(axes, below, strict=False):
+        _legend_below(ax, handles)
+    if not below:
+        shown = pd.concat([drawable(panel.frame, column)["plugin"] for panel in panels])
+        legend(figure, style, shown, extra)
+    suptitle(figure, title, panels[0].shared)
+    return figure
+
+
 def grid(count: int, height: float, columns: int = 2) -> tuple[Figure, list[Axes]]:
     """A figure of `count` axes in rows of `columns`, each `height` inches high."""
     columns = min(count, columns)
@@ -253,11 +261,6 @@ def ylabel(ax: Axes, text: str, always: bool = False) -> None:
         ax.set_ylabel(text)
     else:
         ax.set_ylabel("")
-
-
-def titled(figure: Figure, title: str, panels: Sequence[Panel]) -> Figure:
-    suptitle(figure, title, panels[0].shared)
-    return figure
 
 
 def suptitle(figure: Figure, *lines: str) -> None:

@@ -4,13 +4,11 @@ Names of plugins, runs and reasons are data: every value is escaped where it is 
 one.
 """
 
-from __future__ import annotations
-
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +17,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from attnbench.analysis import rows
+from attnbench.analysis.frames import finished
+from attnbench.records.schema import Meta
 from attnbench.report import drawing
-from attnbench.report.figures import block, errors, latency, memory, overview, roofline, speedup, tradeoff
+from attnbench.report.figures import block, deviation, latency, memory, overview, roofline, speedup, tradeoff
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
 from attnbench.report.tables import best, cells, predicted
-from attnbench.report.tables.machines import side_by_side
-from attnbench.report.tables.run import run_facts, variants, warnings
+from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
 DrawAll = Callable[[Sequence[Panel], Style, str], Sequence[Figure | None]]
@@ -46,7 +44,7 @@ def _main(draw: Callable[[Panel, Style, str], Figure | None]) -> DrawAll:
     """One figure, of the panel with the most finished cells, the first among equals."""
 
     def drawn(panels: Sequence[Panel], style: Style, machines: str) -> Sequence[Figure | None]:
-        main = max(panels, key=lambda panel: len(rows.finished(panel.frame)), default=None)
+        main = max(panels, key=lambda panel: len(finished(panel.frame)), default=None)
         return [draw(main, style, machines)] if main else []
 
     return drawn
@@ -69,7 +67,7 @@ FIGURES = {
     "latency": Kind("Latency against length", latency.READ, _parts(latency.latency)),
     "memory": Kind("Peak memory against length", memory.READ, _parts(memory.memory)),
     "speedup": Kind("Speedup over the baseline", speedup.READ, _parts(speedup.speedup)),
-    "errors": Kind("Two errors that mean different things", errors.READ, _parts(errors.errors)),
+    "errors": Kind("Two errors that mean different things", deviation.READ, _parts(deviation.deviation)),
     "speed-vs-error": Kind("Speed against error", tradeoff.READ, _each(tradeoff.tradeoff)),
     "attention-share": Kind("Attention's share of the block's time", block.READ_SHARE, _parts(block.attention_share)),
     "amdahl": Kind("What survives in the block", block.READ_AMDAHL, _parts(block.amdahl)),
@@ -90,11 +88,10 @@ class Picture:
     """Pixels at which its letters are as large as the page's."""
 
 
-def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> Path:
+def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path) -> Path:
     """Writes index.html, report.md and figures/*.png, *.svg under `out` and returns the HTML page's path.
 
     frame: rows as `records.load` gives them, of one run or several; may be empty or hold failed cells only.
-    runs: what run.json says, one a run.
     Figures of an earlier report in the same place are removed.
 
     Raises:
@@ -107,57 +104,44 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Pa
     for path in folder.iterdir():
         if re.fullmatch(rf"({'|'.join(FIGURES)})(-\d+)?\.(png|svg)", path.name):
             path.unlink()
-    pictures = [_saved(name, title, figure, folder) for name, title, figure in _drawn(panels, runs, style)]
+    pictures = list(_pictures(panels, style, "; ".join(_machines(runs)), folder))
     page = _content(frame, panels, runs, style, pictures)
-    markdown = _markdown()
+    markdown = _templates(finalize=escape_markdown, keep_trailing_newline=True)
     page["pull_request"] = markdown.get_template("pull_request.md.j2").render(page)
     (out / "report.md").write_text(markdown.get_template("report.md.j2").render(page), encoding="utf-8")
     index = out / "index.html"
-    index.write_text(_html().get_template("report.html.j2").render(page), encoding="utf-8")
+    html = _templates(autoescape=True).get_template("report.html.j2")
+    index.write_text(html.render(page), encoding="utf-8")
     return index
 
 
-def _drawn(
-    panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style
-) -> Iterator[tuple[str, str, Figure]]:
-    """(file name, title, figure) of whatever there is to draw."""
-    machines = "; ".join(_machines(runs))
-    for name, kind in FIGURES.items():
-        yield from _numbered(name, kind.draw(panels, style, machines))
-
-
-def _numbered(name: str, drawn: Sequence[Figure | None]) -> Iterator[tuple[str, str, Figure]]:
-    some = [figure for figure in drawn if figure]
-    for number, figure in enumerate(some, 1):
-        title = FIGURES[name].title + (f" ({number} of {len(some)})" if len(some) > 1 else "")
-        yield name if number == 1 else f"{name}-{number}", title, figure
-
-
-def _saved(name: str, title: str, figure: Figure, folder: Path) -> Picture:
-    drawing.save(figure, folder / name)
-    svg = (folder / f"{name}.svg").read_bytes()
-    # Only the first of several figures of a kind says how to read it.
-    read = FIGURES[name].read if name in FIGURES else ""
-    return Picture(name, title, read, base64.b64encode(svg).decode(), round(100 * figure.get_figwidth()))
+def _pictures(panels: Sequence[Panel], style: Style, machines: str, folder: Path) -> Iterator[Picture]:
+    """Draws and saves whatever there is to draw; only the first of several figures of a kind says how to read it."""
+    for kind, (title, read, draw) in FIGURES.items():
+        figures = [figure for figure in draw(panels, style, machines) if figure]
+        for number, figure in enumerate(figures, 1):
+            name = kind if number == 1 else f"{kind}-{number}"
+            drawing.save(figure, folder / name)
+            svg = base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()
+            of = f" ({number} of {len(figures)})" if len(figures) > 1 else ""
+            yield Picture(name, title + of, read if number == 1 else "", svg, round(100 * figure.get_figwidth()))
 
 
 def _content(
     frame: pd.DataFrame,
     panels: Sequence[Panel],
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Meta],
     style: Style,
     pictures: Sequence[Picture],
 ) -> dict[str, Any]:
-    finished = [panel for panel in panels if len(rows.finished(panel.frame))]
+    done = [panel for panel in panels if len(finished(panel.frame))]
     return {
         "machines": _machines(runs),
-        "subtitle": "; ".join(
-            [*dict.fromkeys(map(_when_and_where, runs)), "attnbench " + metadata.version("attnbench")]
-        ),
+        "subtitle": "; ".join([*dict.fromkeys(map(_when_and_where, runs)), f"attnbench {version('attnbench')}"]),
         "summary": summary(frame, panels, runs, style),
-        "best": [best.best_by_length(panel, style) for panel in finished],
+        "best": [best.best_by_length(panel, style) for panel in done],
         "pictures": pictures,
-        "averages": best.average_speedups(finished, style) if finished else None,
+        "averages": best.average_speedups(done, style) if done else None,
         "side_by_side": side_by_side(frame, runs, style),
         "predicted": predicted.tables(frame, panels, runs, style),
         "on_the_gpu": [told for panel in panels if (told := cells.on_the_gpu(panel, style)).rows],
@@ -171,27 +155,21 @@ def _content(
     }
 
 
-def _machines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _machines(runs: Sequence[Meta]) -> list[str]:
     return list(dict.fromkeys(machine_name(run) for run in runs))
 
 
-def _when_and_where(run: Mapping[str, Any]) -> str:
+def _when_and_where(run: Meta) -> str:
     started = str(run.get("started") or "")[:16].replace("T", " ")
     return f"{machine_name(run)}, measured {started}" if started else machine_name(run)
 
 
-def _html() -> Environment:
+def _templates(**settings: Any) -> Environment:
+    """Every value is escaped, by `settings`, unless it is marked safe."""
     here = Path(__file__).parent
-    made = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True)  # fmt: skip
+    loader = FileSystemLoader(here)
+    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
     made.globals["css"] = Markup((here / "report.css").read_text(encoding="utf-8"))
-    return made
-
-
-def _markdown() -> Environment:
-    """Every value is escaped unless it is marked safe."""
-    made = Environment(loader=FileSystemLoader(Path(__file__).parent), finalize=escape_markdown, trim_blocks=True,
-                       lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)  # fmt: skip
     made.filters["fenced"] = fenced
     return made
 

@@ -3,36 +3,30 @@
 A panel holds one problem at many lengths, and differs from its neighbours by name.
 """
 
-from __future__ import annotations
-
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from attnbench.analysis import attainable, shares
-from attnbench.analysis.rows import WORKLOAD, Row, records
+from attnbench.analysis.frames import as_rows, filled
 from attnbench.records.run import identity
-from attnbench.records.schema import NUMBERS, of_kind
+from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row
 from attnbench.report import units
 from attnbench.workload import DEVICES
 
 GRADIENTS = tuple(name for name in NUMBERS if name.endswith("_gradient_rel_l2"))
-_TEXTS, _NUMBERS = ("run", *of_kind("name", "text", "flag", "kinds")), of_kind("size", "count", "number")
 
 
-def prepared(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
     """All the columns that a report needs, whatever an older record lacks, with numbers as numbers.
 
     runs: what run.json says, one a run; without, nothing is known of ceilings.
     """
-    frame = frame.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*frame.columns, *_TEXTS, *_NUMBERS])))
-    for name in _NUMBERS:
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    bare = [str(plugin).partition(":")[0] for plugin in frame["plugin"]]
-    frame["variant"] = [v if isinstance(v, str) else b for v, b in zip(frame["variant"], bare, strict=True)]
+    frame = filled(frame.reset_index(drop=True))
+    frame["variant"] = frame["variant"].fillna(frame["plugin"].astype(str).str.split(":").str[0])
     frame["run"] = frame["run"].fillna("").astype(str)
     frame["converged"] = frame["converged"].ne(False)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
@@ -71,7 +65,7 @@ class Panel:
         return self.title or "all"
 
 
-def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
+def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
     """The panels of a report: one for each combination of whatever varies beside plugin and length.
 
     Runs are kept apart where they come from different machines or measured the same cell; otherwise they
@@ -80,16 +74,15 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Pane
     """
     if frame.empty:
         return []
-    words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in records(frame)], index=frame.index)
+    words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in as_rows(frame)], index=frame.index)
     words, lengths = _name_lengths(frame, words)
     words = _join_batches(frame, words, lengths)
     varying = [name for name in words if words[name].nunique() > 1]
     shared = ", ".join(word for name in words if name not in varying and (word := str(words[name].iloc[0])))
     rows = frame.assign(length=lengths)
-    order = _order(frame)
     panels = []
     groups = words[varying].agg("\0".join, axis=1) if varying else pd.Series("", index=frame.index)
-    for key in sorted(groups.unique(), key=lambda key: order[groups == key].min()):
+    for key in groups[_order(frame)].unique():
         part = rows[groups == key].sort_values(["length", "plugin"], kind="stable")
         title = ", ".join(word for word in key.split("\0") if word)
         by_keys = (part["length"] != part["seq"]).any() or (part["seq"].nunique() == 1 < part["kv_seq"].nunique())
@@ -97,7 +90,7 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Pane
     return panels
 
 
-def machine_name(run: Mapping[str, Any]) -> str:
+def machine_name(run: Meta) -> str:
     """A machine in a few words: its GPU where it has one, otherwise its CPU and cores."""
     machine = run.get("machine") or {}
     if machine.get("gpu"):
@@ -106,13 +99,13 @@ def machine_name(run: Mapping[str, Any]) -> str:
     return f"{machine.get('cpu') or 'an unnamed machine'}{cores}"
 
 
-def command_line(run: Mapping[str, Any]) -> str:
+def command_line(run: Meta) -> str:
     """The command that a run was started with, as one would type it."""
     command = run.get("command") or []
     return command if isinstance(command, str) else shlex.join(map(str, command)) or "unknown"
 
 
-def _apart(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> bool:
+def _apart(frame: pd.DataFrame, runs: Sequence[Meta]) -> bool:
     """Whether rows of different runs must not share a line."""
     if frame["run"].nunique() < 2:
         return False
@@ -166,23 +159,9 @@ def _join_batches(frame: pd.DataFrame, words: pd.DataFrame, lengths: pd.Series) 
     return words.assign(batch=batch)
 
 
-def _order(frame: pd.DataFrame) -> pd.Series:
-    """Where a row stands in the report: names in the order they came, attention before block, small before large."""
+def _order(frame: pd.DataFrame) -> pd.Index:
+    """The index in a report's order: names in the order they came, attention before block, small before large."""
     came = {name: pd.Series(pd.factorize(frame[name])[0], frame.index) for name in ("run", "device", "dtype", "phase")}
     keys = frame.assign(**came, mask=frame["mask"] != "full")
-    names = [
-        "run",
-        "scope",
-        "block",
-        "norm",
-        "layers",
-        "phase",
-        "device",
-        "dtype",
-        "mask",
-        "batch",
-        "heads",
-        "kv_heads",
-    ]
-    ranked = keys.sort_values([*names, "head_dim", "value_dim", "seq", "kv_seq"], kind="stable")
-    return pd.Series(range(len(ranked)), index=ranked.index)
+    names = "run scope block norm layers phase device dtype mask batch heads kv_heads head_dim value_dim seq kv_seq"
+    return keys.sort_values(names.split(), kind="stable").index

@@ -1,10 +1,13 @@
 """The command line that measures a row again."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from typing import Any
+
+from attnbench.workload import flag
+
+_SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim")
+_REST = ("dtype", "device", "mask", "phase", "scope", "block", "norm", "layers", "lengths", "inputs", "seed", "threads")
 
 
 def repeat_command(row: Mapping[str, Any]) -> str:
@@ -15,39 +18,29 @@ def repeat_command(row: Mapping[str, Any]) -> str:
     is measured along with it, so that a speedup results.
     """
     plugin, baseline = str(row["plugin"]), row.get("baseline")
-    has_baseline = isinstance(baseline, str) and baseline != ""
-    plugins = [plugin] if not has_baseline or baseline == plugin else [plugin, str(baseline)]
-    in_block, decodes = row["scope"] == "block", row["phase"] == "decode"
+    baseline = baseline if isinstance(baseline, str) else ""
+    decodes, own_masks = row["phase"] == "decode", row["scope"] == "block" and row["block"] != "encoder"
     usual_mask, usual_block = ("causal", "decoder-only") if decodes else ("full", "encoder")
-    layers, lengths = int(row.get("layers", 1)), row.get("lengths")
-    lengths = lengths if isinstance(lengths, str) else ""
-    flags: list[tuple[str, Any, bool]] = [
-        ("plugins", ",".join(plugins), True),
-        ("seq", int(row["seq"]), True),
-        ("kv-seq", int(row["kv_seq"]), decodes or row["kv_seq"] != row["seq"]),
-        ("batch", int(row["batch"]), True),
-        ("heads", int(row["heads"]), True),
-        ("kv-heads", int(row["kv_heads"]), row["kv_heads"] != row["heads"]),
-        ("head-dim", int(row["head_dim"]), row["head_dim"] != 64),
-        ("value-dim", int(row["value_dim"]), row["value_dim"] != row["head_dim"]),
-        ("dtype", row["dtype"], True),
-        ("device", row["device"], True),
-        # A decoder block brings its own masks.
-        ("mask", row["mask"], row["mask"] != usual_mask and not (in_block and row["block"] != "encoder")),
-        ("phase", row["phase"], row["phase"] != "forward"),
-        ("scope", row["scope"], True),
-        ("block", row["block"], in_block and row["block"] != usual_block),
-        ("norm", row["norm"], in_block and row["norm"] != "pre"),
-        ("layers", layers, layers > 1),
-        ("lengths", lengths, bool(lengths)),
-        ("inputs", row["inputs"], row["inputs"] != "normal"),
-        ("seed", int(row["seed"]), row["seed"] != 0),
-        ("threads", int(row["threads"]), True),
-        ("l2", row.get("l2"), row.get("l2") == "flushed"),
-        ("baseline", baseline, has_baseline and baseline != "sdpa"),
-    ]
+    usual = {
+        "kv_seq": None if decodes else row["seq"],
+        "kv_heads": row["heads"],
+        "head_dim": 64,
+        "value_dim": row["head_dim"],
+        "mask": row["mask"] if own_masks else usual_mask,
+        "phase": "forward",
+        "block": usual_block,
+        "norm": "pre",
+        "layers": 1,
+        "inputs": "normal",
+        "seed": 0,
+        "l2": "kept",
+        "baseline": "sdpa",
+    }
+    values = {"plugins": ",".join(dict.fromkeys(filter(None, (plugin, baseline))))}
+    values |= {name: row.get(name, usual.get(name)) for name in (*_SIZES, *_REST, "l2")} | {"baseline": baseline}
     words = ["attnbench", "run"]
-    for name, value, wanted in flags:
-        if wanted:
-            words += [f"--{name}", str(value)]
+    for name, value in values.items():
+        if value not in ("", None, usual.get(name)) and value == value:
+            text = str(value if isinstance(value, str) else int(value))
+            words += [flag(name), text]
     return shlex.join(words)

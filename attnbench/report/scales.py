@@ -1,10 +1,9 @@
 """Axes in the units of the thing: lengths as they were asked for, times, binary bytes and speedups."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
@@ -29,29 +28,6 @@ def length_axis(ax: Axes, lengths: Sequence[float], label: str) -> None:
     ax.set_xlabel(label)
 
 
-def time_axis(ax: Axes, low: float, high: float) -> None:
-    log_axis(
-        ax,
-        low,
-        high,
-        lambda value: trim(units.seconds(value)),
-        base=10,
-        steps=((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)),
-    )
-
-
-def byte_axis(ax: Axes, low: float, high: float) -> None:
-    log_axis(ax, low, high, lambda value: trim(units.size(value)), base=2, steps=((1,), (1, 1.5)))
-
-
-def ratio_axis(ax: Axes, low: float, high: float) -> None:
-    log_axis(ax, low, high, lambda value: f"{value:g}x", base=2, steps=((1,), (1, 1.5)))
-
-
-def error_axis(ax: Axes, low: float, high: float, axis: str = "y") -> None:
-    log_axis(ax, low, high, _power, base=10, steps=((1,), (1, 3), (1, 2, 5)), axis=axis)
-
-
 def trim(text: str) -> str:
     """ "1.00 ms" as "1 ms"."""
     return re.sub(r"\.0+ |(\.\d*?)0+ ", r"\1 ", text)
@@ -62,14 +38,11 @@ def _power(value: float) -> str:
     return f"{value:g}" if -3 < exponent < 4 else f"{value:.0e}".replace("e-0", "e-")
 
 
+Steps = Sequence[Sequence[float]]
+
+
 def log_axis(
-    ax: Axes,
-    low: float,
-    high: float,
-    text: Callable[[float], str],
-    base: int,
-    steps: tuple[tuple[float, ...], ...],
-    axis: str = "y",
+    ax: Axes, low: float, high: float, text: Callable[[float], str], base: int, steps: Steps, axis: str = "y"
 ) -> None:
     """A logarithmic axis over [low, high] and a margin, with a few labelled ticks at round values."""
     margin = max((high / low) ** 0.06, 1.05)
@@ -84,7 +57,17 @@ def log_axis(
     target.set_minor_formatter(NullFormatter())
 
 
-def _ticks(low: float, high: float, base: int, steps: tuple[tuple[float, ...], ...], most: int) -> list[float]:
+TENS = ((1,), (1, 3), (1, 2, 5))
+_TWOS = ((1,), (1, 1.5))
+time_axis = partial(
+    log_axis, text=lambda value: trim(units.seconds(value)), base=10, steps=(*TENS, (1, 1.5, 2, 3, 5, 7))
+)
+byte_axis = partial(log_axis, text=lambda value: trim(units.size(value)), base=2, steps=_TWOS)
+ratio_axis = partial(log_axis, text=lambda value: f"{value:g}x", base=2, steps=_TWOS)
+error_axis = partial(log_axis, text=_power, base=10, steps=TENS)
+
+
+def _ticks(low: float, high: float, base: int, steps: Steps, most: int) -> list[float]:
     """Round values in [low, high]: multiples of the base's powers, denser or sparser until they are 3 to `most`."""
     powers = range(math.floor(math.log(low, base)) - 1, math.ceil(math.log(high, base)) + 1)
     best: list[float] = []

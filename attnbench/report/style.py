@@ -1,9 +1,9 @@
 """How a plugin looks: one name, one colour and one marker, the same in every figure and table of a report."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
+from itertools import cycle
+from typing import Any, Self
 
 import pandas as pd
 import seaborn as sns
@@ -29,14 +29,15 @@ class Style:
     def plugins(self) -> list[str]:
         return list(self.names)
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        """Seaborn's arguments that make each plugin look like itself."""
+        return {"hue": "plugin", "style": "plugin", "palette": self.colours, "markers": self.markers, "legend": False}
+
     @classmethod
-    def of(cls, frame: pd.DataFrame) -> Style:
+    def of(cls, frame: pd.DataFrame) -> Self:
         names = display_names(frame)
-        return cls(
-            names,
-            {plugin: _COLOURS[i % len(_COLOURS)] for i, plugin in enumerate(names)},
-            {plugin: _MARKERS[i % len(_MARKERS)] for i, plugin in enumerate(names)},
-        )
+        return cls(names, *(dict(zip(names, cycle(each), strict=False)) for each in (_COLOURS, _MARKERS)))
 
     def figure_name(self, plugin: str) -> str:
         """The name as matplotlib needs it: no mathematics, no leading underscore (which hides a label)."""

@@ -1,17 +1,14 @@
 """What a reader should know first, in sentences."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
 from attnbench.analysis import compare
-from attnbench.analysis.rows import finished
-from attnbench.records.schema import FAILED
+from attnbench.analysis.frames import finished
+from attnbench.records.schema import FAILED, Meta
 from attnbench.report import units
 from attnbench.report.prepare import Panel, machine_name, warning_kinds
 from attnbench.report.style import Style
@@ -19,7 +16,7 @@ from attnbench.report.style import Style
 _FEW = 4  # winners are spelled out for so many panels, with so many changes of winner each; beyond, they are counted
 
 
-def summary(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style) -> list[str]:
+def summary(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta], style: Style) -> list[str]:
     """How many cells of what status, from where, which variant is the fastest, and what to be wary of."""
     if frame.empty:
         return ["There is no cell in this report: the run planned none, or was stopped before its first."]
@@ -52,7 +49,7 @@ def _counts(frame: pd.DataFrame) -> str:
     return f"{cells} of {variants}: {', '.join(f'{counts[status]} {status}' for status in order)}."
 
 
-def _origin(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _origin(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta]) -> list[str]:
     """Where the rows come from, if not from one run."""
     names, machines = list(dict.fromkeys(frame["run"])), list(dict.fromkeys(machine_name(run) for run in runs))
     if len(names) < 2:

@@ -3,17 +3,17 @@
 Whatever is missing becomes a dash.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from functools import partial
 
 NOTHING = "-"
 
-_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-_BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
-_JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
-_FLOPS = ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1.0, "FLOP/s"))
+_SECONDS = ((1.0, " s"), (1e-3, " ms"), (1e-6, " µs"), (1e-9, " ns"))
+_BYTES = ((2.0**40, " TiB"), (2.0**30, " GiB"), (2.0**20, " MiB"), (2.0**10, " KiB"))
+_JOULES = ((1.0, " J"), (1e-3, " mJ"), (1e-6, " µJ"))
+_FLOPS = ((1e12, " TFLOP/s"), (1e9, " GFLOP/s"), (1e6, " MFLOP/s"), (1.0, " FLOP/s"))
+_TIMES = ((1.0, "x"),)
 
 
 def known(*values: float | None) -> bool:
@@ -29,45 +29,47 @@ def _decimals(value: float, margin: float = 0.0) -> int:
     return min(max(places, 0), 9)
 
 
-def _scaled(value: float | None, low: float | None, high: float | None, units: tuple[tuple[float, str], ...]) -> str:
+def _scaled(
+    value: float | None, low: float | None = None, high: float | None = None, *, units: Sequence[tuple[float, str]]
+) -> str:
     """`value` in the largest unit that it fills, with its interval in the same unit."""
     if value is None or not math.isfinite(value):
         return NOTHING
     factor, unit = next((u for u in units if abs(value) >= u[0] * 0.9995), units[-1])
-    return _with_interval(value / factor, f" {unit}", *(x / factor if x is not None else x for x in (low, high)))
-
-
-def _with_interval(value: float, unit: str, low: float | None, high: float | None) -> str:
+    value /= factor
     if low is None or high is None or not known(low, high):
         return f"{value:.{_decimals(value)}f}{unit}"
+    low, high = low / factor, high / factor
     places = _decimals(value, (high - low) / 2)
     return f"{value:.{places}f}{unit} [{low:.{places}f}, {high:.{places}f}]"
 
 
+def _plain(value: float | None, *, unit: str, digits: str = ".0f", factor: float = 1.0) -> str:
+    return f"{value / factor:{digits}}{unit}" if value is not None and math.isfinite(value) else NOTHING
+
+
+rate = partial(_scaled, units=_FLOPS)  # "184 GFLOP/s", of floating-point operations a second
+energy = partial(_scaled, units=_JOULES)  # "3.20 mJ"
+frequency = partial(_plain, unit=" MHz", factor=1e6)  # "1755 MHz", of hertz
+power = partial(_plain, unit=" W")  # "412 W"
+temperature = partial(_plain, unit=" °C")  # "41 °C"
+percent = partial(_plain, unit="%", digits=".3g", factor=0.01)  # "12.5%", of a fraction
+
+
 def seconds(value: float | None, low: float | None = None, high: float | None = None) -> str:
     """ "3.42 ms [3.40, 3.45]" """
-    return "0 s" if value == 0 else _scaled(value, low, high, _SECONDS)
+    return "0 s" if value == 0 else _scaled(value, low, high, units=_SECONDS)
 
 
 def size(value: float | None) -> str:
     """ "170 MiB", of bytes."""
-    if value is not None and known(value) and abs(value) < 1024:
-        return f"{value:.0f} B"
-    return _scaled(value, None, None, _BYTES)
-
-
-def rate(value: float | None) -> str:
-    """ "184 GFLOP/s", of floating-point operations a second."""
-    return _scaled(value, None, None, _FLOPS)
+    return f"{value:.0f} B" if value is not None and abs(value) < 1024 else _scaled(value, units=_BYTES)
 
 
 def ratio(value: float | None, low: float | None = None, high: float | None = None) -> str:
     """ "2.31x [2.25, 2.38]"; exactly one, a baseline's own, is "1x"."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    if value == 1.0 and not known(low, high):
-        return "1x"
-    return "1x" if value == low == high == 1.0 else _with_interval(value, "x", low, high)
+    alone = value == 1.0 and (not known(low, high) or low == high == 1.0)
+    return "1x" if alone else _scaled(value, low, high, units=_TIMES)
 
 
 def error(value: float | None) -> str:
@@ -80,35 +82,6 @@ def error(value: float | None) -> str:
         return f"{value:.{min(max(1 - math.floor(math.log10(abs(value))), 0), 9)}f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
-
-
-def energy(value: float | None) -> str:
-    """ "3.2 mJ"."""
-    return _scaled(value, None, None, _JOULES)
-
-
-def frequency(value: float | None) -> str:
-    """ "1755 MHz", of hertz."""
-    return _whole(None if value is None else value / 1e6, "MHz")
-
-
-def power(value: float | None) -> str:
-    """ "412 W"."""
-    return _whole(value, "W")
-
-
-def temperature(value: float | None) -> str:
-    """ "41 °C"."""
-    return _whole(value, "°C")
-
-
-def _whole(value: float | None, unit: str) -> str:
-    return f"{value:.0f} {unit}" if value is not None and known(value) else NOTHING
-
-
-def percent(value: float | None) -> str:
-    """ "12.5%", of a fraction."""
-    return f"{100 * value:.3g}%" if value is not None and known(value) else NOTHING
 
 
 def length(value: float) -> str:

@@ -3,8 +3,6 @@
 Decided from what is stored alone, so that a run on disk can be judged again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

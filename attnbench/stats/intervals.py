@@ -6,8 +6,6 @@ Rounds that resemble their neighbours carry less information than their number s
 effective number (Bayley and Hammersley 1946). Over several processes, see `interval`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import exp, floor, log
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Powers of the length: the exponent of a growth, and the length at which one quantity overtakes another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +19,6 @@ class Exponent:
     low: float
     high: float
     lengths: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def fit_exponent(lengths: Sequence[float], values: Sequence[float]) -> Exponent | None:

@@ -8,8 +8,6 @@ Of each product, training needs two more, one for the gradient of each factor: t
 variant computes once more in its backward pass is its own affair (those papers count it: 3.5 times).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -33,9 +31,8 @@ def block_workspace(workload: Workload, attention: float) -> float:
         rows, keys = a.batch * a.heads * a.seq, a.batch * a.kv_heads * a.kv_seq
         own = (rows + keys) * (a.head_dim + a.value_dim) * a.itemsize
         stages.append(attention + own + norm + (x if name == "cross" else 0))
-    return (
-        (math.nan if attention != attention else max(stages)) + (x if w.layers > 1 else 0) - x
-    )  # NaN where attention is
+    most = max(stages) if attention == attention else math.nan
+    return most + (x if w.layers > 1 else 0) - x
 
 
 def peak(workload: Workload, attention: float, holds_scores: bool = False) -> float:
@@ -75,10 +72,8 @@ def attentions(workload: Workload) -> dict[str, Workload]:
     alone = {"scope": "attention", "block": "", "norm": "", "layers": 1}
     if workload.block == "decoder":
         own = workload.kv_seq if workload.decodes else workload.seq
-        return {
-            "self": workload.replace(**alone, mask="causal", kv_seq=own),
-            "cross": workload.replace(**alone, mask="full"),
-        }
+        cross = workload.replace(**alone, mask="full")
+        return {"self": workload.replace(**alone, mask="causal", kv_seq=own), "cross": cross}
     mask = "causal" if workload.block == "decoder-only" else workload.mask
     return {"self": workload.replace(**alone, mask=mask)}
 
@@ -124,26 +119,23 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
     for layer, w in attentions(workload).items():
         rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq
         shown = w.heads * sum(entry.batch * visible_pairs(entry) for entry in w.entries())
-        scores = Product(
-            layer, "QK^T", 2 * shown * w.head_dim, (rows + keys) * w.head_dim + shown, w.heads
-        )  # fmt: skip
+        scores = Product(layer, "QK^T", 2 * shown * w.head_dim, shown + (rows + keys) * w.head_dim, w.heads)
         mix = Product(layer, "PV", 2 * shown * w.value_dim, shown + (rows + keys) * w.value_dim, w.heads)
         if workload.scope == "attention":
             return [scores, mix]
+        new = w.batch * (w.kv_seq - w.past)
         found += [
             _linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim, w.heads),
-            _linear(layer, "W_K", w.batch * (w.kv_seq - w.past), w.width, w.kv_heads * w.head_dim, w.kv_heads),
-            _linear(layer, "W_V", w.batch * (w.kv_seq - w.past), w.width, w.kv_heads * w.value_dim, w.kv_heads),
+            _linear(layer, "W_K", new, w.width, w.kv_heads * w.head_dim, w.kv_heads),
+            _linear(layer, "W_V", new, w.width, w.kv_heads * w.value_dim, w.kv_heads),
             scores,
             mix,
             _linear(layer, "W_O", w.batch * w.seq, w.heads * w.value_dim, w.width),
         ]
     tokens, hidden = workload.batch * workload.seq, d_ff or FFN_EXPANSION * workload.width
-    return [
-        *found,
-        *(_linear("ffn", name, tokens, workload.width, hidden) for name in (("W_1", "W_3") if gated else ("W_1",))),
-        _linear("ffn", "W_2", tokens, hidden, workload.width),
-    ]
+    inner = ("W_1", "W_3") if gated else ("W_1",)
+    found += [_linear("ffn", name, tokens, workload.width, hidden) for name in inner]
+    return [*found, _linear("ffn", "W_2", tokens, hidden, workload.width)]
 
 
 def _linear(layer: str, name: str, tokens: int, inner: int, outer: int, count: int = 1) -> Product:

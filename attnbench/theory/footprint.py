@@ -5,8 +5,6 @@ mixed precision keeps P parameters and P gradients in 2 bytes each, and for Adam
 a copy of the parameter, momentum and variance.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from attnbench.theory.models import Model
@@ -40,26 +38,20 @@ def inference(model: Model, batch: int, seq: int) -> list[Line]:
     """A batch of sequences that have reached `seq` tokens, with a cache of keys and values."""
     cached = model.kv_heads * (model.head_dim + model.value_dim)
     layers = model.decoder_layers or model.layers
-    return [
-        Line("parameters", NARROW * model.parameters(), "2 P"),
-        Line(
-            "KV cache",
-            NARROW * batch * seq * cached * layers,
-            "2 * batch * seq * kv_heads * (head_dim + value_dim) * layers",
-        ),
-    ]
+    formula = "2 * batch * seq * kv_heads * (head_dim + value_dim) * layers"
+    cache = Line("KV cache", NARROW * batch * seq * cached * layers, formula)
+    return [Line("parameters", NARROW * model.parameters(), "2 P"), cache]
 
 
 def workspaces(model: Model, batch: int, seq: int) -> list[Line]:
     """What one layer's attention holds beside its inputs and output, by kind of variant, forward."""
     rows = batch * model.heads * seq
     state = batch * model.kv_heads * model.head_dim * (model.value_dim + 1)
+    recurrent = "4 * batch * kv_heads * head_dim * (value_dim + 1), and chunks"
     return [
         Line("naive", 2 * NARROW * rows * seq, "2 matrices of batch * heads * l^2, 2 bytes each"),
         Line("fused: FlashAttention, memory-efficient, tiled", 4 * rows, "4 * batch * heads * l, and tiles"),
-        Line(
-            "linear attention, recurrences", 4 * state, "4 * batch * kv_heads * head_dim * (value_dim + 1), and chunks"
-        ),
+        Line("linear attention, recurrences", 4 * state, recurrent),
     ]
 
 

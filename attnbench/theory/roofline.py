@@ -5,12 +5,12 @@ multicore architectures"): work takes at least as long as its operations take at
 as moving its bytes takes at the highest rate of its memory. Both rates are measured, by `workers.calibration`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
+
+import msgspec
 
 from attnbench.theory import costs
 from attnbench.workload import Workload
@@ -54,43 +54,29 @@ class Ceilings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any) -> Ceilings | None:
+    def from_dict(cls, values: Any) -> Self | None:
         """The inverse of `as_dict`, from JSON; None where that holds no ceilings, or broken ones."""
         try:
-            cache = values["cache_bytes"]
-            found = cls(
-                device=str(values["device"]),
-                threads=int(values["threads"]),
-                operations_per_s={str(k): float(v) for k, v in values["operations_per_s"].items()},
-                bytes_per_s=float(values["bytes_per_s"]),
-                cache_bytes=None if cache is None else int(cache),
-                disturbed=float(values["disturbed"]),
-                at={str(k): str(v) for k, v in values["at"].items()},
-                measured=str(values["measured"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            found = msgspec.convert(values, cls)
+        except msgspec.ValidationError:
             return None
         rates = [*found.operations_per_s.values(), found.bytes_per_s]
         return found if all(math.isfinite(rate) and rate > 0 for rate in rates) else None
 
-    def hold_for(self, workload: Workload) -> bool:
-        """Whether they were measured on the workload's device, and with its threads."""
-        same = self.device == workload.device
-        return same and (not workload.on_host or self.threads == workload.threads)
+    def of(self, workload: Workload, quantized: bool) -> tuple[str, float] | None:
+        """What products allow the most operations a second for such inputs, and how many.
 
-    def of(self, dtype: str, quantized: bool) -> tuple[str, float] | None:
-        """What products allow the most operations a second for inputs of `dtype`, and how many; None if unknown.
-
+        None where that is not known, or the ceilings are not of the workload's device and threads.
         quantized: whether int8 products count too.
         """
-        shares = _FORMATS.get(dtype, {}) | ({"int8": 1.0} if quantized else {})
-        known = [
-            (share * self.operations_per_s[f], f, share) for f, share in shares.items() if f in self.operations_per_s
-        ]
-        if not known:
+        shares = _FORMATS.get(workload.dtype, {}) | ({"int8": 1.0} if quantized else {})
+        rates = self.operations_per_s
+        known = [(share * rates[name], name, share) for name, share in shares.items() if name in rates]
+        same = self.device == workload.device and (not workload.on_host or self.threads == workload.threads)
+        if not known or not same:
             return None
         rate, name, share = max(known)
-        return (name if share == 1 else f"{dtype} by three {name} products"), rate
+        return (name if share == 1 else f"{workload.dtype} by three {name} products"), rate
 
 
 @dataclass(frozen=True)
@@ -122,7 +108,7 @@ def roof(
     state_bytes: of what it keeps of the past, decoding. Only an exact variant has to read the past as it was; without
     this nothing is known of others, nor of a sparse one, which reads a part.
     """
-    found = ceilings.of(workload.dtype, quantized=family == "quantized") if ceilings.hold_for(workload) else None
+    found = ceilings.of(workload, quantized=family == "quantized")
     moved: float = costs.min_bytes(workload)
     if workload.decodes and family != "exact":
         if family == "sparse" or state_bytes is None or not math.isfinite(state_bytes):
@@ -151,7 +137,7 @@ def impossible(row: Mapping[str, Any], ceilings: Ceilings | None) -> str | None:
         return None
     workload = Workload.from_dict(dict(row))
     # A sparse or recurrent variant may multiply in int8 too.
-    found = ceilings.of(workload.dtype, quantized=family != "exact") if ceilings.hold_for(workload) else None
+    found = ceilings.of(workload, quantized=family != "exact")
     operations = necessary = costs.flops(workload)
     if family not in ("exact", "quantized"):
         operations = row.get("variant_flops") or 0
@@ -159,11 +145,8 @@ def impossible(row: Mapping[str, Any], ceilings: Ceilings | None) -> str | None:
             return None
     if not found or not operations / latency > MARGIN * found[1]:
         return None
-    name, rate = found
-    return (
-        f"claims {operations / latency / 1e12:.4g} TFLOP/s, this machine's ceiling for {name} is {rate / 1e12:.4g} "
-        "(attnbench calibrate)"
-    )
+    ceiling = f"this machine's ceiling for {found[0]} is {found[1] / 1e12:.4g} (attnbench calibrate)"
+    return f"claims {operations / latency / 1e12:.4g} TFLOP/s, {ceiling}"
 
 
 QUIET = 0.1

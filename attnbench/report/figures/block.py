@@ -1,12 +1,11 @@
 """The figures of the transformer block: attention's share of its time, and what a speedup comes to in it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from attnbench.report import drawing, scales
@@ -29,44 +28,29 @@ READ_AMDAHL = (
 _PREDICTED = Line2D([], [], color=drawing.GREY, linestyle="--", linewidth=1.2, label="by Amdahl's law")
 
 
-@drawing.styled
-def attention_share(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Attention's share of the block's time against length. The frames carry share, share_low and share_high."""
-    panels = [panel for panel in panels if panel.frame["share"].notna().any()]
-    if not panels:
-        return None
-    figure, axes = drawing.grid(len(panels), height=3.4)
-    for ax, panel in zip(axes, panels, strict=True):
-        rows = panel.frame.dropna(subset=["share"])
-        rows = rows.assign(**{name: 100 * rows[name] for name in ("share", "share_low", "share_high")})
-        drawing.lines(ax, rows, style, "share", "share_low", "share_high")
-        drawing.length_axis(ax, panel)
-        ax.set_ylim(0, max(100.0, 1.05 * np.nanmax(rows[["share", "share_high"]])))
-        drawing.ylabel(ax, "share of the block's time (%)")
-        ax.set_title(drawing.folded(panel.title, 58))
-    shown = [plugin for panel in panels for plugin in panel.frame.dropna(subset=["share"])["plugin"]]
-    drawing.legend(figure, style, shown)
-    return drawing.titled(figure, "Attention's share of the block's time", panels)
+def _fill_share(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
+    columns = ["share", "share_low", "share_high"]
+    rows = drawing.drawable(panel.frame, "share")
+    rows = rows.assign(**100 * rows[columns])
+    drawing.lines(ax, rows, style, *columns)
+    ax.set_ylim(0, max(100.0, 1.05 * np.nanmax(rows[["share", "share_high"]])))
+    drawing.against_length(ax, panel, "share of the block's time (%)")
 
 
-@drawing.styled
-def amdahl(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """The block's speedup, measured and after Amdahl's law, against length. The frames carry amdahl."""
-    panels = [panel for panel in panels if panel.frame["amdahl"].notna().any()]
-    if not panels:
-        return None
-    figure, axes = drawing.grid(len(panels), height=3.4)
-    columns = ["speedup", "speedup_low", "speedup_high"]
-    for ax, panel in zip(axes, panels, strict=True):
-        rows = panel.frame.dropna(subset=["amdahl"])
-        drawing.lines(ax, rows, style, *columns)
-        for plugin, part in rows.groupby("plugin"):
-            ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle="--", linewidth=1.2)
-        scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))
-        ax.axhline(1.0, color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
-        drawing.length_axis(ax, panel)
-        drawing.ylabel(ax, f"block's speedup over {drawing.baseline_name(rows, style)}", always=True)
-        ax.set_title(drawing.folded(panel.title, 58))
-    shown = [plugin for panel in panels for plugin in panel.frame.dropna(subset=["amdahl"])["plugin"]]
-    drawing.legend(figure, style, shown, [_PREDICTED])
-    return drawing.titled(figure, "What survives in the block", panels)
+def _fill_amdahl(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
+    rows, columns = drawing.drawable(panel.frame, "amdahl"), ["speedup", "speedup_low", "speedup_high"]
+    drawing.lines(ax, rows, style, *columns)
+    for plugin, part in rows.groupby("plugin"):
+        ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle="--", linewidth=1.2)
+    scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))
+    ax.axhline(1.0, color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
+    drawing.against_length(ax, panel, f"block's speedup over {drawing.baseline_name(rows, style)}", always=True)
+
+
+attention_share = partial(drawing.draw, title="Attention's share of the block's time", column="share", fill=_fill_share)
+"""Attention's share of the block's time against length. The frames carry share, share_low and share_high."""
+
+amdahl = partial(
+    drawing.draw, title="What survives in the block", column="amdahl", fill=_fill_amdahl, extra=[_PREDICTED]
+)
+"""The block's speedup, measured and after Amdahl's law, against length. The frames carry amdahl."""

@@ -1,7 +1,5 @@
 """The figure of two-phase inference: seconds for each new token with a cache and without, and all of them together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any

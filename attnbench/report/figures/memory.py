@@ -1,15 +1,12 @@
 """The figure of memory: a call's peak at each length, and what no variant can avoid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from attnbench.analysis.rows import finished
 from attnbench.report import drawing, scales
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
@@ -22,32 +19,15 @@ READ = (
 FLOOR = Line2D([], [], color=drawing.GREY, linestyle=":", linewidth=1.4, label="inputs and output alone")
 
 
-@drawing.styled
-def memory(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""
-    panels = [panel for panel in panels if drawing.positive(finished(panel.frame), "peak_bytes").any()]
-    if not panels:
-        return None
-    entries = [[*drawing.entries(panel, style, "peak_bytes"), FLOOR] for panel in panels]
-    figure, axes = drawing.grid(len(panels), height=3.8 + drawing.LINE * max(map(len, entries)))
-    for ax, panel, handles in zip(axes, panels, entries, strict=True):
-        fill(ax, panel, style, panels)
-        drawing.legend_below(ax, handles)
-    return drawing.titled(figure, "Peak memory of one call", panels)
-
-
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    """One panel's peaks, on a scale that fits all the `shared` panels."""
-    rows = finished(panel.frame)
-    drawing.lines(ax, rows[drawing.positive(rows, "peak_bytes")], style, "peak_bytes")
+    """See `drawing.Fill`."""
+    drawing.lines(ax, drawing.drawable(panel.frame, "peak_bytes"), style, "peak_bytes")
     floor = _floor(panel)
     ax.plot(floor.index, floor, color=drawing.GREY, linestyle=":", linewidth=1.4, zorder=1)
-    peaks = [finished(each.frame)["peak_bytes"] for each in shared]
+    peaks = [drawing.drawable(each.frame, "peak_bytes")["peak_bytes"] for each in shared]
     scales.byte_axis(ax, *drawing.ends([*peaks, *(_floor(each) for each in shared)]))
-    drawing.length_axis(ax, panel)
+    drawing.against_length(ax, panel, "peak memory of a call")
     drawing.mark_missing(ax, panel, style, shared)
-    drawing.ylabel(ax, "peak memory of a call")
-    ax.set_title(drawing.folded(panel.title, 58))
 
 
 def _floor(panel: Panel) -> pd.Series:
@@ -55,3 +35,9 @@ def _floor(panel: Panel) -> pd.Series:
     rows = panel.frame
     floor = (rows["input_bytes"] + rows["output_bytes"]).groupby(rows["length"]).min().dropna()
     return floor[floor > 0]
+
+
+memory = partial(
+    drawing.draw, title="Peak memory of one call", column="peak_bytes", fill=fill, extra=[FLOOR], exponents=True
+)
+"""Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""

@@ -1,7 +1,5 @@
 """The figure that stands first: latency, memory, speedup and speed against error of one panel."""
 
-from __future__ import annotations
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,26 +10,25 @@ from attnbench.report.style import Style
 
 READ = "Every panel is explained with its own figure below."
 
+_PARTS: tuple[tuple[str, str, drawing.Fill, str], ...] = (
+    ("Latency", "latency_s", latency.fill, ""),
+    ("Peak memory", "peak_bytes", memory.fill, "no memory was measured"),
+    ("Speedup over the baseline", "speedup", speedup.fill, "no speedup: the baseline has no number"),
+)
+
 
 @drawing.styled
 def overview(panel: Panel, style: Style, machine: str) -> Figure | None:
     """Latency, memory, speedup and speed against error of one panel in one picture."""
-    done = latency.timed(panel.frame)
-    if not len(done):
+    if not len(drawing.drawable(panel.frame, "latency_s")):
         return None
     figure, axes = drawing.grid(4, height=3.3)
-    latency.fill(axes[0], panel, style, [panel])
-    axes[0].set_title("Latency")
-    if drawing.positive(done, "peak_bytes").any():
-        memory.fill(axes[1], panel, style, [panel])
-    else:
-        _empty(axes[1], "no memory was measured")
-    axes[1].set_title("Peak memory")
-    if len(drawing.compared(panel.frame)):
-        speedup.fill(axes[2], panel, style, [panel])
-    else:
-        _empty(axes[2], "no speedup: the baseline has no number")
-    axes[2].set_title("Speedup over the baseline")
+    for ax, (title, column, fill, lacking) in zip(axes, _PARTS, strict=False):
+        if len(drawing.drawable(panel.frame, column)):
+            fill(ax, panel, style, [panel])
+        else:
+            _empty(ax, lacking)
+        ax.set_title(title)
     traded = tradeoff.traded(panel.frame)
     if len(traded):
         # The longest length among those that the most variants finished.

@@ -1,12 +1,10 @@
 """The roofline of a report: what each variant reached, under what the machine could do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from attnbench.report import drawing, scales, units
@@ -22,34 +20,13 @@ READ = (
 )
 
 _SMALLEST, _LARGEST = 5.0, 9.5  # points: markers of the shortest and of the longest length
-_STEPS = ((1,), (1, 3), (1, 2, 5))
 _LONGER = Line2D([], [], color=drawing.GREY, marker="o", markersize=_LARGEST, markeredgecolor="white", linewidth=1,
                  label="larger marker: longer")  # fmt: skip
 
 
-@drawing.styled
-def roofline(panels: Sequence[Panel], style: Style) -> Figure | None:
-    """Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
-
-    The frames carry what `analysis.attainable.columns` gives.
-    """
-    panels = [panel for panel in panels if len(_known(panel))]
-    if not panels:
-        return None
-    figure, axes = drawing.grid(len(panels), height=3.8)
-    for ax, panel in zip(axes, panels, strict=True):
-        _roofline(ax, panel, style, panels)
-    drawing.legend(figure, style, [plugin for panel in panels for plugin in _known(panel)["plugin"]], [_LONGER])
-    return drawing.titled(figure, "What was reached of what is attainable", panels)
-
-
-def _known(panel: Panel) -> pd.DataFrame:
-    return panel.frame.dropna(subset=["achieved_flops_per_s"])
-
-
-def _roofline(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    """One panel, on scales that fit all the `shared` panels."""
-    rows, everywhere = _known(panel), pd.concat([_known(each) for each in shared])
+def _fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
+    rows = drawing.drawable(panel.frame, _COLUMN)
+    everywhere = pd.concat([drawing.drawable(each.frame, _COLUMN) for each in shared])
     lengths = sorted(set(everywhere["length"]))
     for plugin, part in rows.groupby("plugin"):
         colour = style.colours[str(plugin)]
@@ -63,12 +40,11 @@ def _roofline(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> 
     left, right = drawing.ends([everywhere["intensity"], ridges])
     right = max(1.3 * right, 4 * float(ridges.max()))  # room for the roofs' names
     low, high = drawing.ends([everywhere[["achieved_flops_per_s", "ceiling_flops_per_s"]]])
-    scales.log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=_STEPS, axis="x")
-    scales.log_axis(ax, low / 1.3, high * 1.3, lambda value: scales.trim(units.rate(value)), base=10, steps=_STEPS)
+    scales.log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=scales.TENS, axis="x")
+    scales.log_axis(ax, low / 1.3, high * 1.3, lambda value: scales.trim(units.rate(value)), 10, scales.TENS)
     _roofs(ax, rows)
     ax.set_xlabel("operations a byte that has to move")
     drawing.ylabel(ax, "operations a second")
-    ax.set_title(drawing.folded(panel.title, 58))
 
 
 def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
@@ -88,3 +64,11 @@ def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
         rate = roofs.loc[roofs["ceiling_bytes_per_s"] == memory, "ceiling_flops_per_s"].min()
         ax.annotate(f"memory:\n{units.size(memory)}/s", (rate / memory, rate), (-6, 2), textcoords="offset points",
                     ha="right", va="bottom", fontsize=8, color=drawing.GREY)  # fmt: skip
+
+
+_TITLE, _COLUMN = "What was reached of what is attainable", "achieved_flops_per_s"
+roofline = partial(drawing.draw, title=_TITLE, column=_COLUMN, fill=_fill, extra=[_LONGER], height=3.8)
+"""Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
+
+The frames carry what `analysis.attainable.columns` gives.
+"""

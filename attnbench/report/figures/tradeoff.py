@@ -38,7 +38,7 @@ def tradeoff(panel: Panel, style: Style) -> Figure | None:
         fill(ax, rows[rows["length"] == length], style, rows)
         ax.set_title(f"{panel.axis} {units.length(length)}")
     drawing.legend(figure, style, rows["plugin"], [FRONT])
-    drawing.titled(figure, f"Speed against error: {panel.title}" if panel.title else "Speed against error", [panel])
+    drawing.suptitle(figure, f"Speed against error{panel.title and f': {panel.title}'}", panel.shared)
     drawing.lay_out(figure)
     for ax, length in zip(axes, lengths, strict=True):
         label_front(figure, ax, rows[rows["length"] == length], style)
@@ -50,22 +50,8 @@ def fill(ax: Axes, rows: pd.DataFrame, style: Style, all_rows: pd.DataFrame) -> 
     ax.axhline(1.0, color="#a0a0a0", linewidth=1, linestyle="--", zorder=1)
     front = rows[_on_front(rows)].sort_values("error")
     ax.step(front["error"], front["speedup"], where="post", color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
-    ax.scatter(
-        front["error"], front["speedup"], s=190, facecolor="none", edgecolor=drawing.GREY, linewidth=1.2, zorder=2
-    )
-    sns.scatterplot(
-        data=rows,
-        x="error",
-        y="speedup",
-        hue="plugin",
-        style="plugin",
-        palette=style.colours,
-        markers=style.markers,
-        s=70,
-        legend=False,
-        ax=ax,
-        zorder=3,
-    )
+    ax.scatter(front["error"], front["speedup"], s=190, fc="none", ec=drawing.GREY, linewidth=1.2, zorder=2)
+    sns.scatterplot(rows, x="error", y="speedup", s=70, ax=ax, zorder=3, **style.marks)
     low, high = all_rows["error"].min(), all_rows["error"].max()
     scales.error_axis(ax, low / 2, high * 2, axis="x")
     scales.ratio_axis(ax, min(1.0, all_rows["speedup"].min()) / 1.15, max(1.0, all_rows["speedup"].max()) * 1.15)
@@ -75,8 +61,7 @@ def fill(ax: Axes, rows: pd.DataFrame, style: Style, all_rows: pd.DataFrame) -> 
 
 def traded(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows with both a speedup and an approximation error, the error where a logarithm can show it."""
-    rows = drawing.compared(frame)
-    return rows.assign(error=drawing.drawable_errors(rows, "approximation_rel_l2")).dropna(subset=["error"])
+    return drawing.with_error(drawing.drawable(frame, "speedup"), "approximation_rel_l2")
 
 
 def _on_front(rows: pd.DataFrame) -> list[bool]:

@@ -1,17 +1,17 @@
 """Tables that answer which variant is the best: at each length, on average, and in short for a pull request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pandas as pd
 
 from attnbench.analysis import compare
-from attnbench.analysis.rows import Row, records
+from attnbench.analysis.frames import as_rows
+from attnbench.records.schema import Row
 from attnbench.report import units
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
-from attnbench.report.tables.table import Table
+from attnbench.report.tables.table import Table, over_baseline
 
 ERROR_BOUND = 0.01
 """One column names the fastest variant whose approximation error (relative l2) is at most this."""
@@ -23,30 +23,23 @@ def best_by_length(panel: Panel, style: Style) -> Table:
     for length, cell in panel.frame.groupby("length"):
         error, is_exact = cell["approximation_rel_l2"], cell["family"] == "exact"
         candidates = (cell[is_exact], cell[(error <= ERROR_BOUND) | (error.isna() & is_exact)], cell)
-        exact, close, fastest = (_best(rows_, style) for rows_ in candidates)
-        answers = [exact, *(_unless_same(*pair) for pair in ((close, exact), (fastest, close)))]
-        rows.append([units.length(float(str(length))), *answers])
+        answers = [_best(candidate, style) for candidate in candidates]
+        told = ["the same" if answer == before != units.NOTHING else answer for before, answer in pairwise(answers)]
+        rows.append([units.length(float(str(length))), answers[0], *told])
     bound = units.percent(ERROR_BOUND)
     return Table([panel.axis, "fastest exact", f"fastest within {bound} error", "fastest of all"], rows, panel.heading)
-
-
-def _unless_same(answer: str, before: str) -> str:
-    return "the same" if answer == before != units.NOTHING else answer
 
 
 def _best(rows: pd.DataFrame, style: Style) -> str:
     found = compare.fastest(rows)
     if not found:
         return units.NOTHING
-    best = found.row
-    facts = [units.seconds(best["latency_s"])]
-    if best["plugin"] != best["baseline"] and units.known(best["speedup"]):
-        facts.append(units.ratio(best["speedup"], best["speedup_low"], best["speedup_high"]))
-    if best["family"] != "exact" and units.known(best["approximation_rel_l2"]):
-        facts.append(f"error {units.error(best['approximation_rel_l2'])}")
+    best, error = found.row, found.row["approximation_rel_l2"]
+    facts = [units.seconds(best["latency_s"]), over_baseline(best)]
+    facts += [f"error {units.error(error)}"] if best["family"] != "exact" and units.known(error) else []
     tail = f"; not told apart from {units.listed([style.names[name] for name in found.tied])}" if found.tied else ""
     tail += "" if found.certain else "; no interval"
-    return f"{style.names[best['plugin']]}: {', '.join(facts)}{tail}"
+    return f"{style.names[best['plugin']]}: {', '.join(filter(None, facts))}{tail}"
 
 
 def average_speedups(panels: Sequence[Panel], style: Style) -> Table:
@@ -70,7 +63,7 @@ def pull_request(panels: Sequence[Panel], style: Style) -> list[Table]:
         lengths = sorted(set(panel.frame["length"]))
         body = []
         for plugin in style.plugins:
-            cells = {row["length"]: _short(row) for row in records(panel.frame[panel.frame["plugin"] == plugin])}
+            cells = {row["length"]: _short(row) for row in as_rows(panel.frame[panel.frame["plugin"] == plugin])}
             if cells:
                 body.append([style.names[plugin], *(cells.get(length, "not asked for") for length in lengths)])
         where = ", ".join(part for part in (panel.title, panel.shared) if part)
@@ -81,7 +74,4 @@ def pull_request(panels: Sequence[Panel], style: Style) -> list[Table]:
 def _short(row: Row) -> str:
     if row["status"] != "ok" or not units.known(row["latency_s"]):
         return str(row["status"])
-    latency, speedup = units.seconds(row["latency_s"]), row["speedup"]
-    if row["plugin"] == row["baseline"] or not units.known(speedup):
-        return latency
-    return f"{latency}, {units.ratio(speedup, row['speedup_low'], row['speedup_high'])}"
+    return ", ".join(filter(None, [units.seconds(row["latency_s"]), over_baseline(row)]))

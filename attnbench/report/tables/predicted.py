@@ -1,22 +1,13 @@
 """Tables that put what was measured beside what theory says of it (`analysis.growth` and its neighbours)."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from attnbench.analysis.crossings import crossings as crossings_of
-from attnbench.analysis.growth import growth as growth_of
-from attnbench.analysis.memory import longest as longest_of
-from attnbench.analysis.memory import saved as saved_of
-from attnbench.analysis.memory import workspace as workspace_of
-from attnbench.analysis.rows import Row, records, workload_of
-from attnbench.analysis.shares import shares as shares_of
-from attnbench.analysis.shares import with_attention
+from attnbench.analysis import growth, memory, shares
+from attnbench.analysis.frames import as_rows, workload_of
+from attnbench.records.schema import Meta, Row
 from attnbench.report import units
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
@@ -30,56 +21,35 @@ LOOSE = 4.0
 """An extrapolated length whose interval is wider than this factor says nothing."""
 
 
-@dataclass(frozen=True)
-class Told(Table):
-    """A table with what it tells, in a sentence or two."""
-
-    text: str = ""
-
-
-def tables(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Mapping[str, Any]], style: Style) -> list[Told]:
+def tables(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta], style: Style) -> list[Table]:
     """Measured beside predicted: those of the six tables that have rows.
 
-    frame: all rows, as `prepare.prepared` gives them. panels: as `prepare.arrange` makes them of it. runs: what
-    run.json says, one a run.
+    frame: all rows, as `prepare.prepared` gives them. panels: as `prepare.arrange` makes them of it.
     """
-    whole = with_attention(frame)
-    added = [name for name in whole if name not in frame]
-    parts = [(panel, panel.frame.join(whole[added])) for panel in panels]
-    found = [
-        growth(parts, style),
-        workspace(parts, style),
-        shares(parts, style),
-        crossings(parts, style),
-        longest(parts, runs, style),
-        saved(whole, style),
-    ]
+    of_panels = (_growth, _workspace, _shares, _crossings)
+    found = [*(table(panels, style) for table in of_panels), _longest(panels, runs, style), _saved(frame, style)]
     return [table for table in found if table.rows]
 
 
-Parts = Sequence[tuple[Panel, pd.DataFrame]]
-"""Panels, each with its rows and what they lack in the panel."""
+def _whose(panel: Panel, row: Row, style: Style) -> list[str]:
+    """The first two columns: the panel, with the layers where it has stacks of several, and the variant."""
+    layers = f", {units.count(int(row['layers']), 'layer')}" if panel.frame["layers"].nunique() > 1 else ""
+    return [panel.name + layers, style.names[row["plugin"]] if row["plugin"] else "one l x l matrix a head"]
 
 
-def growth(parts: Parts, style: Style) -> Told:
+def _growth(panels: Sequence[Panel], style: Style) -> Table:
     """A row a variant: how its operations grow, and the exponents of latency and memory."""
     quantities = ("latency", "peak memory", "workspace")
     rows = []
-    for panel, frame in parts:
-        for _, fits in growth_of(frame).groupby(["plugin", "layers"], sort=False):
-            fit = {str(row["quantity"]): row for row in records(fits)}
+    for panel in panels:
+        for _, fits in growth.growth(panel.frame).groupby(["plugin", "layers"], sort=False):
+            fit = {str(row["quantity"]): row for row in as_rows(fits)}
             first = next(iter(fit.values()))
-            rows.append(
-                [
-                    _cells(panel, frame, first["layers"]),
-                    style.names[first["plugin"]],
-                    first["order"] or units.NOTHING,
-                    *(text for quantity in quantities for text in _powers(fit.get(quantity))),
-                    units.lengths([first["shortest"], first["longest"]]),
-                ]
-            )
+            powers = [text for quantity in quantities for text in _powers(fit.get(quantity))]
+            over = units.lengths([first["shortest"], first["longest"]])
+            rows.append([*_whose(panel, first, style), first["order"] or units.NOTHING, *powers, over])
     columns = [f"{quantity}: {kind}" for quantity in quantities for kind in ("predicted", "measured")]
-    return Told(
+    return Table(
         ["cells", "variant", "operations grow as", *columns, "fitted over"],
         rows,
         "Growth",
@@ -96,23 +66,16 @@ def _powers(fit: Row | None) -> tuple[str, str]:
     return theory, f"{fit['measured']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
 
 
-def workspace(parts: Parts, style: Style) -> Told:
+def _workspace(panels: Sequence[Panel], style: Style) -> Table:
     """A row a variant: its workspace as measured over its own prediction."""
     rows = []
-    for panel, frame in parts:
-        for row in records(workspace_of(frame)):
-            sizes = [units.size(row[name]) for name in ("predicted_least", "predicted_most")]
-            rows.append(
-                [
-                    _cells(panel, frame, row["layers"]),
-                    style.names[row["plugin"]],
-                    " to ".join(dict.fromkeys(sizes)),
-                    units.ratio(row["ratio"], row["least"], row["most"]),
-                    str(row["cells"]),
-                ]
-            )
+    for panel in panels:
+        for row in as_rows(memory.workspace(panel.frame)):
+            sizes = " to ".join(dict.fromkeys(units.size(row[name]) for name in ("predicted_least", "predicted_most")))
+            ratio = units.ratio(row["ratio"], row["least"], row["most"])
+            rows.append([*_whose(panel, row, style), sizes, ratio, str(row["cells"])])
     measured = "measured over predicted: median [least, most]"
-    return Told(
+    return Table(
         ["cells", "variant", "predicted", measured, "over cells"],
         rows,
         "Workspace",
@@ -122,17 +85,18 @@ def workspace(parts: Parts, style: Style) -> Told:
     )
 
 
-def shares(parts: Parts, style: Style) -> Told:
+def _shares(panels: Sequence[Panel], style: Style) -> Table:
     """A row a variant, a column a length: attention's share of the block's operations, time and memory."""
-    found = [(panel, frame, shares_of(frame)) for panel, frame in parts]
-    lengths = sorted({float(length) for _, _, table in found for length in table["length"]})
+    found = [(panel, shares.shares(panel.frame)) for panel in panels]
+    lengths = sorted({float(length) for _, table in found for length in table["length"]})
     rows = []
-    for panel, frame, table in found:
-        for plugin, part in table.groupby("plugin", sort=False):
-            texts = {float(row["length"]): _share(row) for row in records(part)}
+    for panel, table in found:
+        for _, part in table.groupby("plugin", sort=False):
+            of_variant = as_rows(part)
+            texts = {float(row["length"]): _share(row) for row in of_variant}
             cells = [texts.get(length, units.NOTHING) for length in lengths]
-            rows.append([_cells(panel, frame, 1), style.names[str(plugin)], *cells])
-    return Told(
+            rows.append([*_whose(panel, of_variant[0], style), *cells])
+    return Table(
         ["cells", "variant", *map(units.length, lengths)],
         rows,
         "Attention's share of a block",
@@ -151,19 +115,18 @@ def _share(row: Row) -> str:
     return f"{units.percent(row['predicted'])}; {time}{memory}"
 
 
-def crossings(parts: Parts, style: Style) -> Told:
+def _crossings(panels: Sequence[Panel], style: Style) -> Table:
     """A row a crossing: the length at which attention outgrows something, predicted and measured."""
     rows = []
-    for panel, frame in parts:
-        found = records(crossings_of(frame))
+    for panel in panels:
+        found = as_rows(growth.crossings(panel.frame))
         came = list(dict.fromkeys(row["what"] for row in found))
         for row in sorted(found, key=lambda row: came.index(row["what"])):
-            who = style.names[row["plugin"]] if row["plugin"] else "one l x l matrix a head"
+            cells, who = _whose(panel, row, style)
             ends = [_length(row[name], row) for name in ("measured", "low", "high")]
             measured = ends[0] if units.NOTHING in ends or len({*ends}) == 1 else f"{ends[0]} [{ends[1]}, {ends[2]}]"
-            what = str(row["what"])
-            rows.append([_cells(panel, frame, 1), what, who, _length(row["predicted"], row), measured])
-    return Told(
+            rows.append([cells, str(row["what"]), who, _length(row["predicted"], row), measured])
+    return Table(
         ["cells", "crossing", "variant", "predicted at", "measured at"],
         rows,
         "Where attention outgrows the rest of a block",
@@ -182,20 +145,20 @@ def _length(value: float, row: Row) -> str:
     return _tokens(value)
 
 
-def longest(parts: Parts, runs: Sequence[Mapping[str, Any]], style: Style) -> Told:
+def _longest(panels: Sequence[Panel], runs: Sequence[Meta], style: Style) -> Table:
     """A row a variant, two columns a memory: the longest l that fits, predicted and measured."""
     limits = [int(m) for run in runs if (m := (run.get("args") or {}).get("memory"))]
     whose = "the run's limit" if len(runs) == 1 else "the runs' least limit"
     memories = ({f"{units.size(min(limits))} ({whose})": min(limits)} if limits else {}) | MEMORIES
     rows = []
-    for panel, frame in parts:
-        for _, part in longest_of(frame, memories).groupby(["plugin", "layers"], sort=False):
-            found = {str(row["memory"]): row for row in records(part)}
+    for panel in panels:
+        for _, part in memory.longest(panel.frame, memories).groupby(["plugin", "layers"], sort=False):
+            found = {str(row["memory"]): row for row in as_rows(part)}
             first = next(iter(found.values()))
             texts = [text for name in memories for text in _fits(found[name])]
-            rows.append([_cells(panel, frame, first["layers"]), style.names[first["plugin"]], *texts])
+            rows.append([*_whose(panel, first, style), *texts])
     columns = [f"{name}: {kind}" for name in memories for kind in ("predicted", "measured")]
-    return Told(
+    return Table(
         ["cells", "variant", *columns],
         rows,
         "The longest length that fits",
@@ -218,24 +181,21 @@ def _fits(row: Row) -> tuple[str, str]:
     return _tokens(row["predicted"]), measured + star
 
 
-def saved(frame: pd.DataFrame, style: Style) -> Told:
+def _saved(frame: pd.DataFrame, style: Style) -> Table:
     """A row a variant and number of layers: what training keeps, and what inference holds."""
-    rows = [
-        [
-            workload_of(row).replace(layers=1).label(),
-            style.names[row["plugin"]],
-            str(int(row["layers"])),
-            units.size(row["predicted"]),
-            units.size(row["measured"]),
-            units.ratio(row["ratio"]),
-            units.size(row["inference_predicted"]),
-            units.size(row["inference"]),
-        ]
-        for row in records(saved_of(frame))
-    ]
-    columns = ["layers", "kept: predicted", "kept: measured", "measured over predicted", "inference holds: predicted",
-               "inference holds: measured"]  # fmt: skip
-    return Told(
+    columns: dict[str, Callable[[Row], str]] = {
+        "layers": lambda row: str(int(row["layers"])),
+        "kept: predicted": lambda row: units.size(row["predicted"]),
+        "kept: measured": lambda row: units.size(row["measured"]),
+        "measured over predicted": lambda row: units.ratio(row["ratio"]),
+        "inference holds: predicted": lambda row: units.size(row["inference_predicted"]),
+        "inference holds: measured": lambda row: units.size(row["inference"]),
+    }
+    rows = []
+    for row in as_rows(memory.saved(frame)):
+        cells = workload_of(row).replace(layers=1).label()
+        rows.append([cells, style.names[row["plugin"]], *(told(row) for told in columns.values())])
+    return Table(
         ["cells", "variant", *columns],
         rows,
         "Kept for the backward pass",
@@ -244,11 +204,6 @@ def saved(frame: pd.DataFrame, style: Style) -> Told:
         "is predicted for exact attention, fused or with its softmax in memory. Inference throws each layer's tensors "
         "away, and what it holds at its peak beside inputs and output does not grow.",
     )
-
-
-def _cells(panel: Panel, frame: pd.DataFrame, layers: float) -> str:
-    """The panel's name, with the layers where it has stacks of several."""
-    return panel.name if frame["layers"].nunique() < 2 else f"{panel.name}, {units.count(int(layers), 'layer')}"
 
 
 def _tokens(value: float) -> str:

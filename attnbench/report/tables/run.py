@@ -1,24 +1,25 @@
-"""Tables of a run as a whole: its variants, its warnings, and what is known of it and its machine."""
+"""Tables of whole runs: variants, warnings, what is known of a run and its machine, and runs beside each other."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from attnbench.analysis.rows import finished, records
+from attnbench.analysis.frames import as_rows, finished
+from attnbench.records.schema import Meta, Row
 from attnbench.report import units
-from attnbench.report.prepare import command_line, warning_kinds
+from attnbench.report.prepare import command_line, machine_name, warning_kinds
 from attnbench.report.style import Style
 from attnbench.report.tables.table import Table
 from attnbench.stats.doubts import explain
+
+_SAME = ("scope", "block", "mask", "seq", "plugin")  # what the standard sweep varies
 
 
 def warnings(frame: pd.DataFrame, style: Style) -> Table:
     """Each kind of warning with how many cells carry it, whose they are, and advice."""
     carriers: dict[str, list[str]] = {}
-    for row in records(frame):
+    for row in as_rows(frame):
         for kind in warning_kinds(row["warnings"]):
             carriers.setdefault(kind, []).append(style.names[row["plugin"]])
     found = sorted(carriers.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -34,16 +35,12 @@ def variants(frame: pd.DataFrame, style: Style) -> Table:
     for plugin in style.plugins:
         part = frame[frame["plugin"] == plugin]
         done = f"{len(finished(part))} of {len(part)}"
-        facts = [_distinct(part[name]) for name in ("family", "implementation", "distribution")]
-        rows.append([style.names[plugin], plugin, *facts, done])
+        facts = [filter(None, part[name].dropna().unique()) for name in ("family", "implementation", "distribution")]
+        rows.append([style.names[plugin], plugin, *("; ".join(each) or units.NOTHING for each in facts), done])
     return Table(["variant", "plugin", "family", "what ran", "from", "cells finished"], rows)
 
 
-def _distinct(values: pd.Series) -> str:
-    return "; ".join(dict.fromkeys(str(value) for value in values.dropna() if value != "")) or units.NOTHING
-
-
-def run_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def run_facts(run: Meta) -> list[tuple[str, str]]:
     """All that is known about one run and its machine, in pairs of name and text."""
     machine = {name: value for name, value in (run.get("machine") or {}).items() if name != "gpu_state"}
     facts = {
@@ -79,3 +76,34 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_text(name, each) for each in value)
     return units.size(value) if name.endswith("_bytes") and isinstance(value, int | float) else str(value)
+
+
+def side_by_side(frame: pd.DataFrame, runs: Sequence[Meta], style: Style) -> Table | None:
+    """A row for each cell that two runs of the same standard sweep finished, a column for each run.
+
+    A cell holds the median latency and the paired speedup over the baseline of that run. None where the report has no
+    two such runs.
+    """
+    standard = [run for run in runs if run.get("standard")]
+    if len(standard) < 2 or len({run["standard"] for run in standard}) > 1:
+        return None
+    names = [str(run.get("name")) for run in standard]
+    done = finished(frame)
+    cells = {(run, *(row[name] for name in _SAME)): row for run in names for row in as_rows(done[done["run"] == run])}
+    keys = dict.fromkeys(key[1:] for key in cells)
+    shared = [key for key in keys if sum((run, *key) in cells for run in names) > 1]
+    rows = []
+    for scope, block, mask, seq, plugin in shared:
+        found = (cells.get((run, scope, block, mask, seq, plugin)) for run in names)
+        where = "attention" if scope == "attention" else f"{block} block"
+        rows.append([where, str(mask), units.length(seq), style.names[str(plugin)], *map(_beside, found)])
+    heads = [f"{run}: {machine_name(meta)}" for run, meta in zip(names, standard, strict=True)]
+    numeric = frozenset(["length", *heads])
+    return Table(["scope", "mask", "length", "variant", *heads], rows, numeric=numeric) if rows else None
+
+
+def _beside(row: Row | None) -> str:
+    if row is None:
+        return units.NOTHING
+    speedup = f" ({units.ratio(row['speedup'])})" if units.known(row["speedup"]) else ""
+    return units.seconds(row["latency_s"]) + speedup

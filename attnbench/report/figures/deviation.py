@@ -1,7 +1,5 @@
 """The figure of both errors: whether a variant is right, and what its function costs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -26,15 +24,13 @@ _WRONG = Line2D(
 
 
 @drawing.styled
-def errors(panels: Sequence[Panel], style: Style) -> Figure | None:
+def deviation(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Both errors against length, side by side: whether a variant is right, and what it costs.
 
     The tolerance that the implementation error is held to is drawn on the left; a wrong cell is a cross.
     """
     kinds = ("implementation_rel_l2", "approximation_rel_l2")
-    panels = [
-        panel for panel in panels if any(drawing.drawable_errors(panel.frame, kind).notna().any() for kind in kinds)
-    ]
+    panels = [panel for panel in panels if any(len(drawing.with_error(panel.frame, kind)) for kind in kinds)]
     if not panels:
         return None
     figure, axes = drawing.grid(2 * len(panels), height=3.4)
@@ -43,29 +39,29 @@ def errors(panels: Sequence[Panel], style: Style) -> Figure | None:
         "What does it cost? Approximation error,\nagainst exact softmax attention",
     )
     tolerances = {panel.title: _tolerances(panel.frame) for panel in panels}
-    values = pd.concat([drawing.drawable_errors(panel.frame, kind) for panel in panels for kind in kinds]).dropna()
-    drawn = [*values, *(tolerance for known in tolerances.values() for tolerance, _ in known)]
+    drawn = [tolerance for known in tolerances.values() for tolerance, _ in known]
+    drawn += [e for panel in panels for kind in kinds for e in drawing.with_error(panel.frame, kind)["error"]]
     for i, panel in enumerate(panels):
         for ax, kind, title in zip(axes[2 * i : 2 * i + 2], kinds, titles, strict=True):
-            rows = panel.frame.assign(error=drawing.drawable_errors(panel.frame, kind)).dropna(subset=["error"])
+            rows = drawing.with_error(panel.frame, kind)
             drawing.lines(ax, rows[rows["status"] == "ok"], style, "error")
             wrong = rows[rows["status"] == "wrong"]
             ax.scatter(wrong["length"], wrong["error"], marker="x", s=70, linewidths=2, zorder=4, clip_on=False,
                        color=[style.colours[p] for p in wrong["plugin"]])  # fmt: skip
-            drawing.length_axis(ax, panel)
             scales.error_axis(ax, min(drawn), max(drawn))
-            drawing.ylabel(ax, "relative l2 error")
+            drawing.against_length(ax, panel, "relative l2 error")
             ax.set_title(f"{drawing.folded(panel.title, 58)}\n{title}".strip())
         for number, (tolerance, who) in enumerate(tolerances[panel.title]):
             _tolerance_line(axes[2 * i], tolerance, who, left=number % 2 == 1)
     extra = [_WRONG] if any((panel.frame["status"] == "wrong").any() for panel in panels) else []
     drawing.legend(figure, style, [plugin for panel in panels for plugin in panel.frame["plugin"]], extra)
-    return drawing.titled(figure, "Two errors that mean different things", panels)
+    drawing.suptitle(figure, "Two errors that mean different things", panels[0].shared)
+    return figure
 
 
 def _tolerances(frame: pd.DataFrame) -> list[tuple[float, str]]:
     """The tolerances of a panel, each with whom it holds for; nobody is named where it is the same for all."""
-    known = frame[drawing.positive(frame, "tolerance")]
+    known = frame[frame["tolerance"] > 0]
     families = known.groupby("tolerance")["family"].agg(lambda values: ", ".join(sorted(set(values))))
     return [(float(str(tolerance)), who if len(families) > 1 else "") for tolerance, who in families.items()]
 

@@ -1,0 +1,109 @@
+"""Rows of a frame, and series of them that differ in length alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from attnbench.records.schema import COLUMNS, WORKLOAD, Row, of_kind
+from attnbench.stats.powers import curve, first_length
+from attnbench.theory import costs
+from attnbench.workload import Workload
+
+_SIZES = of_kind("size")
+_NUMBERS = of_kind("size", "count", "number")
+R = TypeVar("R")
+
+
+def as_rows(frame: pd.DataFrame) -> list[Row]:
+    """The rows as dictionaries, with Python's own numbers."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a latency that counts."""
+    return frame[(frame["status"] == "ok") & frame["latency_s"].notna()]
+
+
+def workload_of(row: Mapping[Any, Any]) -> Workload:
+    """The workload of a row; pandas' missing texts and its own integers become Python's."""
+    texts = {name: row[name] if isinstance(row[name], str) else "" for name in WORKLOAD}
+    return Workload.from_dict(texts | {name: int(row[name]) for name in _SIZES})
+
+
+def cells(frame: pd.DataFrame) -> dict[tuple[Any, Any, Workload], Row]:
+    """The finished rows by run, plugin and workload."""
+    return {(row["run"], row["plugin"], workload_of(row)): row for row in as_rows(finished(frame))}
+
+
+def by_index(frame: pd.DataFrame, told: Callable[[Row], R | None]) -> dict[object, R]:
+    """What is told of each row, by its index, where it is not None."""
+    values = ((index, told(row)) for index, row in zip(frame.index, as_rows(frame), strict=True))
+    return {index: value for index, value in values if value is not None}
+
+
+PROBLEM = tuple(name for name in WORKLOAD if name not in ("seq", "kv_seq", "batch"))
+"""The columns that rows have in common which differ in length; a table of this module starts with them and `plugin`."""
+
+
+def series(frame: pd.DataFrame) -> Iterator[tuple[Row, pd.DataFrame]]:
+    """What rows have in common that differ in length only, and those rows, sorted by their column `length` (tokens).
+
+    A panel's rows (`report.prepare`) keep their `length`, and may differ in run and batch. Without such a column runs
+    and batches are kept apart, and the length is that of the keys, or of the queries where they alone vary.
+    """
+    frame = filled(frame)
+    keys = ["plugin", *PROBLEM, *([] if "length" in frame else ["run", "batch"])]
+    for _, rows in frame.groupby(keys, dropna=False, sort=False):
+        if "length" not in rows:
+            queries = rows["kv_seq"].nunique() == 1 < rows["seq"].nunique()
+            rows = rows.assign(length=rows["seq"] if queries else rows["kv_seq"])
+        rows = rows.sort_values("length", kind="stable")
+        first = as_rows(rows.head(1))[0]
+        yield {name: first[name] for name in ("plugin", *PROBLEM)}, rows
+
+
+def operations(row: Row) -> float:
+    """What the variant itself computes where it says so, else `costs.flops`."""
+    own = row.get("variant_flops")
+    return float(own) if own and own > 0 else float(costs.flops(workload_of(row)))
+
+
+def shown_flops(workload: Workload) -> float:
+    """Operations of QK^T and PV."""
+    return sum(n for part, n in costs.flops_by_part(workload).items() if part.endswith("attention"))
+
+
+def attention_flops(row: Row) -> float:
+    """Operations of QK^T and PV, or of what the variant does in their place."""
+    workload = workload_of(row)
+    return operations(row) - costs.flops(workload) + shown_flops(workload)
+
+
+def first_at(row: Row, test: Callable[[Workload], bool]) -> float:
+    """The length from which on the row's workload passes a test: of seq and kv_seq, what is its `length` moves."""
+    workload, moving = workload_of(row), [name for name in ("seq", "kv_seq") if row[name] == row["length"]]
+    # Where only keys become more, each query needs one of its own if it is causal.
+    shortest = int(row["seq"]) if row["length"] == row["kv_seq"] != row["seq"] else 1
+    return first_length(lambda length: test(workload.replace(**dict.fromkeys(moving, length))), shortest)
+
+
+def length_of(row: Row, workload: Workload) -> int:
+    """The length of a workload that `first_at` made of the row."""
+    return workload.kv_seq if row["kv_seq"] == row["length"] else workload.seq
+
+
+def said_workspace(rows: Sequence[Row]) -> Callable[[Workload], float] | None:
+    """What a plugin says of its workspace, at any length of a series; None where it said so of fewer than two."""
+    own = curve({row["length"]: row["predicted_workspace_bytes"] for row in rows})
+    return own and (lambda workload: own(length_of(rows[-1], workload)))
+
+
+def filled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with every column of a record, numbers as numbers, whatever an older one lacks."""
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, "run", *COLUMNS])))
+    return frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS})
+
+
+def tidy(table: Sequence[Row], *columns: str) -> pd.DataFrame:
+    return pd.DataFrame(table, columns=["plugin", *PROBLEM, *columns])
