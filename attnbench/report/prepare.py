@@ -26,7 +26,7 @@ def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
     runs: what run.json says, one a run; without, nothing is known of ceilings.
     """
     frame = filled(frame.reset_index(drop=True))
-    frame["variant"] = frame["variant"].fillna(frame["plugin"].astype(str).str.split(":").str[0])
+    frame["variant"] = frame["variant"].astype(object).fillna(frame["plugin"].astype(str).str.split(":").str[0])
     frame["run"] = frame["run"].fillna("").astype(str)
     frame["converged"] = frame["converged"].ne(False)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame

@@ -241,6 +241,7 @@ class Session:
         if timed.wall_s is not None:
             one.wall_s.append(timed.wall_s)
         if timed.wrong:
+            self._measured[one.cell].columns |= timed.columns
             one.cell.end("wrong", timed.wrong)
 
     def _look(self, live: Sequence[Live], done: int, by_process: bool) -> None:

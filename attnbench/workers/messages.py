@@ -108,13 +108,17 @@ class Prepared(Answer, frozen=True):
 
 
 class Timed(Answer, frozen=True):
-    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock."""
+    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock.
+
+    wrong: see `Prepared`; columns: the errors of what was checked.
+    """
 
     start: float
     seconds: float
     calls_s: float
     wall_s: float | None
     wrong: str | None
+    columns: Columns = {}
 
 
 class Finished(Answer, frozen=True):

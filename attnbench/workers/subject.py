@@ -163,15 +163,15 @@ class Subject:
             self.pools.touch()
         timed, raw = self.timer.burst(asked.calls, asked.head, given, -1 if asked.check is None else asked.check)
         self.calls += asked.calls + asked.head
-        calls_s, wrong = timed.total_seconds, None
+        calls_s, wrong, columns = timed.total_seconds, None, Columns()
         if asked.check is not None:
             self._check_form(raw, self.timer.kept)
-            _, more_s, wrong = self._judge(raw, self.timer.kept, asked.number)
+            columns, more_s, wrong = self._judge(raw, self.timer.kept, asked.number)
             calls_s += more_s
         _wrong_if(form.disturbed(self.global_state))
         del raw
         self.device.give_back()
-        return Timed(timed.start, timed.seconds, calls_s, timed.wall_s, wrong)
+        return Timed(timed.start, timed.seconds, calls_s, timed.wall_s, wrong, columns)
 
     def finish(self, asked: Finish) -> Finished:
         """Bytes gained a call since `prepare`; on a GPU its state, and over `energy_s` seconds what a call uses."""
