@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,28 @@ def available_memory() -> int:
     if limit and limit.isdigit() and used and used.isdigit():
         free = min(free, int(limit) - int(used))
     return int(free)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of all cores so far, in steps of a hundredth of a second; 0 for one that is gone."""
+    try:
+        spent = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(spent.user + spent.system)
+
+
+def busy_children(pid: int, seconds: float = 0.05) -> float:
+    """Cores that the processes which a process has started keep busy, watched for so long where there are any."""
+    try:
+        children = [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return 0.0
+    if not children:
+        return 0.0
+    before = sum(map(cpu_seconds, children))
+    time.sleep(seconds)
+    return (sum(map(cpu_seconds, children)) - before) / seconds
 
 
 def oom_kills() -> int:

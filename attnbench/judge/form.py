@@ -6,11 +6,15 @@ Each check gives None, or what is wrong in a few words.
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+_TORCH = os.path.dirname(torch.__file__)
 
 
 def poison(like: Tensor) -> None:
@@ -96,6 +100,29 @@ def global_state() -> dict[str, Any]:
         # Variables that are added, as torch.compile does, change nothing for others.
         **{f"os.environ[{name!r}]": value for name, value in os.environ.items()},
     }
+
+
+class Functions:
+    """The functions that calls and their checks are made of, as they are now: torch's, the clock's and attnbench's."""
+
+    def __init__(self) -> None:
+        ours = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "attnbench"]
+        kinds = [kind for module in ours for kind in vars(module).values() if isinstance(kind, type)]
+        kinds = [kind for kind in kinds if kind.__module__.split(".")[0] == "attnbench"]
+        self._known: list[tuple[Any, dict[str, Any]]] = [
+            (owner, {name: value for name, value in vars(owner).items() if callable(value)})
+            for owner in (torch, torch.Tensor, torch.nn.functional, torch.linalg, time, *ours, *kinds)
+        ]
+
+    def replaced(self) -> str | None:
+        """What is wrong where one is another by now. What was added disturbs nobody, nor what torch itself does."""
+        for owner, known in self._known:
+            now = vars(owner)
+            for name, value in known.items():
+                code = getattr(now.get(name), "__code__", None)
+                if now.get(name) is not value and not (code and code.co_filename.startswith(_TORCH)):
+                    return f"replaces {owner.__name__}.{name}"
+        return None
 
 
 def storage(tensor: Tensor) -> int:

@@ -52,6 +52,10 @@ KINDS = {
         "rounds took no time or all exactly the same, as a timer too coarse for them reads",
         "distrust the row; see `attnbench doctor` for the timer's resolution",
     ),
+    "more-threads": Kind(
+        "its calls kept more cores busy than --threads gives the others",
+        "compare it with --threads at least as high, or make it keep to torch.get_num_threads()",
+    ),
     "memory-leak": Kind(
         "a call keeps more than 1 MiB of memory that the one before did not hold",
         "look for what the plugin stores between calls",

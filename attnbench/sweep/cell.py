@@ -12,6 +12,25 @@ from attnbench.theory import costs
 from attnbench.workers.messages import Columns
 from attnbench.workload import Workload
 
+# What of a burst's time by the session's clock its own must tell of, and seconds for what is done beside the calls.
+_CLAIMED, _BESIDE = 0.5, 0.01
+_LEFT_SECONDS, _LEFT_CORES = 0.1, 0.25  # what a process that waits may use: a pool of threads falls asleep
+
+
+@dataclass
+class Spent:
+    """Seconds that went by, and those that a process used of all cores meanwhile."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def add(self, wall_s: float, cpu_s: float) -> None:
+        self.wall_s, self.cpu_s = self.wall_s + wall_s, self.cpu_s + cpu_s
+
+    @property
+    def cores(self) -> float:
+        return self.cpu_s / self.wall_s if self.wall_s else 0.0
+
 
 @dataclass(eq=False)
 class Cell:
@@ -54,6 +73,12 @@ class Measured:
     """Figures from the first process, and from the last calls of each."""
     leak_bytes: float = inf
     """The least that a call kept in any process: a leak shows in all, what the allocator happens to keep in some."""
+    claimed_s: float = 0.0
+    """Of bursts that nobody checked, by the worker's clock."""
+    bursts: Spent = field(default_factory=lambda: Spent())
+    """For them, as the session sees it."""
+    idle: Spent = field(default_factory=lambda: Spent())
+    """Between bursts."""
     planned: int = 0
     """Rounds, in all processes together."""
     launches: int = 1
@@ -69,6 +94,14 @@ class Measured:
         """Fixes, before its first round, in how many rounds and launches it is measured, and when it is looked at."""
         self.launches, self.schedule = launches, schedule(rounds, launches)
         self.confidence = self.schedule.confidence(early=False)
+
+    def contradiction(self) -> str | None:
+        """What is wrong where the session saw other than the worker says: of time, or of work between its calls."""
+        if self.idle.cpu_s > _LEFT_SECONDS and self.idle.cores > _LEFT_CORES:
+            return f"it keeps {self.idle.cores:.1f} cores busy between its calls"
+        if self.claimed_s < _CLAIMED * self.bursts.wall_s - _BESIDE * len(self.samples):
+            return f"its clock says that bursts took {self.claimed_s:.2g} s, the session's {self.bursts.wall_s:.2g} s"
+        return None
 
     @property
     def seconds(self) -> dict[tuple[float, float], float]:

@@ -35,6 +35,9 @@ class Live:
     ready: Prepared
     took_s: float
     wall_s: list[float] = field(default_factory=list)
+    used_s: float = 0.0
+    """CPU seconds of its process when it was last left, and (below) when that was."""
+    left_at: float = 0.0
 
     @property
     def start_s(self) -> float:

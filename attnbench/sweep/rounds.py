@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
+from attnbench.devices import machine
 from attnbench.records.schema import Row
 from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep import rows
@@ -30,6 +31,7 @@ from attnbench.workers.server import Forkserver
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
 _OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times what was allotted stops after so many
 
+_WATCHED_SECONDS = 1.0  # what a look at processes beside a worker counts for
 _BITS = 40  # of a number that values are drawn from
 
 
@@ -233,15 +235,23 @@ class Session:
     def _burst(self, one: Live, turn: int, number: int, check: bool) -> None:
         calls, head = one.burst
         which = self._secret.randrange(calls) if check else None
+        began, used = time.monotonic(), machine.cpu_seconds(one.worker.pid)
+        measured = self._measured[one.cell]
+        if one.left_at:
+            measured.idle.add(began - one.left_at, used - one.used_s)
         timed = self._crew.ask(one.cell, one.worker, Burst(calls, head, number, which))
         if timed is None:
             return
+        one.left_at, one.used_s = time.monotonic(), machine.cpu_seconds(one.worker.pid)
+        if not check:  # what a check takes is no part of the calls
+            measured.bursts.add(one.left_at - began, one.used_s - used)
+            measured.claimed_s += timed.calls_s
         self.seconds.calls += timed.calls_s
-        self._measured[one.cell].samples.append([self._process, turn, timed.start, calls, timed.seconds])
+        measured.samples.append([self._process, turn, timed.start, calls, timed.seconds])
         if timed.wall_s is not None:
             one.wall_s.append(timed.wall_s)
         if timed.wrong:
-            self._measured[one.cell].columns |= timed.columns
+            measured.columns |= timed.columns
             one.cell.end("wrong", timed.wrong)
 
     def _look(self, live: Sequence[Live], done: int, by_process: bool) -> None:
@@ -255,6 +265,8 @@ class Session:
             if one.cell.status is not None:
                 continue
             measured = self._measured[one.cell]
+            if busy := machine.busy_children(one.worker.pid):
+                measured.idle.add(_WATCHED_SECONDS, busy * _WATCHED_SECONDS)
             if finished := self._crew.ask(one.cell, one.worker, Finish(energy_s)):
                 measured.leak_bytes = min(measured.leak_bytes, finished.leak_bytes)
                 measured.columns |= finished.columns
@@ -271,7 +283,7 @@ class Session:
         if cell.status is None and measured:
             base = self._baseline and self._baseline.status is None and self._measured.get(self._baseline)
             figures = rows.figures(cell, measured, base or None, settings)
-        if reason := impossible(found | figures, settings.ceilings):
+        if reason := (measured and measured.contradiction()) or impossible(found | figures, settings.ceilings):
             cell.end("wrong", reason)
             figures = {"samples": figures["samples"]}
         return found | figures | {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}

@@ -10,6 +10,7 @@ from attnbench.sweep.precision import intervals, is_precise
 from attnbench.sweep.settings import Settings
 from attnbench.theory.costs import flops
 
+_SEEN_SECONDS, _OVER = 0.3, 0.3  # CPU seconds are told in hundredths; cores beyond --threads, a warning
 _LEAK_BYTES = 1 << 20  # a call that keeps more than this is worth a warning
 
 
@@ -42,6 +43,8 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
     number = len({sample[0] for sample in measured.samples})
     if number < MIN_PROCESSES and rounds >= MIN_ROUNDS:
         kinds.append("one-process")
+    if measured.bursts.wall_s > _SEEN_SECONDS and measured.bursts.cores > cell.workload.threads + _OVER:
+        kinds.append("more-threads")
     if _LEAK_BYTES < measured.leak_bytes < float("inf"):
         kinds.append("memory-leak")
     kinds += doubts.of_gpu(measured.columns, latency.median)

@@ -46,7 +46,7 @@ class Subject:
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
-        self.global_state = form.global_state()
+        self.global_state, self.functions = form.global_state(), form.Functions()
         self.plugin = load(asked.target)(**asked.options)
 
     def prepare(self, asked: Prepare) -> Prepared:
@@ -65,7 +65,7 @@ class Subject:
         form.poison(given[0])
         first_s, raw = self.device.once(call, given)
         self._check_form(raw, given)
-        _wrong_if(form.disturbed(self.global_state))
+        _wrong_if(form.disturbed(self.global_state) or self.functions.replaced())
         calls_s, began, checked = first_s, bursts.clock(), _MemoryCall()
         if self.thorough:
             self.stage = "memory and error"
@@ -166,6 +166,7 @@ class Subject:
         calls_s, wrong, columns = timed.total_seconds, None, Columns()
         if asked.check is not None:
             self._check_form(raw, self.timer.kept)
+            _wrong_if(self.functions.replaced())
             columns, more_s, wrong = self._judge(raw, self.timer.kept, asked.number)
             calls_s += more_s
         _wrong_if(form.disturbed(self.global_state))
