@@ -182,6 +182,11 @@ class Workload:
         return self.mask == "causal"
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is one pass of attention alone."""
+        return self.scope == "attention" and not (self.decodes or self.trains)
+
+    @property
     def decodes(self) -> bool:
         return PHASES[self.phase].past
 

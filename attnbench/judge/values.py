@@ -52,6 +52,8 @@ def judge(
         errors, problem = _tap(task, part, tap, reference.sample_rows(part.seq, draw) if w.lengths else rows, allowed)
         found = found if whole else _worse(found, errors)
         problems.append(problem)
+    if family == "exact" and (off := found["approximation"]) and not off.rel_l2 <= allowed:
+        problems.append(f"calls itself exact, and is off softmax attention by {off.rel_l2:.1e} (relative L2)")
     for prefix, worst in found.items():
         columns |= worst.columns(prefix) if worst else {}
     if w.trains:

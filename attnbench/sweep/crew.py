@@ -58,19 +58,19 @@ class Crew:
         self.spent: dict[Cell, float] = {}
         """Seconds of each cell's time limit."""
 
-    def start(self, cell: Cell, thorough: bool, number: int) -> Live | None:
-        """A worker that is ready for a cell; None where the cell has ended instead. thorough, number: see `Prepare`."""
+    def start(self, cell: Cell, thorough: bool, number: int, probe: bool = False) -> Live | None:
+        """A worker that is ready for a cell; None where the cell has ended instead. The others: see `Prepare`."""
         began = time.monotonic()
         limit = self._settings.memory if of(cell.workload.device).limits_process else None
         worker = self._idle.pop(cell.plugin, None) or self._server.start(limit)
         settings = self._settings
-        asked = Prepare(cell.workload, cell.target, cell.options, thorough, number, settings.l2, settings.memory)
+        asked = Prepare(cell.workload, cell.target, cell.options, thorough, number, probe, settings.l2, settings.memory)
         ready = self.ask(cell, worker, asked)
         if ready is None:
             worker.end()
             return None
-        if ready.wrong:
-            cell.end("wrong", ready.wrong)
+        if wrong := ready.wrong or ready.flaw:
+            cell.end("wrong", wrong)
         return Live(cell, worker, ready, time.monotonic() - began)
 
     def ask(self, cell: Cell, worker: Worker, request: Request[A]) -> A | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 from attnbench.devices import machine
 from attnbench.records.schema import Row
@@ -67,6 +67,8 @@ class Session:
         self._baseline: Cell | None = None
         self._measured: dict[Cell, Measured] = {}
         self._process = 0
+        self._flaws: dict[tuple[Any, ...], str | None] = {}
+        """What small problems showed, for each kind that was tried."""
         self.seconds = Seconds()
 
     def run(self, cells: Sequence[Cell], sink: Sink, progress: Progress) -> None:
@@ -135,9 +137,16 @@ class Session:
         live, number = [], self._secret.getrandbits(_BITS)
         for cell in group:
             progress.cell(cell, "getting ready")
-            one = self._crew.start(cell, thorough=cell not in self._measured, number=number)
+            thorough, kind = cell not in self._measured, _kind(cell)
+            if thorough and self._flaws.get(kind):
+                cell.end("wrong", self._flaws[kind] or "")
+                continue
+            probe = thorough and kind not in self._flaws and cell.workload.is_plain
+            one = self._crew.start(cell, thorough, number, probe)
             if one is None:
                 continue
+            if probe:
+                self._flaws[kind] = one.ready.flaw
             ready = one.ready
             compiling = max(0.0, ready.first_call_s - ready.call_s)
             self.seconds.compilation += ready.setup_s + compiling
@@ -287,6 +296,12 @@ class Session:
             cell.end("wrong", reason)
             figures = {"samples": figures["samples"]}
         return found | figures | {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}
+
+
+def _kind(cell: Cell) -> tuple[Any, ...]:
+    """What small problems take over of a workload."""
+    w = cell.workload
+    return cell.plugin, w.dtype, w.device, w.mask, w.heads, w.kv_heads, w.head_dim, w.value_dim
 
 
 class _Rows(list[Row]):

@@ -95,6 +95,7 @@ class Prepared(Answer, frozen=True):
     call_s, call_start: of the last call, now that it is warm. calls_s: of all calls so far, the variant's own alone.
     setup_s, first_call_s: to build, and of the first call. checks_s: spent on memory and errors.
     wrong: what is wrong with its answer, None where nothing is; errors are among the columns in either case.
+    flaw: what is wrong with it on small problems.
     """
 
     call_s: float
@@ -105,6 +106,7 @@ class Prepared(Answer, frozen=True):
     checks_s: float
     columns: Columns
     wrong: str | None
+    flaw: str | None = None
 
 
 class Timed(Answer, frozen=True):
@@ -174,7 +176,7 @@ class Generate(Request[Generated], frozen=True):
 class Prepare(Request[Prepared], frozen=True):
     """Make a plugin ready for a workload. thorough: measure its memory and its errors, too.
 
-    number: what its values are drawn from.
+    number: what its values are drawn from. probe: try it on small problems, too, see `judge.probes`.
     """
 
     workload: Workload
@@ -182,6 +184,7 @@ class Prepare(Request[Prepared], frozen=True):
     options: dict[str, Value]
     thorough: bool
     number: int = 0
+    probe: bool = False
     l2: str = ""
     memory_limit: int | None = None
 

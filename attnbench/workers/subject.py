@@ -13,13 +13,14 @@ from torch import Tensor
 from attnbench.devices import bursts, device
 from attnbench.devices.bursts import BURST_SECONDS
 from attnbench.errors import Failed
-from attnbench.judge import form, reference
+from attnbench.judge import form, probes, reference
 from attnbench.judge.values import judge
 from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
 from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare, Prepared, Timed, printable
 
+_PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _SETS = 512  # of tensors for the calls of a burst; one that holds more calls uses them again
 
 
@@ -70,6 +71,7 @@ class Subject:
         if self.thorough:
             self.stage = "memory and error"
             checked = self._measure_memory_and_error(given, raw, asked.number)
+        flaw = self._flaw() if asked.probe else None
         checks_s = bursts.clock() - began  # what a further process of the same cell is spared
         del raw
         self.device.before_timing()
@@ -95,6 +97,7 @@ class Subject:
             checks_s=checks_s,
             columns=columns,
             wrong=checked.wrong,
+            flaw=flaw,
         )
 
     def _check_form(self, raw: Any, given: Sequence[Tensor]) -> None:
@@ -126,6 +129,11 @@ class Subject:
             "process_bytes": self.device.process_bytes(),
         }
         return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
+
+    def _flaw(self) -> str | None:
+        self.stage = "small problems"
+        end = bursts.clock() + _PROBE_SECONDS
+        return probes.problem(self.plugin, self.workload, go_on=lambda: bursts.clock() < end)
 
     def _saved_bytes(self, given: Sequence[Tensor]) -> int | None:
         """What the forward pass keeps for the backward one, beside its output, inputs and parameters."""
