@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.devices import machine
 from attnbench.devices.bursts import Timer
-from attnbench.devices.device import Device
+from attnbench.devices.device import MEMORY, Device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class Cpu(Device):
         return None
 
     def unmeasured(self) -> dict[str, str]:
-        return dict.fromkeys(("peak_bytes", "workspace_bytes", "saved_bytes"), why) if (why := _blind()) else {}
+        return dict.fromkeys(MEMORY, why) if (why := _blind()) else {}
 
     def cache_bytes(self) -> int | None:
         return machine.cache_bytes()
@@ -68,6 +68,10 @@ class Cpu(Device):
         out = call()
         return out, max(0, status_bytes("VmHWM") - before - max(0, status_bytes("RssFile") - code))
 
+    def large_bytes(self) -> int | None:
+        """What malloc has mapped by itself (mallinfo2(3), hblkhd): after `begin` that is each block from 128 KiB up."""
+        return None if _blind() else int(_mallinfo().hblkhd)
+
     def kept_bytes(self) -> int | None:
         """Resident bytes of this process once freed pages went back to the system."""
         if _blind():
@@ -80,17 +84,44 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
+class _Mallinfo(ctypes.Structure):
+    """As mallinfo2(3) has it."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keep",
+        )
+    )
+
+
+def _mallinfo() -> _Mallinfo:
+    told = _libc().mallinfo2
+    told.restype = _Mallinfo
+    found: _Mallinfo = told()
+    return found
+
+
 @cache
 def _blind() -> str | None:
     """None where memory can be measured, or what this system lacks for it."""
     try:
         libc = _libc()
-        libc.mallopt, libc.malloc_trim  # noqa: B018 - the lookup itself tells
+        libc.mallopt, libc.malloc_trim, libc.mallinfo2  # noqa: B018 - the lookup itself tells
         status_bytes("VmHWM")
         with open("/proc/self/clear_refs", "w"):
             return None
     except AttributeError:
-        return "this system's C library has no mallopt and malloc_trim"
+        return "this system's C library has no mallopt, malloc_trim and mallinfo2"
     except (OSError, StopIteration):
         return "this system has no /proc that counts resident pages"
 

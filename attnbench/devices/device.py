@@ -15,6 +15,9 @@ from attnbench.workload import DEVICES
 if TYPE_CHECKING:
     from torch import Tensor
 
+MEMORY = ("peak_bytes", "workspace_bytes", "saved_bytes", "built_bytes", "first_call_bytes")
+"""The columns that `peak`, `kept_bytes` and `large_bytes` fill."""
+
 
 class Device:
     """One kind of device. What a kind does not say of itself is that of one that torch computes on and no more.
@@ -51,9 +54,7 @@ class Device:
 
     def unmeasured(self) -> dict[str, str]:
         """What of a row, or of a run's limits, can't be had here, and why."""
-        return dict.fromkeys(
-            ("peak_bytes", "workspace_bytes", "saved_bytes"), "torch does not tell this device's memory"
-        )
+        return dict.fromkeys(MEMORY, "torch does not tell this device's memory")
 
     def free_bytes(self) -> int:
         """Of its memory, what can be allocated now. Where it does not say, it is taken to share the machine's."""
@@ -98,6 +99,10 @@ class Device:
     def kept_bytes(self) -> int | None:
         """Bytes that this process holds of the device's memory."""
         return None
+
+    def large_bytes(self) -> int | None:
+        """Bytes of tensors and other large blocks that are allocated, and not given back, in this process."""
+        return self.kept_bytes()
 
     def reserved_bytes(self) -> int | None:
         """The most that torch had taken since `peak` began, what it keeps for later included."""

@@ -61,6 +61,7 @@ class Task:
 
     call: what is timed; see the module. plain: its forward pass. implementation, density: as the plugin says.
     parts: the attention problems of one layer. definitions, gates: for each of them.
+    bytes: of all tensors that it is known to hold: parameters, past and state.
     past: for each layer and problem, key, value and gates of the tokens before; empty lists but for phase decode.
 
     made: what `build` gave; None builds it.
@@ -84,6 +85,8 @@ class Task:
         plain: Call = self.stack or calls[0]["self"]
         parameters = list(self.stack.parameters()) if self.stack else []
         self.parameter_bytes = sum(p.nbytes for p in parameters)
+        past = sum(x.nbytes for layer in self.past for tensors in layer.values() for x in tensors)
+        self.bytes = self.parameter_bytes + past + self.cache_bytes
         self.plain, self._parameters = plain, parameters
         self.call: Callable[..., Any] = partial(CALLS[w.phase], self) if w.phase in CALLS else plain
 

@@ -21,6 +21,8 @@ from attnbench.task.call import Task, build, outputs
 from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare, Prepared, Timed, printable
 
 _PROBE_SECONDS = 2.0  # after which no further small problem is begun
+_LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
+_LIBRARIES_BYTES = 8 << 20  # what libraries keep from their first call on, for anybody
 _SETS = 512  # of tensors for the calls of a burst; one that holds more calls uses them again
 
 
@@ -47,6 +49,7 @@ class Subject:
         torch.set_num_threads(workload.threads)
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
+        self.before_bytes = self.device.large_bytes()
         self.global_state, self.functions = form.global_state(), form.Functions()
         self.plugin = load(asked.target)(**asked.options)
 
@@ -57,6 +60,7 @@ class Subject:
         made = build(self.plugin, self.workload)
         setup_s = bursts.clock() - start
         task = self.task = Task(self.plugin, self.workload, made)
+        self.built_bytes = self._beyond(self.before_bytes, task.bytes)
         call, gates = task.call, task.gates["self"] if self.workload.scope == "attention" else ()
         self.pools = inputs.Pools(self.workload, gates)
         self.pools.draw(asked.number)
@@ -64,8 +68,10 @@ class Subject:
         self.stage = "first call"
         (given,) = self.pools.views(1, asked.number)
         form.poison(given[0])
+        before = self.device.large_bytes()
         first_s, raw = self.device.once(call, given)
         self._check_form(raw, given)
+        self.first_call_bytes = self._beyond(before, sum(x.nbytes for x in outputs(raw)))
         _wrong_if(form.disturbed(self.global_state) or self.functions.replaced())
         calls_s, began, checked = first_s, bursts.clock(), _MemoryCall()
         if self.thorough:
@@ -113,22 +119,35 @@ class Subject:
         reserved = self.device.reserved_bytes()
         self._check_form(raw, given)
         _wrong_if(form.overwritten(outputs(raw), outputs(earlier)))
-        input_bytes = sum(x.nbytes for x in given) + self.task.parameter_bytes + self.task.cache_bytes
         output_bytes = sum(x.nbytes for x in outputs(raw))
-        workspace = None if held is None else max(0, held - output_bytes - (saved or 0))
+        built, first, cache_bytes = self.built_bytes or 0, self.first_call_bytes or 0, self.task.cache_bytes
+        if self.workload.decodes:  # what was built is the past, in whatever form
+            built, cache_bytes = 0, cache_bytes + built
+        kept = built + (first if first > _LIBRARIES_BYTES else 0)
+        input_bytes = sum(x.nbytes for x in given) + self.task.parameter_bytes + cache_bytes
+        workspace = None if held is None else kept + max(0, held - output_bytes - (saved or 0))
         columns, calls_s, wrong = self._judge(raw, given, number)
         columns |= {
             "input_bytes": input_bytes,
             "output_bytes": output_bytes,
             "saved_bytes": saved,
-            "cache_bytes": self.task.cache_bytes if self.workload.decodes else None,
+            "cache_bytes": cache_bytes if self.workload.decodes else None,
             "workspace_bytes": workspace,
+            "built_bytes": self.built_bytes,
+            "first_call_bytes": self.first_call_bytes,
             # Gradients take the place of what was saved for them, so the peak may lie below the sum of all.
-            "peak_bytes": None if held is None else input_bytes + max(output_bytes, held),
+            "peak_bytes": None if held is None else input_bytes + kept + max(output_bytes, held),
             "reserved_bytes": reserved,
             "process_bytes": self.device.process_bytes(),
         }
         return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
+
+    def _beyond(self, before: int | None, known: int) -> int | None:
+        """Bytes of large blocks that are there now and were not before, beside known ones."""
+        now = self.device.large_bytes()
+        if now is None or before is None:
+            return None
+        return more if (more := now - before - known) > _LITTLE_BYTES else 0
 
     def _flaw(self) -> str | None:
         self.stage = "small problems"
