@@ -15,7 +15,17 @@ from attnbench.sweep.cell import Cell
 from attnbench.sweep.settings import Settings
 from attnbench.workers.ask import describe_exit
 from attnbench.workers.channel import Closed, Expired
-from attnbench.workers.messages import Answer, Failure, Prepare, Prepared, Release, Released, Request
+from attnbench.workers.messages import (
+    Answer,
+    Failure,
+    Prepare,
+    Prepared,
+    Release,
+    Released,
+    Request,
+    Witness,
+    Witnessed,
+)
 from attnbench.workers.server import Forkserver, Worker
 
 _RELEASE_SECONDS = 10.0  # to free what a workload left
@@ -55,16 +65,19 @@ class Crew:
     def __init__(self, server: Forkserver, settings: Settings) -> None:
         self._server, self._settings = server, settings
         self._idle: dict[str, Worker] = {}
+        self._witness: Worker | None = None
         self.spent: dict[Cell, float] = {}
         """Seconds of each cell's time limit."""
 
-    def start(self, cell: Cell, thorough: bool, number: int, probe: bool = False) -> Live | None:
+    def start(self, cell: Cell, thorough: bool, number: int, show: bool = False, probe: bool = False) -> Live | None:
         """A worker that is ready for a cell; None where the cell has ended instead. The others: see `Prepare`."""
         began = time.monotonic()
         limit = self._settings.memory if of(cell.workload.device).limits_process else None
         worker = self._idle.pop(cell.plugin, None) or self._server.start(limit)
         settings = self._settings
-        asked = Prepare(cell.workload, cell.target, cell.options, thorough, number, probe, settings.l2, settings.memory)
+        asked = Prepare(
+            cell.workload, cell.target, cell.options, thorough, number, show, probe, settings.l2, settings.memory
+        )
         ready = self.ask(cell, worker, asked)
         if ready is None:
             worker.end()
@@ -96,6 +109,19 @@ class Crew:
             return None
         return answer
 
+    def witness(self, cell: Cell, number: int, rows: int, output: bytes) -> Witnessed | None:
+        """What a process without plugins finds; None where it comes to nothing, as for want of memory."""
+        if self._witness is None:
+            self._witness = self._server.start(self._settings.memory)
+        try:
+            asked = Witness(cell.workload, number, rows, output)
+            answer = self._witness.request(asked, self._settings.timeout)
+        except (Closed, Expired):
+            self._witness.end()
+            self._witness = None
+            return None
+        return answer if isinstance(answer, Witnessed) else None
+
     def leave(self, one: Live) -> None:
         """Ends a cell's worker, or lets it wait for its variant's next workload where nothing went wrong in it."""
         if self._settings.reuse and one.cell.status is None:
@@ -109,3 +135,6 @@ class Crew:
         """Ends the waiting workers, but for those of these variants."""
         for plugin in self._idle.keys() - but:
             self._idle.pop(plugin).end()
+        if not but and self._witness:
+            self._witness.end()
+            self._witness = None

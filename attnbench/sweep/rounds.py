@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
+from msgspec import structs
+
 from attnbench.devices import machine
 from attnbench.records.schema import Row
 from attnbench.stats.intervals import MIN_ROUNDS
@@ -32,6 +34,8 @@ _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in ste
 _OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times what was allotted stops after so many
 
 _WATCHED_SECONDS = 1.0  # what a look at processes beside a worker counts for
+_LIKE, _TINY = 2.0, 1e-5  # errors on two samples of rows are alike up to this factor; rounding is what it is
+_LARGEST_OUTPUT = 48 << 20
 _BITS = 40  # of a number that values are drawn from
 
 
@@ -134,7 +138,7 @@ class Session:
         return launch == 0 or (cell in self._measured and launch < self._measured[cell].launches)
 
     def _start(self, group: Sequence[Cell], progress: Progress) -> list[Live]:
-        live, number = [], self._secret.getrandbits(_BITS)
+        live, number, rows = [], *(self._secret.getrandbits(_BITS) for _ in range(2))
         for cell in group:
             progress.cell(cell, "getting ready")
             thorough, kind = cell not in self._measured, _kind(cell)
@@ -142,11 +146,15 @@ class Session:
                 cell.end("wrong", self._flaws[kind] or "")
                 continue
             probe = thorough and kind not in self._flaws and cell.workload.is_plain
-            one = self._crew.start(cell, thorough, number, probe)
+            show = thorough and _has_witness(cell)
+            one = self._crew.start(cell, thorough, number, show, probe)
             if one is None:
                 continue
             if probe:
                 self._flaws[kind] = one.ready.flaw
+            if one.ready.output:
+                self._hear_witness(one, number, rows)
+                one.ready = structs.replace(one.ready, output=b"")
             ready = one.ready
             compiling = max(0.0, ready.first_call_s - ready.call_s)
             self.seconds.compilation += ready.setup_s + compiling
@@ -156,6 +164,20 @@ class Session:
             self._measured.setdefault(cell, Measured(columns))
             live.append(one)
         return live
+
+    def _hear_witness(self, one: Live, number: int, rows: int) -> None:
+        """Sets an approximation error that was found apart from the plugin, and ends a cell that told of another."""
+        found, columns = self._crew.witness(one.cell, number, rows, one.ready.output), one.ready.columns
+        if found is None or one.cell.status is not None:
+            return
+        told = float(columns["approximation_rel_l2"] or 0.0)
+        if one.cell.family == "exact" and not found.rel_l2 <= float(columns["tolerance"] or 0.0):
+            one.cell.end("wrong", f"a process without it finds it {found.rel_l2:.1e} off attention (relative L2)")
+        elif not found.rel_l2 <= _LIKE * told + _TINY or not told <= _LIKE * found.rel_l2 + _TINY:
+            said = f"its process finds it {told:.1e} off attention (relative L2), one without it {found.rel_l2:.1e}"
+            one.cell.end("wrong", said)
+        for name in ("rel_l2", "max_abs", "cosine"):
+            columns[f"approximation_{name}"] = getattr(found, name)
 
     def _schedule(self, live: Sequence[Live], pending: Sequence[Cell], left: float) -> int:
         """Now that calls of this workload have been timed: rounds for each of its cells, and processes for all."""
@@ -302,6 +324,13 @@ def _kind(cell: Cell) -> tuple[Any, ...]:
     """What small problems take over of a workload."""
     w = cell.workload
     return cell.plugin, w.dtype, w.device, w.mask, w.heads, w.kv_heads, w.head_dim, w.value_dim
+
+
+def _has_witness(cell: Cell) -> bool:
+    """Whether a process without plugins can say how far an output is from attention, and it fits into a message."""
+    w = cell.workload
+    size = w.batch * w.heads * w.seq * w.value_dim * w.itemsize
+    return w.is_plain and w.on_host and not w.lengths and cell.family != "recurrent" and size <= _LARGEST_OUTPUT
 
 
 class _Rows(list[Row]):

@@ -107,6 +107,16 @@ class Prepared(Answer, frozen=True):
     columns: Columns
     wrong: str | None
     flaw: str | None = None
+    output: bytes = b""
+
+
+class Witnessed(Answer, frozen=True):
+    """How far an output is from exact attention: see `judge.deviation.Error`."""
+
+    rel_l2: float
+    max_abs: float
+    cosine: float
+    worst_row: float
 
 
 class Timed(Answer, frozen=True):
@@ -176,7 +186,8 @@ class Generate(Request[Generated], frozen=True):
 class Prepare(Request[Prepared], frozen=True):
     """Make a plugin ready for a workload. thorough: measure its memory and its errors, too.
 
-    number: what its values are drawn from. probe: try it on small problems, too, see `judge.probes`.
+    number: what its values are drawn from. show: tell the output of the call that was judged.
+    probe: try it on small problems, too, see `judge.probes`.
     """
 
     workload: Workload
@@ -184,9 +195,19 @@ class Prepare(Request[Prepared], frozen=True):
     options: dict[str, Value]
     thorough: bool
     number: int = 0
+    show: bool = False
     probe: bool = False
     l2: str = ""
     memory_limit: int | None = None
+
+
+class Witness(Request[Witnessed], frozen=True):
+    """To a worker without a plugin: how right is this output? See `workers.witness`."""
+
+    workload: Workload
+    number: int
+    rows: int
+    output: bytes
 
 
 class Burst(Request[Timed], frozen=True):
@@ -223,8 +244,10 @@ class Reap(msgspec.Struct, frozen=True, tag=True):
     pid: int
 
 
-AnyRequest: TypeAlias = AskMachine | Calibrate | Describe | Generate | Prepare | Burst | Finish | Release
-AnyAnswer: TypeAlias = Failure | Facts | Calibrated | Described | Generated | Prepared | Timed | Finished | Released
+AnyRequest: TypeAlias = AskMachine | Calibrate | Describe | Generate | Prepare | Witness | Burst | Finish | Release
+AnyAnswer: TypeAlias = (
+    Failure | Facts | Calibrated | Described | Generated | Prepared | Witnessed | Timed | Finished | Released
+)
 
 
 def printable(text: str) -> str:

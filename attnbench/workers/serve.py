@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -24,6 +24,7 @@ from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
 from attnbench.workers.messages import AnyAnswer, AnyRequest, Failure, printable
 from attnbench.workers.subject import Subject
+from attnbench.workers.witness import Witness
 from attnbench.workload import DEVICES, Workload
 
 _LONGEST_TEXT = 4000
@@ -51,6 +52,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._subject: Subject | None = None
+        self._witness = Witness()
 
     @property
     def stage(self) -> str:
@@ -70,6 +72,8 @@ class _Worker:
                 return _describe(request)
             case messages.Generate():
                 return _generate(request)
+            case messages.Witness(workload, number, rows, output):
+                return messages.Witnessed(**asdict(self._witness.error(workload, number, rows, output)))
             case messages.Prepare():
                 self._subject = None
                 self._subject = Subject(request)

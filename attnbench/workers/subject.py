@@ -19,6 +19,7 @@ from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
 from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare, Prepared, Timed, printable
+from attnbench.workers.witness import as_bytes
 
 _PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
@@ -42,7 +43,7 @@ class Subject:
 
     def __init__(self, asked: Prepare) -> None:
         self.workload = workload = asked.workload
-        self.thorough, self.l2 = asked.thorough, asked.l2
+        self.thorough, self.l2, self.show, self.output = asked.thorough, asked.l2, asked.show, b""
         self.stage, self.calls, self.call_s = "import", 0, 0.0
         self.device = device.of(workload.device)
         self.device.begin(asked.memory_limit)
@@ -104,6 +105,7 @@ class Subject:
             columns=columns,
             wrong=checked.wrong,
             flaw=flaw,
+            output=self.output,
         )
 
     def _check_form(self, raw: Any, given: Sequence[Tensor]) -> None:
@@ -126,6 +128,8 @@ class Subject:
         kept = built + (first if first > _LIBRARIES_BYTES else 0)
         input_bytes = sum(x.nbytes for x in given) + self.task.parameter_bytes + cache_bytes
         workspace = None if held is None else kept + max(0, held - output_bytes - (saved or 0))
+        if self.show:
+            self.output = as_bytes(outputs(raw)[0])
         columns, calls_s, wrong = self._judge(raw, given, number)
         columns |= {
             "input_bytes": input_bytes,

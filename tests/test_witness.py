@@ -1,0 +1,68 @@
+"""The second opinion: it makes the same values as a worker, and knows a right output from a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnbench.task.inputs import Pools
+from attnbench.workers.witness import Witness, as_bytes
+from attnbench.workload import Workload
+
+NUMBER = 123456789
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(threads)
+
+
+def shown(w: Workload) -> list[Tensor]:
+    """What the second call of a worker is given."""
+    pools = Pools(w)
+    pools.draw(NUMBER)
+    (tensors,) = pools.views(1, NUMBER)
+    pools.alter(NUMBER + 1)
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("seq", [60, 1500])
+def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dtype: str) -> None:
+    w = Workload(seq=seq, kv_seq=seq, heads=2, kv_heads=1, head_dim=32, value_dim=16, mask=mask, dtype=dtype)
+    out = F.scaled_dot_product_attention(*shown(w), is_causal=w.is_causal, enable_gqa=True)
+    witness = Witness()
+    bound = 1e-6 if dtype == "float32" else 1e-2
+    assert witness.error(w, NUMBER, 1, as_bytes(out)).rel_l2 < bound
+    assert witness.error(w, NUMBER, 2, as_bytes(out.mT.contiguous().mT)).rel_l2 < bound  # as it lies in memory
+    assert witness.error(w, NUMBER + 1, 1, as_bytes(out)).rel_l2 > 0.1  # of other values
+    out[:, :, seq // 8 : seq // 4] = 0
+    assert witness.error(w, NUMBER, 1, as_bytes(out)).rel_l2 > 0.1
+
+
+def test_views_are_apart_and_altered_without_a_trace() -> None:
+    w = Workload(seq=64, kv_seq=64, heads=1, kv_heads=1)
+    pools = Pools(w)
+    pools.draw(1)
+    views = pools.views(50, 2)
+    assert len({tuple(x.data_ptr() for x in given) for given in views}) == 50
+    assert all(x.is_contiguous() and x.data_ptr() % 64 == 0 for given in views for x in given)
+    assert len({float(given[0][0, 0, 0, 0]) for given in views}) > 40
+    versions, before = [x._version for x in views[0]], [x.clone() for x in views[0]]
+    pools.alter(3)
+    assert [x._version for x in views[0]] == versions
+    for now, was in zip(views[0], before, strict=True):
+        assert 0.05 < float((now != was).float().mean()) < 0.25
+        assert abs(float(now.std()) - 1) < 0.1
+    assert not pools.are_changed()
+    views[7][1][0, 0, 5, 5] += 1
+    assert pools.are_changed()
+    assert all(torch.equal(*pair) for pair in zip(*(p.views(3, 9)[2] for p in (pools, pools)), strict=True))
