@@ -6,7 +6,7 @@ Runs `attnbench run` three times (batch 1, heads 8, 2 threads; what is quantized
 kernels with a head dim of 64, linear attention at 16384, and the dense kernels with a head dim of 128 and in training.
 Then it prints each bar beside what was measured. With --run FOLDER, once for each, it only prints, from earlier runs.
 
-`pip install './benchmarks/peers[cpu]'` puts other libraries' attention beside them. After `attnbench calibrate` the
+`pip install './peers[cpu]'` puts other libraries' attention beside them. After `attnbench calibrate` the
 share of the machine's bfloat16 products is printed too.
 """
 

@@ -7,7 +7,7 @@ and of 64, everything that is compared at 16k, and linear attention. Then, in th
 against the bare call. It ends with a table of the bars; what can't be measured is "not run", with the reason. A run
 that was cut off is gone on with. With --run FOLDER, once for each, it only prints, from earlier runs.
 
-`pip install './benchmarks/peers[gpu]'` puts sageattention, fla-linear and flex-dense beside ours. --tune tries each
+`pip install './peers[gpu]'` puts sageattention, fla-linear and flex-dense beside ours. --tune tries each
 tile of int8's Triton kernel and of flex_attention instead. --device cpu --seq 256,512 tries the machinery: its bars
 mean nothing, and its runs are kept only where --out says.
 """
@@ -40,7 +40,7 @@ FLASH, SPARSE = "sdpa:backend=flash", "block-sparse:window=1024"
 DENSE = (FLASH, "sdpa:backend=cudnn", "sdpa:backend=efficient", "xformers")
 LENGTHS = {"bare": "1024,4096,16384", "int8": "4096,8192,16384", "long": "16384", "linear": "2048,8192,16384"}
 PAIRS = 20  # of blocks of the bare call and of attnbench's
-PEERS = "pip install './benchmarks/peers[gpu]'"
+PEERS = "pip install './peers[gpu]'"
 TILE = 128  # queries and keys to a block of flex_attention
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +41,78 @@ def test_a_command_is_a_module_and_a_name(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(commands, "COMMANDS", (*commands.COMMANDS, "hello"))
     assert CliRunner().invoke(commands.main, ["hello"]).output == "hello\n"
     assert "Say hello." in CliRunner().invoke(commands.main, ["--help"]).output
+
+
+# Additions that are lines in files: what each row of the page's table says to touch, edited in a copy of attnbench.
+ADDED: dict[str, tuple[dict[str, tuple[tuple[str, str], ...]], str, str]] = {
+    "an implementation": (
+        {"plugins/linear/__init__.py": (
+            ("return (gpu, plain, cpu)", 'mine = Implementation("mine", lambda w: Attention(lambda q, k, v: v, "mine"))\n'
+             "        return (mine, gpu, plain, cpu)"),
+            (" else (cpu, plain, gpu)", " else (mine, cpu, plain, gpu)"),
+        )},
+        "import attnbench; print(attnbench.attend('linear', attnbench.Workload(seq=8, kv_seq=8)).implementation)",
+        "mine",
+    ),
+    "a column": (
+        {
+            "attnbench/records/schema.py": (
+                ('    Column("warnings", ', '    Column("answer", "number", "", "to everything"),\n    Column("warnings", '),
+            ),
+            "attnbench/workers/subject.py": (("columns = checked.columns | {", 'columns = checked.columns | {"answer": 42.0,'),),
+        },
+        "import attnbench; print(*attnbench.run('naive', 8, baseline='none', scope='attention', budget=5)['answer'])",
+        "42.0",
+    ),
+    "an exporter": (
+        {
+            "attnbench/records/exports.py": (
+                ("FORMATS = {", "def names(runs):\n    return b' '.join(r.name.encode() for r in runs)\n\n\n"
+                 'FORMATS = {\n    "names": Format(names),'),
+            ),
+            "attnbench/commands/export.py": (('KINDS = ("csv",', 'KINDS = ("csv", "names",'),),
+        },
+        "from attnbench.commands import main; main(['export', 'results/one', 'results/two', '--format', 'names'])",
+        "one two",
+    ),
+    "a question": (
+        {
+            "attnbench/workers/messages.py": (
+                ("class AskMachine(", "class Sum(Answer, frozen=True):\n    value: int\n\n\n"
+                 "class Add(Request[Sum], frozen=True):\n    values: list[int]\n\n\nclass AskMachine("),
+                ("= AskMachine |", "= Add | AskMachine |"),
+                ("    Failure | Facts", "    Sum | Failure | Facts"),
+            ),
+            "attnbench/workers/serve.py": (
+                ("        match request:", "        match request:\n            case messages.Add():\n"
+                 "                return messages.Sum(sum(request.values))"),
+            ),
+        },
+        "from attnbench.workers.messages import Add; from attnbench.workers.server import Forkserver\n"
+        "with Forkserver(1) as server: print(server.start().request(Add([40, 2]), 60).value)",
+        "42",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ADDED)
+def test_an_addition_touches_no_more_than_the_page_says(what: str, tmp_path: Path) -> None:
+    edits, script, shown = ADDED[what]
+    for name, copy in (("attnbench", "attnbench"), ("plugins", "attnbench_plugins")):
+        shutil.copytree(ROOT / name, tmp_path / copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, changes in edits.items():
+        path = tmp_path / name.replace("plugins/", "attnbench_plugins/")
+        text = path.read_text()
+        for old, new in changes:
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        path.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == shown
 
 
 def test_a_figure_is_what_draws_it_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from machine_lacks import is_the_machines
 from test_task import judged, workload
+from torch import Tensor
 
 from attnbench.plugin import Plugin
 from attnbench.registry import find, instances, load
@@ -48,12 +49,22 @@ def test_a_step_is_right(plugin: Plugin, w: Workload) -> None:
         pytest.skip(reason)
     facts = judged(plugin, w)
     assert "failed" not in facts, facts
+    assert facts["implementation_rel_l2"] < (1e-4 if w.dtype == "float32" else 2e-2)
 
 
 BYTES = {  # of a state at 4 k tokens, over that at 1 k
     "sdpa": 4, "naive": 4, "block-sparse": 4, "int8": 4, "linear": 1, "retention": 1, "gated-delta": 1, "gated-linear": 1,
-    "ssd": 1,
+    "ssd": 1, "tiled": 4, "xformers": 4,
 }  # fmt: skip
+
+
+def test_every_variant_that_decodes_is_tried_in_every_shape_that_it_can() -> None:
+    tried = {(type(case.values[0]), case.values[1].seq, case.values[1].kv_seq) for case in cases()}
+    assert PLUGINS.keys() == BYTES.keys()
+    for name, kind in PLUGINS.items():
+        # A recurrence has no full mask.
+        shapes = [sizes for sizes in SHAPES.values() if BYTES[name] == 4 or name == "linear" or "mask" not in sizes]
+        assert {(kind, sizes["seq"], sizes["kv_seq"]) for sizes in shapes} <= tried, name
 
 
 @pytest.mark.parametrize("name", BYTES)
@@ -68,21 +79,36 @@ def test_a_state_grows_as_it_should(name: str) -> None:
 
 def test_an_int8_cache_takes_half_of_bfloat16s() -> None:
     w = workload(phase="decode", mask="causal", seq=1, kv_seq=4096, head_dim=64, value_dim=64, dtype="bfloat16")
+    values = 2 * 2 * 2 * 4096 * 64  # keys and values, batch, kv heads, length, head_dim
     plain, narrow = (Task(PLUGINS[name](), w).cache_bytes for name in ("sdpa", "int8"))
-    assert narrow / plain == pytest.approx((64 + 4) / (2 * 64), rel=0.01)
+    assert plain == pytest.approx(2 * values, rel=0.01)
+    assert narrow == pytest.approx(values + values / 64 * 4, rel=0.01)  # and a scale in float32 for each vector
 
 
-def test_several_steps_are_one_pass() -> None:
-    """Token by token from an empty past, each variant that is exact says what the whole says."""
+def attention_by_hand(query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:
+    """Causal attention in float64, (batch, heads, length, head_dim) each, heads in groups of two a kv head.
+
+    softmax(Q K^T / sqrt(d)) V (Vaswani 2017, equation 1); linear: phi(x) = elu(x) + 1 in place of the exponential
+    (Katharopoulos 2020, equations 4, 7 and 9).
+    """
+    q, k, v = query.double(), key.double().repeat_interleave(2, 1), value.double().repeat_interleave(2, 1)
+    if name == "linear":
+        weights = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).mT
+    else:
+        weights = torch.exp(q @ k.mT / q.shape[-1] ** 0.5)
+    weights = weights.tril()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+@pytest.mark.parametrize("name", ["naive", "sdpa", "linear"])
+def test_steps_from_an_empty_past_say_what_the_paper_says(name: str) -> None:
     whole = workload(seq=12, kv_seq=12, mask="causal")
     query, key, value = (torch.randn(2, h, 12, 16) for h in (4, 2, 2))
-    for name in ("naive", "sdpa", "linear"):
-        should = PLUGINS[name]().build(whole)
-        should = getattr(should, "call", should)(query, key, value)
-        first = PLUGINS[name]().decoding(whole.replace(phase="decode", seq=1, kv_seq=1))
-        state = first.start(key[:, :, :0], value[:, :, :0], capacity=12)
-        for t in range(12):
-            step = PLUGINS[name]().decoding(whole.replace(phase="decode", seq=1, kv_seq=t + 1)).step
-            at = slice(t, t + 1)
-            out, state = step(state, query[:, :, at], key[:, :, at], value[:, :, at])
-            torch.testing.assert_close(out, should[:, :, at], rtol=1e-4, atol=1e-5)
+    should = attention_by_hand(query, key, value, name).float()
+    first = PLUGINS[name]().decoding(whole.replace(phase="decode", seq=1, kv_seq=1))
+    state = first.start(key[:, :, :0], value[:, :, :0], capacity=12)
+    for t in range(12):
+        step = PLUGINS[name]().decoding(whole.replace(phase="decode", seq=1, kv_seq=t + 1)).step
+        at = slice(t, t + 1)
+        out, state = step(state, query[:, :, at], key[:, :, at], value[:, :, at])
+        torch.testing.assert_close(out, should[:, :, at], rtol=1e-4, atol=1e-5)

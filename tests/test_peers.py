@@ -1,4 +1,4 @@
-"""benchmarks/peers: other libraries' attention computes what each plugin defines. What is not installed is skipped.
+"""peers: other libraries' attention computes what each plugin defines. What is not installed is skipped.
 
 sageattention is run by Triton's interpreter, in a process of its own: this file as a script, with assertions off (-O),
 as one of its own wants a GPU. fla's kernels do not run there, so on a CPU its plain torch stands in for them.
@@ -25,7 +25,7 @@ from attnbench.plugin import Plugin, built
 from attnbench.registry import load
 from attnbench.workload import Workload
 
-PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
+PEERS = Path(__file__).parents[1] / "peers"
 LIBRARIES = {
     "onnxruntime": ["onnxruntime", "onnx"],
     "sageattention": ["sageattention"],

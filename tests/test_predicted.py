@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -24,6 +25,9 @@ from attnbench.theory import costs
 from attnbench.workload import Workload
 
 LENGTHS = (512, 1024, 2048, 4096)
+D = 512  # d_m: 8 heads of 64
+WEIGHTS = 12 * D**2 + 13 * D  # of a block: 4 d_m^2 of projections, 8 d_m^2 of the FFN, biases of 9 d_m, norms of 4 d_m
+TOKEN = 4 * D  # bytes of one token's activation
 BLOCK: dict[str, Any] = {"scope": "block", "block": "encoder", "norm": "pre"}
 
 
@@ -57,8 +61,8 @@ def only(table: pd.DataFrame, **which: Any) -> dict[str, Any]:
 
 
 def naive_workspace(w: Workload) -> int:
-    matrix = w.batch * w.heads * w.seq * w.kv_seq * w.itemsize
-    return 2 * matrix - costs.output_bytes(w.replace(phase="forward"))
+    """Scores and probabilities, 4 bytes each, less the output, in whose place one of them goes."""
+    return 4 * w.heads * (2 * w.seq**2 - w.seq * w.value_dim)
 
 
 def blocks(crossing: int, **changes: Any) -> list[dict[str, Any]]:
@@ -68,10 +72,9 @@ def blocks(crossing: int, **changes: Any) -> list[dict[str, Any]]:
     """
     found = []
     for seq in LENGTHS:
-        w = Workload(seq=seq, kv_seq=seq, **BLOCK)
-        parts = costs.flops_by_part(w)
-        rest = parts["self projections"] + parts["ffn"]
-        attention = parts["ffn"] * seq / crossing
+        projections, ffn = 8 * seq * D**2, 16 * seq * D**2
+        rest = projections + ffn
+        attention = ffn * seq / crossing
         found.append(row("sdpa", seq, attention * 1e-10, workspace=2**20, **changes))
         found.append(row("sdpa", seq, (attention + rest) * 1e-10, workspace=2**20, **BLOCK, **changes))
     return found
@@ -92,20 +95,23 @@ def test_growth_finds_the_power_and_predicts_it_from_the_variants_own_operations
 
 def test_growth_is_predicted_over_the_lengths_that_were_measured() -> None:
     """Peak memory of a short block is mostly weights: at finite lengths no power of l is exact."""
-    rows = [
-        row("a", n, workspace=costs.block_workspace(Workload(seq=n, kv_seq=n, **BLOCK), 0), **BLOCK) for n in LENGTHS
-    ]
+    rows = [row("a", n, workspace=9 * n * TOKEN, **BLOCK) for n in LENGTHS]
     for r in rows:
         r["predicted_workspace_bytes"] = 0  # of attention alone
     rows[-1] |= {"status": "timeout", "latency_s": None, "peak_bytes": None, "workspace_bytes": None}
     memory = only(growth.growth(frame(*rows)), quantity="peak memory")
     assert memory["longest"] == 2048
-    assert memory["measured"] == pytest.approx(memory["predicted"])
-    assert 0.5 < memory["measured"] < 0.9
+    lengths = np.array([512, 1024, 2048])
+    held = 4 * WEIGHTS + 11 * lengths * TOKEN  # input, output and nine more
+    power = np.polyfit(np.log(lengths), np.log(held), 1)[0]
+    assert 0.5 < power < 0.9
+    assert (memory["measured"], memory["predicted"]) == pytest.approx((power, power))
 
 
 def test_two_lengths_have_no_growth() -> None:
-    assert growth.growth(frame(row("a", 512), row("a", 1024))).empty
+    rows = [row("a", n) for n in (512, 1024, 2048)]
+    assert growth.growth(frame(*rows[:2])).empty
+    assert not growth.growth(frame(*rows)).empty
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,8 @@ def test_two_lengths_have_no_growth() -> None:
     [((1000, 4000), "l^2"), ((1000, 2010), "l"), ((5, 5), "constant"), ((1000, 2800), ""), ((1000, 8000), "")],
 )
 def test_the_order_is_named_where_operations_show_it(counts: tuple[int, int], order: str) -> None:
-    rows = [row("a", n, variant_flops=count) | {"length": n} for n, count in zip((512, 1024), counts, strict=True)]
+    lengths, all_counts = (256, 512, 1024), (5, *counts)  # the shortest does not count
+    rows = [row("a", n, variant_flops=count) | {"length": n} for n, count in zip(lengths, all_counts, strict=True)]
     assert growth.order(rows) == order
 
 
@@ -129,7 +136,7 @@ def test_workspace_is_compared_where_it_was_predicted() -> None:
 
 def test_a_blocks_workspace_is_that_of_its_widest_moment() -> None:
     w = Workload(seq=512, kv_seq=512, **BLOCK)
-    x = costs.output_bytes(w)
+    x = 512 * TOKEN
     # At ReLU: residual, norm and two of 4 d_m; less the output, which is not workspace.
     assert costs.block_workspace(w, attention=0) == (1 + 1 + 8 - 1) * x
     assert costs.block_workspace(w.replace(norm="post"), attention=0) == 8 * x
@@ -150,9 +157,7 @@ def test_the_share_of_operations_stands_beside_that_of_time() -> None:
 
 
 def test_the_share_of_a_variant_is_of_its_own_operations() -> None:
-    w = Workload(seq=2048, kv_seq=2048, **BLOCK)
-    parts = costs.flops_by_part(w)
-    own = parts["ffn"] + parts["self projections"] + 7_000_000
+    own = 24 * 2048 * D**2 + 7_000_000  # projections and FFN, and what stands for attention
     rows = [row("linear", 2048), row("linear", 2048, 2.0, variant_flops=own, **BLOCK)]
     assert only(shares.shares(frame(*rows)))["predicted"] == pytest.approx(7_000_000 / own)
 
@@ -173,8 +178,7 @@ def test_a_crossing_outside_the_lengths_is_not_made_up(crossing: int, where: flo
 def test_a_crossing_of_a_variant_that_grows_with_l_is_beyond() -> None:
     rows = []
     for n in LENGTHS:
-        w = Workload(seq=n, kv_seq=n, **BLOCK)
-        own = costs.flops(w) - costs.flops_by_part(w)["self attention"] + 1000 * n
+        own = 24 * n * D**2 + 1000 * n
         rows += [row("linear", n), row("linear", n, 50.0, variant_flops=own, **BLOCK)]
     assert only(growth.crossings(frame(*rows)), plugin="linear")["predicted"] == BEYOND
 
@@ -185,20 +189,24 @@ def test_scores_outgrow_weights_and_activations_at_lengths_known_by_hand() -> No
         held = naive_workspace(Workload(seq=n, kv_seq=n))
         rows += [row("naive", n, workspace=held), row("naive", n, 2.0, predicted_workspace_bytes=held, **BLOCK)]
     table = growth.crossings(frame(*rows))
-    weights = costs.parameters(Workload(seq=512, kv_seq=512, **BLOCK))
     one = only(table, plugin="", what="scores over weights")
-    assert one["predicted"] == math.ceil((weights / 8) ** 0.5)  # 8 l^2
+    assert one["predicted"] == math.ceil((WEIGHTS / 8) ** 0.5)  # 8 l^2
+    moved = only(table, plugin="", what="scores over weights, input and output")
+    assert moved["predicted"] == math.ceil((2 * D + (4 * D**2 + 32 * WEIGHTS) ** 0.5) / 16)  # 8 l^2 - 2 l d_m = weights
     kept = only(table, plugin="", what="scores over what a training step keeps")
     assert kept["predicted"] == pytest.approx(11 * 512 / 8, rel=0.01)  # 8 l^2 and 11 l d_m
     naive = only(table, plugin="naive", what="scores over weights")
-    exactly = (512 + (512**2 + 4 * 16 * weights) ** 0.5) / 32  # 16 l^2 - 512 l = weights
+    exactly = (512 + (512**2 + 4 * 16 * WEIGHTS) ** 0.5) / 32  # 16 l^2 - 512 l = weights
     assert naive["predicted"] == pytest.approx(exactly, rel=0.01)
     assert naive["measured"] == BEFORE  # at 512 it holds more already
-    assert list(table["plugin"]).count("") == 3
+    fused = [row("fused", n, workspace=4096, **shape) for n in LENGTHS for shape in ({}, BLOCK)]
+    both = growth.crossings(frame(*rows, *fused))
+    assert list(both["plugin"]).count("") == 3  # said once, whoever was measured
+    assert set(both["plugin"]) == {"", "naive", "fused"}
 
 
 def test_scores_crossing_is_measured_between_lengths() -> None:
-    """With d_m = 2048 the weights are sixteen times as many: 8 heads of 256 cross at 1.8k."""
+    """With d_m = 2048 the weights are sixteen times as many: 8 heads of 256 cross at 1.8k, 16 l^2 - 2048 l = weights."""
     wide = {"head_dim": 256, "value_dim": 256}
     rows = []
     for n in LENGTHS:
@@ -208,8 +216,9 @@ def test_scores_crossing_is_measured_between_lengths() -> None:
             row("naive", n, 2.0, predicted_workspace_bytes=held, **BLOCK, **wide),
         ]
     found = only(growth.crossings(frame(*rows)), plugin="naive", what="scores over weights")
-    assert 1024 < found["measured"] < 2048
-    assert found["measured"] == pytest.approx(found["predicted"], rel=0.01)
+    exactly = (2048 + (2048**2 + 4 * 16 * (12 * 2048**2 + 13 * 2048)) ** 0.5) / 32
+    assert 1024 < exactly < 2048
+    assert (found["measured"], found["predicted"]) == pytest.approx((exactly, exactly), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +265,9 @@ def test_the_longest_length_in_a_memory() -> None:
 
 def test_a_blocks_weights_do_not_bend_what_is_extrapolated() -> None:
     """Peak memory of short blocks grows as l^0.7; at a million tokens it is l."""
-    rows = []
-    for n in LENGTHS:
-        held = costs.block_workspace(Workload(seq=n, kv_seq=n, **BLOCK), 0)
-        rows.append(row("fused", n, workspace=held, **BLOCK) | {"predicted_workspace_bytes": 0})
+    rows = [row("fused", n, workspace=9 * n * TOKEN, **BLOCK) | {"predicted_workspace_bytes": 0} for n in LENGTHS]
     found = only(longest(frame(*rows), {"80 GB": 80 * 10**9}))
-    assert found["predicted"] > 1_000_000
+    assert found["predicted"] == (80 * 10**9 - 4 * WEIGHTS) // (11 * TOKEN) > 1_000_000
     assert found["measured"] == pytest.approx(found["predicted"], rel=1e-3)
 
 
@@ -273,11 +279,14 @@ def test_decoding_is_as_long_as_its_cache() -> None:
 
 @pytest.mark.parametrize("plugin", ["sdpa", "naive"])
 def test_saved_bytes_against_layers(plugin: str) -> None:
-    rows = []
+    """12 vectors a token and layer less the input (Rajbhandari 2020, section 3.2), two norms' statistics, and of each
+    row of scores all of it, or where fused the logarithm of its sum."""
+    rows, n = [], 512
+    scores = 8 * n * (4 * n if plugin == "naive" else 4)
     for layers in (1, 2, 4, 8):
         w = Workload(seq=512, kv_seq=512, phase="train", layers=layers, **BLOCK)
         holds = naive_workspace(w) if plugin == "naive" else 4096
-        measured = 1.05 * costs.saved_bytes(w, scores=plugin == "naive")
+        measured = 1.05 * (layers * (12 * n * TOKEN + 4 * n * 4 + scores) - n * TOKEN)
         shape = BLOCK | {"layers": layers, "predicted_workspace_bytes": holds}
         rows += [
             row(plugin, 512, phase="train", saved_bytes=measured, **shape),
@@ -288,7 +297,9 @@ def test_saved_bytes_against_layers(plugin: str) -> None:
     assert list(table["ratio"]) == pytest.approx([1.05] * 4)
     assert set(table["inference"]) == {12345}
     flat = list(table["inference_predicted"])
-    assert flat[1] == flat[2] == flat[3] == flat[0] + 4 * 512 * 512
+    # ReLU's two of 4 d_m, residual and norm; naive's scores are 8 vectors a token, and 5 more are around them.
+    assert flat[0] == (19 if plugin == "naive" else 9) * n * TOKEN
+    assert flat[1] == flat[2] == flat[3] == flat[0] + n * TOKEN
 
 
 def test_only_exact_attentions_activations_are_predicted() -> None:

@@ -29,7 +29,7 @@ from attnbench.records.schema import COLUMNS
 from attnbench.report import drawing, page, units
 from attnbench.report.figures import block, deviation, latency, memory, overview, speedup, tradeoff
 from attnbench.report.page import write_report
-from attnbench.report.prepare import arrange, prepared
+from attnbench.report.prepare import Panel, arrange, prepared
 from attnbench.report.repeat import repeat_command
 from attnbench.report.style import Style, display_names
 from attnbench.sizes import Sweep
@@ -512,6 +512,45 @@ def test_a_cell_without_a_number_is_marked_where_its_line_ends(drawn: dict[str, 
 def test_the_front_is_named(drawn: dict[str, Figure]) -> None:
     named = {text.get_text() for text in drawn["trade"].axes[-1].texts}
     assert named == {"sdpa", "int8", "block-sparse"}  # naive is as exact as sdpa, and slower
+
+
+def front(*ratios: float) -> pd.DataFrame:
+    """Rows of one workload: each variant a tenth of a decade further off, and faster by its ratio."""
+    frame = prepared(rows("naive", scope="attention", seq=(512,)))
+    table = pd.concat([frame] * len(ratios), ignore_index=True)
+    names = [f"variant-{i}-of-a-front" for i in range(len(ratios))]
+    errors = [10 ** (-2 + 0.1 * i) for i in range(len(ratios))]
+    return table.assign(plugin=names, variant=names, family="kernel", approximation_rel_l2=errors,
+                        speedup=np.cumprod(ratios), baseline="other", length=512)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratios", "named"),
+    [
+        ((1.0,), 1),
+        ((1.0, 1.1), 2),
+        ((1.0, *[1.1] * 4), 5),
+        ((1.0, 2.0, 2.0, 2.0), 4),
+        ((1.0, *[1.02] * 5), 6),
+        ((1.0, 0.2, 0.5), 1),  # the best of all stands in the corner
+        ((1.0, 8.0, 8.0, 0.01), 3),
+    ],
+)
+def test_a_name_covers_no_point_and_no_other_name_and_stays_inside(ratios: tuple[float, ...], named: int) -> None:
+    frame = front(*ratios)
+    figure = tradeoff.tradeoff(Panel("", "", "length", frame), Style.of(frame))
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    (ax,) = figure.axes
+    names = [text.get_window_extent() for text in ax.texts]
+    assert len(names) == named
+    reach = 4 * figure.dpi / 72  # half a marker
+    for x, y in ax.transData.transform(frame[["approximation_rel_l2", "speedup"]].to_numpy(dtype=float)):
+        point = Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
+        assert not any(_area(point, name) for name in names)
+    assert not any(_area(a, b) for a, b in itertools.combinations(names, 2))
+    room = ax.get_window_extent()
+    assert all(_area(name, room) == pytest.approx(name.width * name.height) for name in names)
 
 
 def test_tolerances_are_drawn_beside_the_implementation_error_alone(drawn: dict[str, Figure]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from attnbench.errors import AttnbenchError
 from attnbench.records import run
 from attnbench.theory.roofline import Ceilings
@@ -17,11 +19,9 @@ from attnbench.workload import DEVICES
 
 def stored_at(facts: Mapping[str, Any], device: str, threads: int) -> Path:
     """Where the ceilings of a machine are kept. facts: `device.describe`."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache"))
     # A GPU's ceilings don't depend on the CPU's threads.
     key = json.dumps([*run.identity(dict(facts)), device, threads if DEVICES[device].host else None])
-    return root / "attnbench" / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return user_cache_path("attnbench") / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def store(ceilings: Ceilings, facts: Mapping[str, Any]) -> Path:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import seaborn as sns
-from matplotlib.artist import Artist
+from adjustText import adjust_text
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
@@ -73,44 +72,31 @@ def label_front(figure: Figure, ax: Axes, rows: pd.DataFrame, style: Style) -> N
 
     The layout must be final: positions are looked up in pixels.
     """
+    front = rows[_on_front(rows)]
+    reach = 8 * figure.dpi / 72  # pixels: a point with its circle
+    back = ax.transData.inverted()
     points = ax.transData.transform(rows[["error", "speedup"]].to_numpy(dtype=float))
-    reach = 8 * figure.dpi / 72
-    taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in points]
-    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    room = ax.get_window_extent()
-    front = _on_front(rows)
-    for (_, row), on_front in zip(rows.iterrows(), front, strict=True):
-        if not on_front:
-            continue
-        best: tuple[float, Artist, Bbox] | None = None
-        # The front's line leaves a point to the right and reaches it from below: look above and to the left first.
-        for dx, dy in ((-8, 8), (-11, 0), (0, 11), (8, 8), (-8, -8), (11, 0), (8, -8), (0, -11), (-11, 18), (11, 18)):
-            text = ax.annotate(
-                style.figure_name(str(row["plugin"])),
-                (row["error"], row["speedup"]),
-                (dx, dy),
-                textcoords="offset points",
-                ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                va="bottom" if dy > 0 else "top" if dy < 0 else "center",
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-                zorder=2.5,
-            )
-            box = text.get_window_extent(renderer)
-            inside = Bbox.intersection(box, room)
-            cut = _area(box) - (_area(inside) if inside else 0)
-            overlap = cut + sum(_area(both) for other in taken if (both := Bbox.intersection(box, other)))
-            if best is None or overlap < best[0]:
-                if best:
-                    best[1].remove()
-                best = (overlap, text, box)
-            else:
-                text.remove()
-            if overlap == 0:
-                break
-        assert best is not None
-        taken.append(best[2])
-
-
-def _area(box: Bbox) -> float:
-    return float(box.width * box.height)
+    texts = [
+        ax.text(
+            row["error"],
+            row["speedup"],
+            style.figure_name(str(row["plugin"])),
+            # The front's line leaves a point to the right and reaches it from below: a name goes up and to the left.
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            zorder=2.5,
+        )
+        for _, row in front.iterrows()
+    ]
+    adjust_text(
+        texts,
+        objects=[Bbox(back.transform([point - reach, point + reach])) for point in points],
+        avoid_self=False,
+        # Neither flung out at first nor pulled back: the last step is then one that found nothing covered.
+        force_explode=0.0,
+        force_pull=0.0,
+        iter_lim=500,  # a limit in seconds would draw another picture on a slower machine
+        ax=ax,
+    )
