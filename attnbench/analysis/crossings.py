@@ -12,6 +12,7 @@ from attnbench.analysis.rows import (
     PROBLEM,
     Row,
     at,
+    has_other_lengths,
     length_of,
     operations,
     records,
@@ -45,8 +46,8 @@ def crossings(frame: pd.DataFrame) -> pd.DataFrame:
     table: list[Row] = []
     holders = holders_of_scores(frame)
     for shared, part in series(with_attention(frame)):
-        if shared["scope"] == "block" and shared["layers"] == 1 and part["batch"].nunique() == 1:
-            rows = records(part)
+        rows = records(part)
+        if shared["scope"] == "block" and shared["layers"] == 1 and has_other_lengths(rows[0], part):
             in_memory = _in_memory(rows, shared["plugin"] in holders) if shared["phase"] != "decode" else []
             found = [_in_time(rows), *in_memory]
             table += [shared | each for each in found if each]

@@ -69,6 +69,11 @@ def at(row: Row, length: int) -> Workload:
     return workload_of(row).replace(**{name: length for name in ("seq", "kv_seq") if row[name] == row["length"]})
 
 
+def has_other_lengths(row: Row, rows: pd.DataFrame) -> bool:
+    """Whether `at` can say what the row's problem is at another length: not of several batches, nor of ragged ones."""
+    return rows["batch"].nunique() == 1 and not workload_of(row).lengths
+
+
 def shortest_length(row: Row) -> int:
     """The least length to look at: where only keys become more, each query needs one of its own if it is causal."""
     return int(row["seq"]) if row["length"] == row["kv_seq"] != row["seq"] else 1
