@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,10 +13,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attnbench import commands
 from attnbench.commands import main
-from attnbench.sweep.plan import choose
-from attnbench.sweep.settings import Asked, Given
 from attnbench.workers import server
 
 
@@ -288,21 +282,3 @@ def test_a_path_that_is_no_text(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
     assert done.stdout.splitlines()[-1].startswith(b"run: caf")
-
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SAID = re.findall(r"^    (attnbench .*?)(?:\s+#.*)?$", README, re.MULTILINE)
-
-
-@pytest.mark.parametrize("line", SAID)
-def test_every_command_of_the_readme_is_understood(line: str) -> None:
-    words = shlex.split(line)
-    given = commands.find(words[1]).make_context(words[1], words[2:]).params
-    if words[1] == "run" and not given["resume"]:
-        asked = Asked.of(**{name: value for name, value in given.items() if name in Given.__annotations__})
-        assert replace(asked.sweep, device="cpu", dtype=("float32",)).workloads()
-        choose(asked.plugins, asked.baseline)
-
-
-def test_the_readme_has_commands() -> None:
-    assert len(SAID) > 15

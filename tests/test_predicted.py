@@ -277,6 +277,16 @@ def test_decoding_is_as_long_as_its_cache() -> None:
     assert found["predicted"] == pytest.approx(2**33 / (2 * 4 * 8 * 64), rel=1e-3)
 
 
+def test_a_ragged_batch_has_no_other_length() -> None:
+    """Its entries' lengths are given one by one: nothing says what they would be in a longer batch."""
+    for lengths, known in (("", True), ("512,300", False)):
+        rows = [
+            row("naive", n, batch=2, lengths=lengths, workspace=8 * n * n, **s) for n in LENGTHS for s in ({}, BLOCK)
+        ]
+        assert longest(frame(*rows), {"8 GiB": 2**33}).empty != known
+        assert growth.crossings(frame(*rows)).empty != known
+
+
 @pytest.mark.parametrize("plugin", ["sdpa", "naive"])
 def test_saved_bytes_against_layers(plugin: str) -> None:
     """12 vectors a token and layer less the input (Rajbhandari 2020, section 3.2), two norms' statistics, and of each

@@ -80,6 +80,11 @@ def attention_flops(row: Row) -> float:
     return operations(row) - costs.flops(workload) + shown_flops(workload)
 
 
+def has_other_lengths(row: Row, rows: pd.DataFrame) -> bool:
+    """Whether `first_at` can say what the row's problem is elsewhere: not of several batches, nor of ragged ones."""
+    return rows["batch"].nunique() == 1 and not workload_of(row).lengths
+
+
 def first_at(row: Row, test: Callable[[Workload], bool]) -> float:
     """The length from which on the row's workload passes a test: of seq and kv_seq, what is its `length` moves."""
     workload, moving = workload_of(row), [name for name in ("seq", "kv_seq") if row[name] == row["length"]]

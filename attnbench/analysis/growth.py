@@ -76,8 +76,8 @@ def crossings(frame: pd.DataFrame) -> pd.DataFrame:
     table: list[Row] = []
     holders = holders_of_scores(frame)
     for shared, part in series(with_attention(frame)):
-        if shared["scope"] == "block" and shared["layers"] == 1 and part["batch"].nunique() == 1:
-            rows = as_rows(part)
+        rows = as_rows(part)
+        if shared["scope"] == "block" and shared["layers"] == 1 and frames.has_other_lengths(rows[0], part):
             in_memory = _in_memory(rows, shared["plugin"] in holders) if shared["phase"] != "decode" else []
             found = [_in_time(rows), *in_memory]
             table += [shared | each for each in found if each]

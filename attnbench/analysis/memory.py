@@ -44,6 +44,8 @@ def workspace(frame: pd.DataFrame) -> pd.DataFrame:
 def longest(frame: pd.DataFrame, memories: Mapping[str, int]) -> pd.DataFrame:
     """The longest l whose peak memory fits, for each series and each of `memories`, bytes by name.
 
+    Ragged batches are left out: nothing says how long their entries would be elsewhere.
+
     predicted: the largest l at which `peak` fits; beyond the lengths recorded, what a plugin says of its workspace goes
     on as the power law through the two longest. measured: where peak_bytes reach the memory, interpolated in log-log.
     Beyond the longest (extrapolated is then true) inputs, outputs and weights are those of theory, whose share in the
@@ -55,7 +57,7 @@ def longest(frame: pd.DataFrame, memories: Mapping[str, int]) -> pd.DataFrame:
     for shared, rows in series(frame):
         done = finished(rows)
         done = done[done["peak_bytes"] > 0]
-        if rows["batch"].nunique() == 1 and len(done):
+        if len(done) and frames.has_other_lengths(as_rows(rows)[0], rows):
             for name, size in memories.items():
                 found = {"memory": name, "predicted": _longest_predicted(as_rows(rows), size, holders)}
                 table.append(shared | found | _longest_measured(as_rows(done), size))

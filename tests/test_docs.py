@@ -1,0 +1,137 @@
+"""README and the pages of docs/: every command is understood, and README's, made small, do what they say.
+
+docs/lecture.md is test_lecture.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+from attnbench import commands
+from attnbench.sweep.plan import choose
+from attnbench.sweep.settings import Asked, Given
+
+ROOT = Path(__file__).parents[1]
+LINE = r"^{}(attnbench .*?)(?:\s+#.*)?$"
+DOCS = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "lecture.md"]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *DOCS]
+
+
+def said(page: Path) -> list[str]:
+    """The commands of a page: indented, in a fence, or between backticks in a sentence."""
+    text = page.read_text().replace("\\\n", "")  # as a shell joins what a backslash continues
+    fences = "\n".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S))
+    lines = re.findall(LINE.format("    "), text, re.M) + re.findall(LINE.format(""), fences, re.M)
+    return lines + [" ".join(words.split()) for words in re.findall(r"(?<!`)`(attnbench [^`]+)`", text)]
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python of a page that uses attnbench."""
+    found = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [block for block in found if "attnbench" in block]
+
+
+SAID = [pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}") for page in PAGES for line in said(page)]
+README = re.findall(LINE.format("    "), PAGES[0].read_text(), re.M)
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_every_command_is_understood(line: str) -> None:
+    words = shlex.split(line)
+    if "--help" in words:
+        assert words[1] in commands.COMMANDS
+        return
+    given = commands.find(words[1]).make_context(words[1], words[2:]).params
+    if words[1] == "run" and not given["resume"]:
+        asked = Asked.of(**{name: value for name, value in given.items() if name in Given.__annotations__})
+        assert replace(asked.sweep, device="cpu", dtype=asked.sweep.dtype or ("float32",)).workloads()
+        choose(asked.plugins, asked.baseline)
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(README) > 15
+    for name, least in (("cpu-kernels", 2), ("gpu", 1), ("measuring", 3)):
+        assert len(said(ROOT / "docs" / f"{name}.md")) >= least, name
+    assert [len(blocks(page)) for page in PAGES if blocks(page)] == [2]  # README's own; a further one wants a test
+
+
+@pytest.mark.parametrize("line", ["attnbench run --plugin-names sdpa", "attnbench export RUN --format xml"])
+def test_a_wrong_command_would_be_seen(line: str) -> None:
+    with pytest.raises(click.ClickException):
+        test_every_command_is_understood(line)
+
+
+# What makes README's commands small: what to look for, and what to put there, in this order.
+SMALL = [
+    (r"(?<=--seq )\S+\.\.\S+", "64,128"),
+    (r"(?<=--seq )\d+(?!\S)", "64"),
+    (r"(?<=--kv-seq )\d+", "128"),
+    (r"(?<=--lengths )\S+", "64,30,7,9"),
+    (r"(?<=--layers )1,\S+", "1,2"),
+    (r"(?<=--layers )4(?!\S)", "2"),
+    (r"--preset standard", "--preset standard --dry-run"),  # one fixed sweep, which can't be cut
+    (r"^attnbench run (?!.*--(resume|dry-run))", "attnbench run --budget 5 --precision 50% "),
+    (r"^attnbench generate ", "attnbench generate --prompt 16 --tokens 2 --repeats 1 "),
+]
+
+
+def small(line: str) -> str:
+    for pattern, by in SMALL:
+        line = re.sub(pattern, by, line)
+    return line
+
+
+def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}  # what the machine's owner measured stays
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
+    for line in README:
+        runs = sorted(path.name for path in (tmp_path / "results").glob("*"))
+        line = small(line)
+        if runs:
+            line = line.replace("RUN", runs[0]).replace("OTHER", runs[-1])
+        words = shlex.split(line)
+        done = python(tmp_path, "-m", *words)
+        busy = words[1] in ("doctor", "calibrate") and done.returncode == 1  # the machine is, and it says so
+        assert done.returncode == 0 or busy, f"{line}\n{done.stdout}{done.stderr}"
+        made = [path.parent.name for path in (tmp_path / "results").glob("*/cells.jsonl")]
+        if words[1] == "run" and not {"--dry-run", "--resume"} & set(words):
+            assert len(made) == len(runs) + 1, line
+        else:
+            assert sorted(made) == runs, line
+        if words[1] == "report":
+            out = tmp_path / ("page" if "page" in words else "reports")
+            assert {path.name for path in out.iterdir()} == {"index.html", "report.md", "figures"}
+        if words[1] == "export":
+            assert "latency_s" in done.stdout.splitlines()[0].split(",")
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    call, plugin = blocks(PAGES[0])
+    for long, short in (('"512..4096"', '"64,128"'), ("budget=60", "budget=5"), ("1024", "64")):
+        assert long in call
+        call = call.replace(long, short)
+    shown = "print(len(frame), attnbench.load('results/mine').equals(frame))"
+    used = "print(attnbench.check(Upcast(), Workload(seq=64, kv_seq=64)).status)"
+    done = python(tmp_path, "-c", "\n".join([call, shown, plugin, used]))
+    assert done.returncode == 0, done.stderr
+    checked, implementation, measured, own = done.stdout.splitlines()
+    assert checked.startswith("ok ")
+    assert implementation
+    assert measured == "8 True"  # two variants and lengths, alone and in a block
+    assert own == "ok"
