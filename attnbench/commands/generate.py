@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from attnbench.commands.options import CELL_FAILED, THREADS, Seconds, print_table
-from attnbench.devices.machine import usable_cores
+from attnbench.devices.machine import default_threads
 from attnbench.errors import AttnbenchError
 from attnbench.workload import DTYPES, NORMS
 
@@ -45,7 +45,7 @@ def command(plugins: str, out: Path | None, threads: int | None, **sizes: Unpack
     """
     from attnbench.sweep.generation import generate
 
-    found = generate(plugins, threads or usable_cores(), **sizes)
+    found = generate(plugins, threads or default_threads(), **sizes)
     show(found)
     if out:
         write(found, out)

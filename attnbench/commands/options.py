@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
 from attnbench.workload import DEVICES
 
@@ -29,8 +30,15 @@ DEVICE = click.option("--device", type=click.Choice(["auto", *DEVICES]), default
 
 
 def warn_of_threads(threads: int) -> None:
-    if threads > usable_cores():
-        click.echo(f"warning: {threads} threads on {usable_cores()} usable cores will fight each other", err=True)
+    cores, quota = usable_cores(), cgroup.cpus()
+    if threads > cores:
+        click.echo(f"warning: {threads} threads on {cores} usable cores will fight each other", err=True)
+    elif quota is not None and threads > quota:
+        few = f"{threads} thread{'s' * (threads > 1)}"
+        click.echo(
+            f"warning: the cgroup gives the time of {quota:g} cores to {few}, which it will halt in turns (throttled)",
+            err=True,
+        )
 
 
 def print_table(table: Table) -> None:
