@@ -84,7 +84,7 @@ def test_by_default_no_thread_is_halted(
     assert machine.default_threads() == threads
 
 
-@pytest.mark.parametrize(("quota", "said"), [(None, ""), (1.0, ""), (0.5, "the time of 0.5 cores to 1 thread")])
+@pytest.mark.parametrize(("quota", "said"), [(None, ""), (1.0, ""), (0.5, "1 thread the time of 0.5 cores")])
 def test_threads_that_will_be_throttled_are_said(
     quota: float | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,7 +85,7 @@ def write(found: Generation, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"command": ["attnbench", *sys.argv[1:]]} | asdict(found)
-        (folder / "generation.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / "generation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         if done := [result for result in found.results if "failed" not in result]:
             past = 0 if found.workload.block == "decoder" else found.prompt
             save(generation(done, past, found.title), folder / "generation")

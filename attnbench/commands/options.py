@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,16 +30,19 @@ THREADS = click.option("--threads", type=click.IntRange(1, 4096), help="[default
 DEVICE = click.option("--device", type=click.Choice(["auto", *DEVICES]), default="auto", show_default=True)
 
 
+def tell(line: str) -> None:
+    """Says something beside what was asked for. A full disk behind stderr is no reason to stop."""
+    with suppress(OSError):
+        click.echo(line, err=True)
+
+
 def warn_of_threads(threads: int) -> None:
     cores, quota = usable_cores(), cgroup.cpus()
     if threads > cores:
-        click.echo(f"warning: {threads} threads on {cores} usable cores will fight each other", err=True)
+        tell(f"warning: {threads} threads on {cores} usable cores will fight each other")
     elif quota is not None and threads > quota:
         few = f"{threads} thread{'s' * (threads > 1)}"
-        click.echo(
-            f"warning: the cgroup gives the time of {quota:g} cores to {few}, which it will halt in turns (throttled)",
-            err=True,
-        )
+        tell(f"warning: the cgroup gives {few} the time of {quota:g} cores, so it will halt them in turns (throttled)")
 
 
 def print_table(table: Table) -> None:

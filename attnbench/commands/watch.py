@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,9 +52,6 @@ class Watch:
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
         label = Workload.from_dict(rows[0]).label()
-        self._console.print(
-            f"[{self._done}/{self._cells}] {label}: {text}{fastest} ({left})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"[{self._done}/{self._cells}] {label}: {text}{fastest} ({left})"
+        with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -97,7 +97,7 @@ class Run:
         """Writes run.json in one step: the old one stays whole until the new one is."""
         temporary = self.path / "run.json.new"
         try:
-            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n")
+            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, self.path / "run.json")
         except OSError as error:
             raise AttnbenchError(f"can't write {self.path / 'run.json'}: {error.strerror}") from None
@@ -140,7 +140,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         AttnbenchError: there is no run, or a newer attnbench wrote it.
     """
     try:
-        meta = json.loads((path / "run.json").read_text())
+        meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except OSError:
         raise AttnbenchError(f"{path} is no run: it has no run.json") from None
     except ValueError:
