@@ -5,7 +5,7 @@ import sys
 import click
 
 from attnbench.commands.options import CELL_FAILED, DEVICE, THREADS, print_table, warn_of_threads
-from attnbench.devices.machine import usable_cores
+from attnbench.devices.machine import default_threads
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(device: str, threads: int | None) -> None:
     from attnbench.workers import ask
     from attnbench.workers.server import Forkserver
 
-    threads = threads or usable_cores()
+    threads = threads or default_threads()
     warn_of_threads(threads)
     with Forkserver(threads) as server:
         machine = ask.ask_machine(server)

@@ -5,7 +5,7 @@ import sys
 import click
 
 from attnbench.commands.options import CELL_FAILED, COUNT, Seconds, option, print_table
-from attnbench.devices.machine import usable_cores
+from attnbench.devices.machine import default_threads
 from attnbench.sizes import parse_precision
 
 
@@ -23,7 +23,7 @@ def command(threads: int | None, seconds: float, precision: str) -> None:
     from attnbench.workers import ask
     from attnbench.workers.server import Forkserver
 
-    wanted, threads = parse_precision(precision), threads or usable_cores()
+    wanted, threads = parse_precision(precision), threads or default_threads()
     with Forkserver(threads) as server:
         checks = look(ask.ask_machine(server).machine, threads)
         checks.append(smallest_difference(server, threads, seconds, wanted))

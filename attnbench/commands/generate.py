@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import click
 
 from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, option, print_table
-from attnbench.devices.machine import usable_cores
+from attnbench.devices.machine import default_threads
 from attnbench.errors import refusals
 from attnbench.workload import DTYPES, NORMS
 
@@ -41,7 +41,7 @@ def command(plugins: str, out: Path | None, threads: int | None, **sizes: "Unpac
     """
     from attnbench.sweep.generation import generate
 
-    found = generate(plugins, threads or usable_cores(), **sizes)
+    found = generate(plugins, threads or default_threads(), **sizes)
     show(found)
     if out:
         write(found, out)
@@ -78,7 +78,7 @@ def write(found: "Generation", folder: Path) -> None:
     with refusals(f"write to {folder}", "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         content = {"command": ["attnbench", *sys.argv[1:]]} | asdict(found)
-        (folder / "generation.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / "generation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         if done := _done(found):
             past = 0 if found.workload.block == "decoder" else found.prompt
             save(generation(done, past, found.title), folder / "generation")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
 from attnbench.workload import DEVICES
 
@@ -29,9 +31,19 @@ COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
 DEVICE = option("--device", type=click.Choice(["auto", *DEVICES]), default="auto")
 
 
+def tell(line: str) -> None:
+    """Says something beside what was asked for. A full disk behind stderr is no reason to stop."""
+    with suppress(OSError):
+        click.echo(line, err=True)
+
+
 def warn_of_threads(threads: int) -> None:
-    if threads > usable_cores():
-        click.echo(f"warning: {threads} threads on {usable_cores()} usable cores will fight each other", err=True)
+    cores, quota = usable_cores(), cgroup.cpus()
+    if threads > cores:
+        tell(f"warning: {threads} threads on {cores} usable cores will fight each other")
+    elif quota is not None and threads > quota:
+        few = f"{threads} thread{'s' * (threads > 1)}"
+        tell(f"warning: the cgroup gives {few} the time of {quota:g} cores, so it will halt them in turns (throttled)")
 
 
 def typed(ctx: click.Context) -> set[str]:

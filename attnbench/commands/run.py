@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from attnbench.commands import options
-from attnbench.commands.options import COUNT, DEVICE, PATH, THREADS, Seconds, option
+from attnbench.commands.options import COUNT, DEVICE, PATH, THREADS, Seconds, option, tell
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Given
@@ -132,10 +132,10 @@ def _measure(plan: "Plan", record: "Run", began: float) -> None:
     from attnbench.sweep import engine
 
     record.repair()  # a broken run is refused before anything is said of it
-    click.echo(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}", err=True)
+    tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}")
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
-        click.echo(f"without {what}: {why}", err=True)
+        tell(f"without {what}: {why}")
     try:
         with Watch(Console(stderr=True), len(plan.cells)) as watch:
             rows = engine.measure(plan, record, watch, began)

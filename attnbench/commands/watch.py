@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Self
 
 from rich.console import Console
@@ -43,4 +44,5 @@ class Watch:
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
         line = f"[{self._done}/{self._cells}] {Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,10 +12,18 @@ from typing import Any
 
 import psutil
 
+from attnbench.devices import cgroup
+
 
 def usable_cores() -> int:
     """Cores that this process may run on (its affinity, not what the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """As many as there are usable cores and, under a cgroup's quota, as run without being halted in turns."""
+    quota = cgroup.cpus()
+    return usable_cores() if quota is None else min(usable_cores(), max(1, int(quota)))
 
 
 LIBRARIES = ("torch", "xformers", "triton", "numpy", "pandas", "scipy")
@@ -33,9 +41,9 @@ def describe() -> dict[str, Any]:
         "hardware_threads": os.cpu_count(),
         "usable_threads": usable_cores(),
         "cache_bytes": {k: cpu[k] for k in ("l1_data_cache_size", "l2_cache_size", "l3_cache_size") if k in cpu},
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "cgroup_cpu": _read("/sys/fs/cgroup/cpu.max"),
-        "cgroup_memory": _read("/sys/fs/cgroup/memory.max"),
+        "governor": cgroup.read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "cgroup_cpus": cgroup.cpus(),
+        "cgroup_memory_bytes": cgroup.memory_bytes(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -52,11 +60,8 @@ def load() -> float:
 
 def available_memory() -> int:
     """Bytes that can be allocated before this machine, or the cgroup that holds us, runs out."""
-    free = psutil.virtual_memory().available
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit and limit.isdigit() and used and used.isdigit():
-        free = min(free, int(limit) - int(used))
-    return int(free)
+    free, held = int(psutil.virtual_memory().available), cgroup.free_bytes()
+    return free if held is None else min(free, held)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -81,22 +86,6 @@ def busy_children(pid: int, seconds: float = 0.05) -> float:
     return (sum(map(cpu_seconds, children)) - before) / seconds
 
 
-def oom_kills() -> int:
-    """How often the kernel has killed in our cgroup for want of memory."""
-    for line in (_read("/sys/fs/cgroup/memory.events") or "").splitlines():
-        name, _, count = line.partition(" ")
-        if name == "oom_kill":
-            return int(count)
-    return 0
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
-
-
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -111,7 +100,8 @@ def _git() -> str | None:
             ["git", "describe", "--always", "--dirty"],
             cwd=Path(__file__).parent,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -127,7 +117,9 @@ def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
     sizes: dict[int, dict[str, int]] = {}
     for index in root.glob("cpu[0-9]*/cache/index[0-9]*"):
         try:
-            level, shared, size = ((index / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            level, shared, size = (
+                (index / name).read_text(encoding="utf-8").strip() for name in ("level", "shared_cpu_list", "size")
+            )
             unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[-1]]
             sizes.setdefault(int(level), {})[shared] = int(size[:-1]) * unit
         except (OSError, ValueError, KeyError, IndexError):

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
+from attnbench import home
 from attnbench.errors import AttnbenchError
 from attnbench.records import run
 from attnbench.theory.roofline import Ceilings
@@ -21,7 +20,7 @@ def stored_at(facts: Mapping[str, Any], device: str, threads: int) -> Path:
     """Where the ceilings of a machine are kept. facts: `device.describe`."""
     # A GPU's ceilings don't depend on the CPU's threads.
     key = json.dumps([*run.identity(dict(facts)), device, threads if DEVICES[device].host else None])
-    return user_cache_path("attnbench") / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return home.cache() / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def store(ceilings: Ceilings, facts: Mapping[str, Any]) -> Path:
@@ -35,7 +34,7 @@ def store(ceilings: Ceilings, facts: Mapping[str, Any]) -> Path:
     temporary = path.with_suffix(f".{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise AttnbenchError(f"can't write {path}: {error.strerror}; set XDG_CACHE_HOME to a folder you own") from None
@@ -45,6 +44,6 @@ def store(ceilings: Ceilings, facts: Mapping[str, Any]) -> Path:
 def stored(facts: Mapping[str, Any], device: str, threads: int) -> Ceilings | None:
     """The ceilings that were kept for a machine, device and number of threads; None if there are none, or broken."""
     try:
-        return Ceilings.from_dict(json.loads(stored_at(facts, device, threads).read_text()))
+        return Ceilings.from_dict(json.loads(stored_at(facts, device, threads).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None

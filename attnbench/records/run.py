@@ -86,7 +86,7 @@ class Run:
         """Writes run.json in one step: the old one stays whole until the new one is."""
         temporary, path = self.path / "run.json.new", self.path / "run.json"
         with refusals(f"write {path}"):
-            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n")
+            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, path)
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -119,7 +119,7 @@ class Run:
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
     try:
-        meta = json.loads((path / "run.json").read_text())
+        meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except OSError:
         raise AttnbenchError(f"{path} is no run: it has no run.json") from None
     except ValueError:

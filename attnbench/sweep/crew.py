@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from attnbench.devices import machine
+from attnbench.devices import cgroup
 from attnbench.devices.bursts import burst_size
 from attnbench.devices.device import of
 from attnbench.sweep.cell import Cell
@@ -89,7 +89,7 @@ class Crew:
     def ask(self, cell: Cell, worker: Worker, request: Request[A]) -> A | None:
         """The answer, within what is left of the cell's time limit; what goes wrong instead is the cell's status."""
         spent, limit = self.spent.get(cell, 0.0), self._settings.timeout
-        kills, began = machine.oom_kills(), time.monotonic()
+        kills, began = cgroup.oom_kills(), time.monotonic()
         answer: A | Failure | None = None
         try:
             answer = worker.request(request, max(0.001, limit - spent))
@@ -98,7 +98,7 @@ class Crew:
             cell.end("timeout", f"no answer within {limit:.0f} s (--timeout)")
         except Closed:
             code = worker.end()
-            if code == -9 and machine.oom_kills() > kills:
+            if code == -9 and cgroup.oom_kills() > kills:
                 cell.end("out-of-memory", "killed by the kernel: the cgroup's memory ran out")
             else:
                 last = (worker.output().splitlines() or [""])[-1]

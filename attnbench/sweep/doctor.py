@@ -76,7 +76,7 @@ def _frequency(facts: Mapping[str, Any]) -> Check:
 
 
 def _threads(facts: Mapping[str, Any], threads: int) -> Check:
-    usable, cores, quota = int(facts["usable_threads"]), int(facts["cores"]), _quota(facts.get("cgroup_cpu"))
+    usable, cores, quota = int(facts["usable_threads"]), int(facts["cores"]), facts.get("cgroup_cpus")
     found = f"{threads} of {usable} usable hardware threads, {cores} cores"
     if quota is not None:
         found += f", cgroup gives {quota:g}"
@@ -87,12 +87,6 @@ def _threads(facts: Mapping[str, Any], threads: int) -> Check:
     if threads > cores:
         return Check("threads", found, f"some share a core; --threads {cores} is steadier")
     return Check("threads", found)
-
-
-def _quota(cpu_max: str | None) -> float | None:
-    """CPUs that the cgroup may use, from its cpu.max ("max 100000", "150000 100000")."""
-    allowed, _, period = (cpu_max or "").partition(" ")
-    return int(allowed) / int(period) if allowed.isdigit() and period.isdigit() else None
 
 
 def _memory() -> Check:

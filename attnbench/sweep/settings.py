@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, Unpack
 
-from attnbench.devices.machine import usable_cores
+from attnbench.devices.machine import default_threads
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import (
     STANDARD,
@@ -132,7 +132,7 @@ def _sweep(given: Given) -> Sweep:
     elif preset:
         shape = shape_of(preset)
         asked = {name: (getattr(shape, name),) for name in _SHAPE} | asked
-    threads = given.get("threads") or usable_cores()
+    threads = given.get("threads") or default_threads()
     return Sweep(**({"dtype": ()} | asked), device=given.get("device", "auto"), threads=threads)
 
 

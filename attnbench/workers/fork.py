@@ -34,7 +34,7 @@ def serve_forks(fd: int) -> NoReturn:
     from attnbench.workers import serve  # loads torch, once for all
 
     for module in _PRELOADED:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # whatever ails it here is for the plugin that needs it
             import_module(module)
 
     workers: set[int] = set()

@@ -15,9 +15,12 @@ from typing import IO, TypeVar
 
 from msgspec import DecodeError, msgpack
 
+from attnbench import home
 from attnbench.errors import AttnbenchError
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import Answer, Failure, Reap, Request, Start, decode_answer, encode, printable
+
+_LAST_BYTES = 2000  # of what a worker printed
 
 A = TypeVar("A", bound=Answer)
 
@@ -28,7 +31,7 @@ class Worker:
     def __init__(self, server: Forkserver, pid: int, channel: Channel, log: IO[bytes]) -> None:
         self._server, self.pid, self.channel, self._log = server, pid, channel, log
         self._code: int | None = None
-        self._ended = False
+        self._ended, self._printed = False, ""
 
     def request(self, request: Request[A], seconds: float | None = None) -> A | Failure:
         """Sends a request and waits for its answer.
@@ -49,13 +52,17 @@ class Worker:
             self._ended = True
             self.channel.close()
             self._code = self._server.reap(self.pid)
+            self._printed = self.output()
+            self._log.close()
         return self._code
 
-    def output(self, limit: int = 2000) -> str:
+    def output(self) -> str:
         """The last of what the worker printed."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - limit))
-        return printable(self._log.read().decode(errors="replace")).strip()
+        if not self._log.closed:
+            size = self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(0, size - _LAST_BYTES))
+            self._printed = printable(self._log.read().decode(errors="replace")).strip()
+        return self._printed
 
 
 class Forkserver:
@@ -64,15 +71,23 @@ class Forkserver:
     def __init__(self, threads: int) -> None:
         # Idle workers must not spin: a waiting OpenMP pool would take the core of the one that is being timed.
         # Nor may inductor's compiler processes, which outlive a compilation.
-        self._environment = os.environ | {
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "OMP_NUM_THREADS": str(threads),
-            "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
-            # Whether there is a GPU is asked of NVML: asking CUDA itself would make it useless in every fork.
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        }
+        self._environment = (
+            os.environ
+            | home.environment()
+            | {
+                "TORCHINDUCTOR_COMPILE_THREADS": "1",
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "OMP_NUM_THREADS": str(threads),
+                "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
+                # Whether there is a GPU is asked of NVML: asking CUDA itself would make it useless in every fork.
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+                # torch reads its own sources in the locale's encoding.
+                "PYTHONUTF8": "1",
+                # Whoever makes errors of warnings means their own code, not what torch warns of as it is imported.
+                "PYTHONWARNINGS": "",
+                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            }
+        )
         self._launch()
 
     def _launch(self) -> None:

@@ -46,7 +46,7 @@ def _prctl(option: int, value: int) -> None:
 
 def _data_bytes() -> int | None:
     try:
-        with open("/proc/self/status") as status:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
     except (OSError, StopIteration):
         return None
