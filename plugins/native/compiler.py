@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -110,7 +111,10 @@ def _key(path: Path, command: list[str]) -> str:
 
 def _cache() -> Path:
     """The user's cache folder, or a temporary one of this user's where that can't be written."""
-    for folder in (user_cache_path("attnbench"), Path(tempfile.gettempdir()) / f"attnbench-{os.getuid()}"):
+    folders = [Path(tempfile.gettempdir()) / f"attnbench-{os.getuid()}"]
+    with suppress(RuntimeError):  # nobody's home is known
+        folders.insert(0, user_cache_path("attnbench"))
+    for folder in folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
