@@ -83,6 +83,7 @@ class Pools:
     def __init__(self, workload: Workload, gates: Sequence[int] = ()) -> None:
         self._workload, self._shapes = workload, shapes(workload, gates)
         self._step = _LINE // workload.itemsize
+        self._strides = [tuple(prod(shape[i + 1 :]) for i in range(len(shape))) for shape in self._shapes]
         sizes = [-(-(prod(shape) + _PLACES * self._step) // _PERIOD) for shape in self._shapes]
         self._pools = [_empty(workload, (size, _PERIOD)) for size in sizes]
         self._values = [_empty(workload, (size, _PERIOD)) for size in sizes]
@@ -111,8 +112,7 @@ class Pools:
         return [[self._view(i, places.randrange(_PLACES)) for i in range(len(self._pools))] for _ in range(count)]
 
     def _view(self, i: int, place: int) -> Tensor:
-        shape, start = self._shapes[i], place * self._step
-        return self._pools[i].view(-1)[start : start + prod(shape)].view(shape)
+        return self._pools[i].as_strided(self._shapes[i], self._strides[i], place * self._step)
 
     def touch(self) -> None:
         """Reads all values once: what others did meanwhile has taken them out of the caches."""

@@ -24,7 +24,7 @@ from attnbench.workers.witness import as_bytes
 _PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
 _LIBRARIES_BYTES = 8 << 20  # what libraries keep from their first call on, for anybody
-_SETS = 512  # of tensors for the calls of a burst; one that holds more calls uses them again
+_SETS = 256  # of tensors for the calls of a burst; one that holds more calls uses them again
 
 
 @dataclass(frozen=True)
