@@ -23,7 +23,7 @@ from attnbench.sweep.plan import cells_of
 from attnbench.sweep.rounds import measure
 from attnbench.sweep.settings import Settings
 from attnbench.task import inputs
-from attnbench.workers.ask import ask
+from attnbench.workers.ask import ask, ask_machine
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
@@ -130,4 +130,4 @@ def workloads(count: int, seed: int, threads: int) -> Iterator[Workload]:
 
 
 def machine_facts(server: Forkserver) -> dict[str, object]:
-    return dict(ask.ask_machine(server).machine)
+    return dict(ask_machine(server).machine)
