@@ -122,3 +122,20 @@ def test_one_process_serves_all_workloads_where_nothing_goes_wrong() -> None:
     assert {status for status, _ in (*kept, *fresh)} == {"ok"}
     assert len({process for _, process in kept}) == 1
     assert len({process for _, process in fresh}) == 3
+
+
+@pytest.mark.parametrize("status", ["crashed", None])
+def test_what_ended_before_keeps_its_status_whatever_it_does_between_its_calls(status: str | None) -> None:
+    session: Any = Session(SimpleNamespace(), Settings("", 0.02, 1, 1, 1))
+    one = cell("one")
+    one.family = "exact"
+    busy = Measured({}, samples=[[0, i, 0.0, 1, 1 + i / 100] for i in range(8)])
+    busy.idle.add(1.0, 1.0)
+    session._measured = {one: busy}
+    if status:
+        one.end(status, "why")
+    row = session._ended(one)
+    assert (row["status"], row["reason"]) == (
+        ("crashed", "why") if status else ("wrong", "it keeps 1.0 cores busy between its calls")
+    )
+    assert "latency_s" not in row

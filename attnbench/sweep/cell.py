@@ -75,9 +75,9 @@ class Measured:
     """The least that a call kept in any process: a leak shows in all, what the allocator happens to keep in some."""
     claimed_s: float = 0.0
     """Of bursts that nobody checked, by the worker's clock."""
-    bursts: Spent = field(default_factory=lambda: Spent())
+    bursts: Spent = field(default_factory=Spent)
     """For them, as the session sees it."""
-    idle: Spent = field(default_factory=lambda: Spent())
+    idle: Spent = field(default_factory=Spent)
     """Between bursts."""
     planned: int = 0
     """Rounds, in all processes together."""

@@ -314,9 +314,9 @@ class Session:
         if cell.status is None and measured:
             base = self._baseline and self._baseline.status is None and self._measured.get(self._baseline)
             figures = rows.figures(cell, measured, base or None, settings)
-        if reason := (measured and measured.contradiction()) or impossible(found | figures, settings.ceilings):
-            cell.end("wrong", reason)
-            figures = {"samples": figures["samples"]}
+            if reason := measured.contradiction() or impossible(found | figures, settings.ceilings):
+                cell.end("wrong", reason)
+                figures = {"samples": figures["samples"]}
         return found | figures | {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}
 
 
