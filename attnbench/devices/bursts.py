@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil
@@ -63,20 +63,26 @@ class Timer:
         given: tensors for one call after the other, taken in turn; the timer's own where there are none.
         keep: which call's output to return.
         """
-        turns, keep = cycle(given or (self.tensors,)), keep % calls
+        turns = cycle(given or (self.tensors,))
         began = clock()
         for tensors in islice(turns, head):
             self.call(*tensors)
         start = clock()
-        for tensors in islice(turns, keep):
-            self.call(*tensors)
-        self.kept = next(turns)
-        out = self.call(*self.kept)
-        for tensors in islice(turns, calls - 1 - keep):
-            self.call(*tensors)
+        out = self._calls(turns, calls, keep)
         self._wait()
         end = clock()
         return Burst(start, calls, end - start, end - began), out
+
+    def _calls(self, turns: Iterator[Sequence[Tensor]], calls: int, keep: int) -> Any:
+        """Makes so many calls and gives what number `keep` returned."""
+        before = keep % calls
+        for tensors in islice(turns, before):
+            self.call(*tensors)
+        self.kept = next(turns)
+        out = self.call(*self.kept)
+        for tensors in islice(turns, calls - 1 - before):
+            self.call(*tensors)
+        return out
 
     def warm_up(self, last_s: float = 0.0) -> tuple[float, float]:
         """Calls until a call gets no faster, for at most a third of a second; long calls are steady at once.

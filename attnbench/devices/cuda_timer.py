@@ -85,11 +85,7 @@ class CudaTimer(Timer):
         first, last = _event(), _event()
         start = clock()
         first.record()
-        for _ in range(keep % calls):
-            self.call(*next(self._turns))
-        out = self._kept_call()
-        for _ in range(calls - 1 - keep % calls):
-            self.call(*next(self._turns))
+        out = self._calls(self._turns, calls, keep)
         last.record()
         enqueued = clock() - start
         torch.cuda.synchronize()
@@ -122,7 +118,7 @@ class CudaTimer(Timer):
             if graph:
                 graph.replay()
             else:
-                out = self._kept_call()
+                out = self._calls(self._turns, 1, -1)
             last.record()
         torch.cuda.synchronize()
         return sum(first.elapsed_time(last) for first, last in pairs) / 1e3, out
@@ -132,14 +128,8 @@ class CudaTimer(Timer):
         graph = torch.cuda.CUDAGraph()
         # The outer one comes back to this stream: where a capture fails, torch's own end of it does not.
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-            for _ in range(calls - 1):
-                self.call(*next(self._turns))
-            out = self._kept_call()
+            out = self._calls(self._turns, calls, -1)
         return graph, out
-
-    def _kept_call(self) -> Any:
-        self.kept = next(self._turns)
-        return self.call(*self.kept)
 
 
 def _event() -> torch.cuda.Event:

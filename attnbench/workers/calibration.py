@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 Shape: TypeAlias = tuple[int, int, int, int]
 """(batch, m, k, n) of products (m x k) (k x n)."""
-SQUARES: tuple[Shape, ...] = tuple(
-    (1, n, n, n) for n in (512, 1024, 2048, 4096, 8192)
-)  # a GPU needs the last to be busy
+SQUARES: tuple[Shape, ...] = tuple((1, n, n, n) for n in (512, 1024, 2048, 4096, 8192))  # a GPU wants the last
 ATTENTION: tuple[Shape, ...] = ((8, 2048, 64, 2048), (8, 2048, 2048, 64))  # Q K^T and P V of 8 heads
 _FLOATS = ("float32", "bfloat16", "float16")
 _TINY: Shape = (1, 256, 256, 256)
@@ -141,7 +139,7 @@ def _ways(dtype: torch.dtype, device: str) -> dict[str, _Way]:
     if dtype == torch.int8:
         return {"torch._int_mm": integers}
     # A convolution of 1 x 1 is the same product; on a CPU by oneDNN, where MKL may use half of one that is not Intel's.
-    return {"torch.matmul": floats} | {"1 x 1 convolution": convolution}
+    return {"torch.matmul": floats, "1 x 1 convolution": convolution}
 
 
 def _reads(device: str, size: int, seconds: float) -> Iterator[tuple[float, str]]:
