@@ -97,32 +97,71 @@ def global_state() -> dict[str, Any]:
         "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
         "torch.backends.cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
         "torch.initial_seed()": torch.initial_seed(),
+        "modes of torch": torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack(),
+        "what follows Python's calls": str((sys.getprofile(), sys.gettrace())),
         # Variables that are added, as torch.compile does, change nothing for others.
         **{f"os.environ[{name!r}]": value for name, value in os.environ.items()},
     }
 
 
+# What the reference and the judge are made of, below Python.
+_OPERATORS = """
+    _softmax softmax.int matmul mm bmm mul.Tensor mul_.Tensor div.Tensor add.Tensor sub.Tensor masked_fill_.Scalar exp
+    linalg_vector_norm norm.Scalar norm.ScalarOpt_dim abs max amax sum sum.dim_IntList clamp_min cat index.Tensor copy_
+    index_select _to_copy clone equal eq.Tensor all isnan isfinite item _local_scalar_dense
+"""
+
+
 class Functions:
-    """The functions that calls and their checks are made of, as they are now: torch's, the clock's and attnbench's."""
+    """What calls and their checks are made of, as it is now: functions and operators of torch, the clock, attnbench."""
 
     def __init__(self) -> None:
         ours = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "attnbench"]
         kinds = [kind for module in ours for kind in vars(module).values() if isinstance(kind, type)]
         kinds = [kind for kind in kinds if kind.__module__.split(".")[0] == "attnbench"]
-        self._known: list[tuple[Any, dict[str, Any]]] = [
-            (owner, {name: value for name, value in vars(owner).items() if callable(value)})
-            for owner in (torch, torch.Tensor, torch.nn.functional, torch.linalg, time, *ours, *kinds)
+        torchs = (torch, torch.Tensor, torch.nn.functional, torch.linalg, torch.cuda, torch.cuda.Event)
+        self._known: list[tuple[Any, dict[str, tuple[Any, Any]]]] = [
+            (owner, {name: (value, _code(value)) for name, value in vars(owner).items() if callable(value)})
+            for owner in (*torchs, time, *ours, *kinds)
         ]
+        self._constants = [(module, _constants(module)) for module in ours]
+        self._kernels = {name: _kernels(name) for name in _OPERATORS.split()}
 
     def replaced(self) -> str | None:
         """What is wrong where one is another by now. What was added disturbs nobody, nor what torch itself does."""
         for owner, known in self._known:
             now = vars(owner)
-            for name, value in known.items():
-                code = getattr(now.get(name), "__code__", None)
-                if now.get(name) is not value and not (code and code.co_filename.startswith(_TORCH)):
+            for name, (value, was) in known.items():
+                code = _code(now.get(name))
+                same = now.get(name) is value and code is was
+                if not same and not (code and code.co_filename.startswith(_TORCH)):
                     return f"replaces {owner.__name__}.{name}"
+        for module, before in self._constants:
+            for name, told in _constants(module).items():
+                if before.get(name, told) != told:
+                    return f"changes {module.__name__}.{name}"
+        for name, lines in self._kernels.items():
+            if any(_TORCH not in line and "(inactive)" not in line for line in _kernels(name) - lines):
+                return f"replaces aten::{name.partition('.')[0]}"
         return None
+
+
+def _code(function: Any) -> Any:
+    return getattr(function, "__code__", None)
+
+
+def _constants(module: Any) -> dict[str, str]:
+    """Numbers, words and tables of a module, by their names in capitals."""
+    return {
+        name: repr(value)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, (int, float, str, tuple, dict))
+    }
+
+
+def _kernels(operator: str) -> set[str]:
+    """A line for each kernel of one of torch's operators, which says where it was registered."""
+    return set(torch._C._dispatch_dump(f"aten::{operator}").splitlines())
 
 
 def storage(tensor: Tensor) -> int:

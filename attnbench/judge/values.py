@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from attnbench.task.transformer import Block
 from attnbench.workload import Workload
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
+_GLANCE_ROWS = 4
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
 Errors = dict[str, Error | None]
 
@@ -63,6 +65,32 @@ def judge(
     if not all(bool(x.isfinite().all()) for x in outputs(raw)):  # all rows, not the sampled ones alone
         problems.insert(0, "output has NaN or infinite values")
     return Judgement(columns, next((problem for problem in problems if problem), None))
+
+
+def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: int) -> str | None:
+    """What is wrong with a few rows of one head of an output, at a small part of what the call took; or None.
+
+    Nothing is looked at where that would take long: blocks, ragged batches, recurrences, and a quantized past.
+    """
+    w, definition = task.workload, task.definitions["self"]
+    operands = definition.operands if isinstance(definition, Softmax) else None
+    if w.scope == "block" or w.lengths or isinstance(definition, Recurrence) or (operands and w.decodes):
+        return None
+    drawn = Random(draw)
+    b, h = drawn.randrange(w.batch), drawn.randrange(w.kv_heads)
+    batch, head, heads = slice(b, b + 1), slice(h, h + 1), slice(h * w.group, (h + 1) * w.group)
+    rows = torch.tensor(sorted(drawn.sample(range(w.seq), min(w.seq, _GLANCE_ROWS))), device=tensors[0].device)
+    query, *tokens = tensors[:-1] if w.trains else tensors
+    if operands:
+        query, *tokens = operands(query, *tokens)
+    tokens = [x[batch, head] for x in tokens]
+    if past := task.past[0].get("self"):
+        tokens = [torch.cat([old[batch, head], new], 2) for old, new in zip(past, tokens, strict=True)]
+    key, value, *gates = tokens
+    part = task.parts["self"].replace(batch=1, heads=w.group, kv_heads=1)
+    should = reference.expected_at(definition, part, query[batch, heads][:, :, rows], key, value, rows, gates)
+    actual = outputs(raw)[0].detach()[batch, heads][:, :, rows]
+    return deviation.verdict_of_rows(deviation.compare(actual, should), deviation.tolerance(w, family))
 
 
 def _worse(one: Errors, other: Errors) -> Errors:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from attnbench.errors import Failed
 from attnbench.plugin import Attention, Call, Decoding, Definition, Plugin, built
 from attnbench.task import inputs, ragged
 from attnbench.task.transformer import Stack
@@ -196,9 +197,14 @@ class _Tapped:
         self.task, self.layer, self.name, self.call = task, layer, name, call
 
     def __call__(self, *tensors: Tensor) -> Tensor:
+        if self.task._taps is None:
+            return self.call(*tensors)
+        before = [x.detach().clone() for x in tensors]
         out = self.call(*tensors)
-        if self.task._taps is not None:
-            self.task._taps.append(Tap(self.layer, self.name, tensors, out))
+        # What it left in its inputs would be taken for what it was given.
+        if not all(torch.equal(x.detach().nan_to_num(), y.nan_to_num()) for x, y in zip(tensors, before, strict=True)):
+            raise Failed("wrong", "a call changes its inputs")
+        self.task._taps.append(Tap(self.layer, self.name, tensors, out))
         return out
 
 

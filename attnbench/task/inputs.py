@@ -71,6 +71,8 @@ def _empty(workload: Workload, shape: tuple[int, ...]) -> Tensor:
 
 _LINE, _PLACES = 128, 1024  # bytes between the places at which a tensor may begin, and how many places there are
 _PERIOD, _ALTERED = 4096, 512  # elements, and how many of so many `alter` changes
+_SOME = 8  # times so many elements, where what changed is looked for in passing
+_VIEWS = 128  # of each tensor; further calls get them in other combinations, of which there are so many squared
 
 
 class Pools:
@@ -91,25 +93,26 @@ class Pools:
     def draw(self, number: int) -> None:
         """All values."""
         fill(self._values, self._workload, number)
-        self._show()
+        for pool, values in zip(self._pools, self._values, strict=True):
+            pool.copy_(values)
 
     def alter(self, number: int) -> None:
-        """Some of the values, so that who knows a call's tensors by where they are or by a look at them is mistaken."""
+        """Some of the values, so that who knows a call's tensors by where they are or by a look at them is mistaken.
+
+        The others stay as calls have left them: what was written there shows.
+        """
         columns = torch.tensor(Random(number).sample(range(_PERIOD), _ALTERED), device=self._workload.device)
         drawn = [values.new_empty(len(values), _ALTERED) for values in self._values]
         fill(drawn, self._workload, number)
-        for values, some in zip(self._values, drawn, strict=True):
+        for pool, values, some in zip(self._pools, self._values, drawn, strict=True):
             values[:, columns] = some
-        self._show()
-
-    def _show(self) -> None:
-        for pool, values in zip(self._pools, self._values, strict=True):
-            pool.data.copy_(values)  # a tensor's version does not tell of it
+            pool.data[:, columns] = some  # a tensor's version does not tell of it
 
     def views(self, count: int, number: int) -> list[list[Tensor]]:
         """Tensors for so many calls, contiguous and of the right shapes; the same number gives the same places."""
-        places = Random(number)
-        return [[self._view(i, places.randrange(_PLACES)) for i in range(len(self._pools))] for _ in range(count)]
+        places, few = Random(number), min(count, _VIEWS)
+        made = [[self._view(i, place) for place in places.sample(range(_PLACES), few)] for i in range(len(self._pools))]
+        return [[views[(n + i * (n // few)) % few] for i, views in enumerate(made)] for n in range(count)]
 
     def _view(self, i: int, place: int) -> Tensor:
         return self._pools[i].as_strided(self._shapes[i], self._strides[i], place * self._step)
@@ -119,6 +122,10 @@ class Pools:
         for pool in self._pools:
             pool.view(torch.int32).amax()
 
-    def are_changed(self) -> bool:
-        """Whether a call has written into them."""
-        return not all(torch.equal(pool, values) for pool, values in zip(self._pools, self._values, strict=True))
+    def are_changed(self, number: int | None = None) -> bool:
+        """Whether a call has written into them; with a number only of some of them, which it says."""
+        for pool, values in zip(self._pools, self._values, strict=True):
+            some = slice(None) if number is None else Random(number).sample(range(len(pool)), min(_SOME, len(pool)))
+            if not torch.equal(pool[some], values[some]):
+                return True
+        return False
