@@ -21,8 +21,10 @@ REQUESTS: list[m.AnyRequest] = [
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
     m.Prepare(W, "a:B", {}, True, 1 << 40, True, True),
-    m.Witness(W, 1 << 40, 2, b"out"),
-    m.Burst(3, 1, 7),
+    m.Witness(W, m.Given((1 << 40, 2), 3, 4, 1), 2, b"out"),
+    m.Aim(3, 1, 7, 2),
+    m.Burst(),
+    m.Look(),
     m.Finish(0.5),
     m.Release(),
 ]
@@ -36,7 +38,9 @@ ANSWERS: list[m.AnyAnswer] = [
     m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
     m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, {"density": None, "timing": "clock", "tolerance": 1e-3}, "NaN"),
     m.Witnessed(1e-7, 1e-6, 1.0, 1e-6),
-    m.Timed(1.0, 2.0, 3.0, None, None),
+    m.Aimed(),
+    m.Timed(1.0, 2.0, 3.0, None),
+    m.Looked(0.5, None, {"tolerance": 1e-3}, b"out"),
     m.Finished(0.0, {}),
     m.Released(),
 ]
@@ -76,9 +80,7 @@ def test_what_is_no_figure_can_not_be_said(column: object) -> None:
         b"",
         b"hello",
         msgspec.msgpack.encode({"type": "Timed", "start": 1.0}),
-        msgspec.msgpack.encode(
-            {"type": "Timed", "start": "now", "seconds": 1.0, "calls_s": 1.0, "wall_s": None, "wrong": None}
-        ),
+        msgspec.msgpack.encode({"type": "Timed", "start": "now", "seconds": 1.0, "calls_s": 1.0, "wall_s": None}),
         msgspec.msgpack.encode({"type": "Praise"}),
         m.encode(m.Release()),
     ],
@@ -88,7 +90,7 @@ def test_anything_else_on_the_socket_is_a_worker_that_is_gone(said: bytes) -> No
     worker = Worker(None, 0, ours, None)  # type: ignore[arg-type]
     theirs.send(said)
     with pytest.raises(Closed):
-        worker.request(m.Burst(1, 0, 0), 5)
+        worker.request(m.Burst(), 5)
 
 
 def test_texts_keep_their_lines_and_lose_what_moves_a_cursor() -> None:

@@ -71,9 +71,9 @@ class Decay(Plugin):
         return Decoding(start, lambda state, *tensors: self.scan(w, state, *tensors), "token by token")
 
 
-def verdict(task: Task, family: str, tensors: list[Tensor], raw: Any, rows: Tensor) -> dict[str, Any]:
+def verdict(task: Task, family: str, tensors: list[Tensor], raw: Any) -> dict[str, Any]:
     """As a worker sends it: the errors, and what is wrong."""
-    found = judge(task, family, tensors, raw, task.taps(tensors, raw), rows, 0)
+    found = judge(task, family, tensors, raw, task.taps(tensors, raw), 0)
     return found.columns | ({"failed": "wrong", "reason": found.problem} if found.problem else {})
 
 
@@ -85,7 +85,7 @@ def judged(plugin: Plugin, w: Workload) -> dict[str, Any]:
     try:
         inputs.fill(tensors, w, 0)
         raw = task.call(*tensors)
-        return verdict(task, plugin.family, tensors, raw, reference.sample_rows(w.seq, 0))
+        return verdict(task, plugin.family, tensors, raw)
     finally:
         torch.set_grad_enabled(True)
 
@@ -211,7 +211,7 @@ def test_a_state_that_a_step_changes_is_found_by_the_second() -> None:
     task = Task(ChangesItsState(), w)
     tensors = inputs.empty(w, task.gates["self"])
     inputs.fill(tensors, w, 0)
-    verdicts = [verdict(task, "recurrent", tensors, task.call(*tensors), torch.tensor([0])) for _ in range(2)]
+    verdicts = [verdict(task, "recurrent", tensors, task.call(*tensors)) for _ in range(2)]
     assert ["failed" in v for v in verdicts] == [False, True]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnbench.task.inputs import Pools
+from attnbench.workers.messages import Given
 from attnbench.workers.witness import Witness, as_bytes
 from attnbench.workload import Workload
 
@@ -39,13 +40,29 @@ def shown(w: Workload) -> list[Tensor]:
 def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dtype: str) -> None:
     w = Workload(seq=seq, kv_seq=seq, heads=2, kv_heads=1, head_dim=32, value_dim=16, mask=mask, dtype=dtype)
     out = F.scaled_dot_product_attention(*shown(w), is_causal=w.is_causal, enable_gqa=True)
-    witness = Witness()
+    witness, given = Witness(), Given((NUMBER, NUMBER + 1), NUMBER)
     bound = 1e-6 if dtype == "float32" else 1e-2
-    assert witness.error(w, NUMBER, 1, as_bytes(out)).rel_l2 < bound
-    assert witness.error(w, NUMBER, 2, as_bytes(out.mT.contiguous().mT)).rel_l2 < bound  # as it lies in memory
-    assert witness.error(w, NUMBER + 1, 1, as_bytes(out)).rel_l2 > 0.1  # of other values
+    error, problem = witness.judge(w, given, 1, as_bytes(out))
+    assert error.rel_l2 < bound
+    assert problem is None
+    assert witness.judge(w, given, 2, as_bytes(out.mT.contiguous().mT))[0].rel_l2 < bound  # as it lies in memory
+    for other in (Given((NUMBER,), NUMBER), Given((NUMBER, NUMBER + 1), 7), Given((NUMBER, NUMBER + 1), NUMBER, 3, 1)):
+        error, problem = witness.judge(w, other, 1, as_bytes(out))
+        assert error.rel_l2 > 0.1
+        assert "over the tolerance" in (problem or "")
     out[:, :, seq // 8 : seq // 4] = 0
-    assert witness.error(w, NUMBER, 1, as_bytes(out)).rel_l2 > 0.1
+    assert witness.judge(w, given, 1, as_bytes(out))[0].rel_l2 > 0.1
+
+
+def test_it_knows_what_a_call_in_the_middle_of_a_burst_was_given() -> None:
+    """More calls than there are sets of tensors for: they come again from the beginning."""
+    w = Workload(seq=8, kv_seq=8, heads=1, kv_heads=1, head_dim=8, value_dim=8)
+    pools = Pools(w)
+    pools.draw(1)
+    pools.alter(2)
+    views = pools.views(20_000, 3)
+    out = F.scaled_dot_product_attention(*views[19_000 % len(views)])
+    assert Witness().judge(w, Given((1, 2), 3, 20_000, 19_000), 5, as_bytes(out))[1] is None
 
 
 def test_views_are_apart_and_altered_without_a_trace() -> None:

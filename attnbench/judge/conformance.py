@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnbench import registry
-from attnbench.judge import form, reference
+from attnbench.judge import form
 from attnbench.judge.values import judge
 from attnbench.plugin import Call, Plugin
 from attnbench.task import inputs
@@ -110,8 +110,7 @@ def _called(plugin: Plugin, task: Task, strided: bool) -> Checked:
         problem = form.overwritten(outs, earlier) or form.changed(tensors, values) or form.disturbed(before)
         if problem:
             return Checked("wrong", problem, said, measures)
-        rows = reference.sample_rows(w.seq, number)
-        found = judge(task, plugin.family, tensors, raw, task.taps(tensors, raw), rows, number)
+        found = judge(task, plugin.family, tensors, raw, task.taps(tensors, raw), number)
         measures = {name: max(value, measures.get(name, value)) for name, value in found.columns.items()}
         if problem := form.unfinished(outs, seen) or found.problem:
             return Checked("wrong", problem, said, measures)

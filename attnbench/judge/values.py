@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnbench.judge import deviation, reference
 from attnbench.judge.deviation import Error
-from attnbench.judge.reference import expected_block
+from attnbench.judge.reference import EVERY_ROW, expected_block
 from attnbench.plugin import Definition, Recurrence, Softmax
 from attnbench.task.call import Tap, Task, outputs
 from attnbench.task.transformer import Block
@@ -20,6 +20,7 @@ from attnbench.workload import Workload
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
 _GLANCE_ROWS = 4
+_SAMPLED = 256  # rows up to which all are looked at where an error is told, and nothing is decided
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
 Errors = dict[str, Error | None]
 
@@ -32,8 +33,20 @@ class Judgement:
     problem: str | None
 
 
+def needs_taps(task: Task) -> bool:
+    """Whether what a call returns can't be judged without the attentions inside it: see `judge`."""
+    w = task.workload
+    return w.scope == "attention" or w.trains or not _is_whole(task)
+
+
+def _is_whole(task: Task) -> bool:
+    w = task.workload
+    recurrent = any(isinstance(definition, Recurrence) for definition in task.definitions.values())
+    return task.stack is not None and w.layers == 1 and not w.lengths and not recurrent
+
+
 def judge(
-    task: Task, family: str, tensors: Sequence[Tensor], raw: Any, taps: Sequence[Tap], rows: Tensor, draw: int
+    task: Task, family: str, tensors: Sequence[Tensor], raw: Any, taps: Sequence[Tap], draw: int, apart: bool = True
 ) -> Judgement:
     """Whether an output is that of the function that the variant defines, and how far that is from softmax attention.
 
@@ -42,19 +55,20 @@ def judge(
     would be gone through token by token twice.
 
     tensors: what the call that returned `raw` got. taps: the attentions inside it, as `Task.taps` tells them.
-    rows: the positions to look at. draw: which heads' gradients.
+    draw: which rows are looked at, and which heads' gradients.
+    apart: tell the approximation error, too, of fewer rows, and whether the attentions inside a whole block are right.
     """
     w = task.workload
     allowed = deviation.tolerance(w, family)
     columns = {"tolerance": allowed}
-    found, problems = _end_to_end(task, tensors, outputs(raw)[0], rows, allowed)
-    whole = bool(found)
+    whole = _is_whole(task)
+    found, problems = _end_to_end(task, tensors, outputs(raw)[0], draw, allowed, apart) if whole else ({}, [])
     shown = [each for tap in taps for each in task.problems(tap)]
     for part, tap in shown:
-        errors, problem = _tap(task, part, tap, reference.sample_rows(part.seq, draw) if w.lengths else rows, allowed)
+        errors, problem = _tap(task, part, tap, draw, allowed, apart and not whole, _SAMPLED if whole else EVERY_ROW)
         found = found if whole else _worse(found, errors)
         problems.append(problem)
-    if family == "exact" and (off := found["approximation"]) and not off.rel_l2 <= allowed:
+    if family == "exact" and (off := found.get("approximation")) and not off.rel_l2 <= allowed:
         problems.append(f"calls itself exact, and is off softmax attention by {off.rel_l2:.1e} (relative L2)")
     for prefix, worst in found.items():
         columns |= worst.columns(prefix) if worst else {}
@@ -101,50 +115,53 @@ def _worse(one: Errors, other: Errors) -> Errors:
 
 
 def _end_to_end(
-    task: Task, tensors: Sequence[Tensor], out: Tensor, rows: Tensor, allowed: float
+    task: Task, tensors: Sequence[Tensor], out: Tensor, draw: int, allowed: float, apart: bool
 ) -> tuple[Errors, list[str | None]]:
-    """Of a single block's output; nothing where the taps alone are looked at."""
+    """Of a single block's output."""
     w = task.workload
-    if (
-        task.stack is None
-        or w.layers > 1
-        or w.lengths
-        or any(isinstance(d, Recurrence) for d in task.definitions.values())
-    ):
-        return {}, []
+    assert task.stack is not None
     block = task.stack.blocks[0]
     assert isinstance(block, Block)
     has_memory = w.block == "decoder" and not w.decodes
-    actual, memory = out.index_select(1, rows.to(out.device)), tensors[1] if has_memory else None
+    memory = tensors[1] if has_memory else None
 
-    def expected(definitions: Mapping[str, Definition]) -> Tensor:
-        return expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
+    def error(definitions: Mapping[str, Definition], every: int) -> Error:
+        rows = reference.sample_rows(w.seq, draw, every=every)
+        should = expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
+        return deviation.compare(out.index_select(1, rows.to(out.device)), should)
 
-    implementation = deviation.compare(actual, expected(task.definitions))
-    approximation = implementation
-    if any(d != Softmax() for d in task.definitions.values()):
-        approximation = deviation.compare(actual, expected({name: Softmax() for name in task.definitions}))
-    found: Errors = {"implementation": implementation, "approximation": approximation}
+    implementation = error(task.definitions, EVERY_ROW)
+    found: Errors = {"implementation": implementation}
+    if all(d == Softmax() for d in task.definitions.values()):
+        found["approximation"] = implementation
+    elif apart:
+        found["approximation"] = error({name: Softmax() for name in task.definitions}, _SAMPLED)
     return found, [deviation.verdict(implementation, allowed)]
 
 
-def _tap(task: Task, part: Workload, tap: Tap, rows: Tensor, allowed: float) -> tuple[Errors, str | None]:
-    """Errors of one attention problem, and what is wrong with it.
+def _tap(
+    task: Task, part: Workload, tap: Tap, draw: int, allowed: float, apart: bool, every: int
+) -> tuple[Errors, str | None]:
+    """Errors of one attention problem, and what is wrong with it. every: see `sample_rows`.
 
     The approximation error of a recurrence is None: there is no softmax that it approximates.
     """
     definition = task.definition(tap.name, part)
     query, key, value, *gates = (x.detach() for x in tap.tensors)
-    actual = tap.out.detach().index_select(2, rows.to(tap.out.device))
-    should = reference.expected(definition, part, query, key, value, rows, gates)
-    implementation = deviation.compare(actual, should)
-    approximation: Error | None = implementation
-    if isinstance(definition, Recurrence):
-        approximation = None
-    elif definition != Softmax():
-        approximation = deviation.compare(actual, reference.exact(part, query, key, value, rows))
-    problem = deviation.verdict(implementation, allowed)
-    return {"implementation": implementation, "approximation": approximation}, _located(task, tap, problem)
+
+    def error(should: Callable[[Tensor], Tensor], every: int) -> Error:
+        rows = reference.sample_rows(part.seq, draw, every=every)
+        return deviation.compare(tap.out.detach().index_select(2, rows.to(tap.out.device)), should(rows))
+
+    implementation = error(lambda rows: reference.expected(definition, part, query, key, value, rows, gates), every)
+    found: Errors = {"implementation": implementation}
+    if definition == Softmax():
+        found["approximation"] = implementation
+    elif isinstance(definition, Recurrence):
+        found["approximation"] = None
+    elif apart:
+        found["approximation"] = error(lambda rows: reference.exact(part, query, key, value, rows), _SAMPLED)
+    return found, _located(task, tap, deviation.verdict(implementation, allowed))
 
 
 def _located(task: Task, tap: Tap, problem: str | None) -> str | None:

@@ -18,6 +18,7 @@ from attnbench.workers.channel import Closed, Expired
 from attnbench.workers.messages import (
     Answer,
     Failure,
+    Given,
     Prepare,
     Prepared,
     Release,
@@ -44,6 +45,9 @@ class Live:
     worker: Worker
     ready: Prepared
     took_s: float
+    values: tuple[int, ...]
+    """The numbers that its values are drawn from now, and altered by; `places` where calls were given theirs last."""
+    places: int
     wall_s: list[float] = field(default_factory=list)
     used_s: float = 0.0
     """CPU seconds of its process when it was last left, and (below) when that was."""
@@ -84,7 +88,8 @@ class Crew:
             return None
         if wrong := ready.wrong or ready.flaw:
             cell.end("wrong", wrong)
-        return Live(cell, worker, ready, time.monotonic() - began)
+        values = (number, number + 1) if thorough else (number,)
+        return Live(cell, worker, ready, time.monotonic() - began, values, number)
 
     def ask(self, cell: Cell, worker: Worker, request: Request[A]) -> A | None:
         """The answer, within what is left of the cell's time limit; what goes wrong instead is the cell's status."""
@@ -109,12 +114,12 @@ class Crew:
             return None
         return answer
 
-    def witness(self, cell: Cell, number: int, rows: int, output: bytes) -> Witnessed | None:
+    def witness(self, cell: Cell, given: Given, rows: int, output: bytes) -> Witnessed | None:
         """What a process without plugins finds; None where it comes to nothing, as for want of memory."""
         if self._witness is None:
             self._witness = self._server.start(self._settings.memory)
         try:
-            asked = Witness(cell.workload, number, rows, output)
+            asked = Witness(cell.workload, given, rows, output)
             answer = self._witness.request(asked, self._settings.timeout)
         except (Closed, Expired):
             self._witness.end()

@@ -27,7 +27,7 @@ from attnbench.sweep.precision import look
 from attnbench.sweep.settings import Settings
 from attnbench.sweep.stopping import processes
 from attnbench.theory.roofline import impossible
-from attnbench.workers.messages import Burst, Finish
+from attnbench.workers.messages import Aim, Burst, Columns, Finish, Given, Look
 from attnbench.workers.server import Forkserver
 
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
@@ -153,7 +153,8 @@ class Session:
             if probe:
                 self._flaws[kind] = one.ready.flaw
             if one.ready.output:
-                self._hear_witness(one, number, rows)
+                given = Given(one.values, one.places)
+                self._hear_witness(one, given, rows, one.ready.output, one.ready.columns)
                 one.ready = structs.replace(one.ready, output=b"")
             ready = one.ready
             compiling = max(0.0, ready.first_call_s - ready.call_s)
@@ -165,14 +166,20 @@ class Session:
             live.append(one)
         return live
 
-    def _hear_witness(self, one: Live, number: int, rows: int) -> None:
-        """Sets an approximation error that was found apart from the plugin, and ends a cell that told of another."""
-        found, columns = self._crew.witness(one.cell, number, rows, one.ready.output), one.ready.columns
+    def _hear_witness(self, one: Live, given: Given, rows: int, output: bytes, columns: Columns) -> None:
+        """Sets an approximation error that was found apart from the plugin, and ends a cell that told of another.
+
+        columns: what the plugin's own process told, if it did.
+        """
+        found = self._crew.witness(one.cell, given, rows, output)
         if found is None or one.cell.status is not None:
             return
-        told = float(columns["approximation_rel_l2"] or 0.0)
-        if one.cell.family == "exact" and not found.rel_l2 <= float(columns["tolerance"] or 0.0):
-            one.cell.end("wrong", f"a process without it finds it {found.rel_l2:.1e} off attention (relative L2)")
+        told = columns.get("approximation_rel_l2")
+        told = told if isinstance(told, float) else found.rel_l2
+        if one.cell.family == "exact" and found.problem:
+            one.cell.end("wrong", found.problem)
+            for name in ("rel_l2", "max_abs", "cosine"):
+                columns[f"implementation_{name}"] = getattr(found, name)
         elif not found.rel_l2 <= _LIKE * told + _TINY or not told <= _LIKE * found.rel_l2 + _TINY:
             said = f"its process finds it {told:.1e} off attention (relative L2), one without it {found.rel_l2:.1e}"
             one.cell.end("wrong", said)
@@ -264,26 +271,48 @@ class Session:
             measured.samples.append([self._process, 0, one.ready.call_start, 1, one.ready.call_s])
 
     def _burst(self, one: Live, turn: int, number: int, check: bool) -> None:
+        """One burst: its calls get their inputs, are made while two clocks run, and what came out is looked at."""
         calls, head = one.burst
         which = self._secret.randrange(calls) if check else None
-        began, used = time.monotonic(), machine.cpu_seconds(one.worker.pid)
-        measured = self._measured[one.cell]
+        measured, pid = self._measured[one.cell], one.worker.pid
+        began, used = time.monotonic(), machine.cpu_seconds(pid)
         if one.left_at:
             measured.idle.add(began - one.left_at, used - one.used_s)
-        timed = self._crew.ask(one.cell, one.worker, Burst(calls, head, number, which))
+        if self._crew.ask(one.cell, one.worker, Aim(calls, head, number, which)) is None:
+            return
+        began, used = time.monotonic(), machine.cpu_seconds(pid)
+        timed = self._crew.ask(one.cell, one.worker, Burst())
+        took = time.monotonic() - began
         if timed is None:
             return
-        one.left_at, one.used_s = time.monotonic(), machine.cpu_seconds(one.worker.pid)
-        if not check:  # what a check takes is no part of the calls
-            measured.bursts.add(one.left_at - began, one.used_s - used)
-            measured.claimed_s += timed.calls_s
+        measured.bursts.add(took, machine.cpu_seconds(pid) - used)
+        measured.claims.append((timed.calls_s, took))
         self.seconds.calls += timed.calls_s
         measured.samples.append([self._process, turn, timed.start, calls, timed.seconds])
         if timed.wall_s is not None:
             one.wall_s.append(timed.wall_s)
-        if timed.wrong:
-            measured.columns |= timed.columns
-            one.cell.end("wrong", timed.wrong)
+        self._look_at(one, number, which)
+        one.left_at, one.used_s = time.monotonic(), machine.cpu_seconds(pid)
+
+    def _look_at(self, one: Live, number: int, which: int | None) -> None:
+        """What came out of a burst. which: the call that is checked."""
+        looked = self._crew.ask(one.cell, one.worker, Look())
+        if looked is None:
+            return
+        self.seconds.calls += looked.calls_s
+        columns = dict(looked.columns)
+        if which is None:
+            one.places = number
+        else:
+            one.values = (*one.values, number)
+        if looked.wrong:
+            one.cell.end("wrong", looked.wrong)
+        elif which is not None and looked.output:
+            calls, head = one.burst
+            given = Given(one.values, one.places, calls + head, head + which)
+            self._hear_witness(one, given, self._secret.getrandbits(_BITS), looked.output, columns)
+        if one.cell.status is not None:
+            self._measured[one.cell].columns |= columns
 
     def _look(self, live: Sequence[Live], done: int, by_process: bool) -> None:
         alive = [one.cell for one in live]

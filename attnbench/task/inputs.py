@@ -72,7 +72,8 @@ def _empty(workload: Workload, shape: tuple[int, ...]) -> Tensor:
 _LINE, _PLACES = 128, 1024  # bytes between the places at which a tensor may begin, and how many places there are
 _PERIOD, _ALTERED = 4096, 512  # elements, and how many of so many `alter` changes
 _SOME = 8  # times so many elements, where what changed is looked for in passing
-_VIEWS = 128  # of each tensor; further calls get them in other combinations, of which there are so many squared
+_VIEWS = 128  # of each tensor; further calls get them in other combinations
+_SETS = _VIEWS**2
 
 
 class Pools:
@@ -109,7 +110,11 @@ class Pools:
             pool.data[:, columns] = some  # a tensor's version does not tell of it
 
     def views(self, count: int, number: int) -> list[list[Tensor]]:
-        """Tensors for so many calls, contiguous and of the right shapes; the same number gives the same places."""
+        """Tensors for so many calls, contiguous and of the right shapes; the same number gives the same places.
+
+        No two calls get the same, up to `_SETS`, which is the most.
+        """
+        count = min(count, _SETS)
         places, few = Random(number), min(count, _VIEWS)
         made = [[self._view(i, place) for place in places.sample(range(_PLACES), few)] for i in range(len(self._pools))]
         return [[views[(n + i * (n // few)) % few] for i, views in enumerate(made)] for n in range(count)]

@@ -42,11 +42,12 @@ class Channel:
     def send(self, message: bytes) -> None:
         """Raises: Closed."""
         try:
-            self._socket.sendall(_HEADER.pack(len(message)) + message)
+            self._socket.sendall(_HEADER.pack(len(message)))
+            self._socket.sendall(message)
         except OSError as error:
             raise Closed from error
 
-    def receive(self, seconds: float | None = None) -> bytes:
+    def receive(self, seconds: float | None = None) -> bytearray:
         """The next message; waits at most `seconds` of wall time for all of it.
 
         Raises:
@@ -59,17 +60,17 @@ class Channel:
             raise Closed
         return self._read(size, deadline)
 
-    def _read(self, size: int, deadline: float | None) -> bytes:
-        data = b""
-        while len(data) < size:
+    def _read(self, size: int, deadline: float | None) -> bytearray:
+        data, done = bytearray(size), 0  # filled in place: an output may have megabytes
+        while done < size:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not select.select([self._socket], [], [], wait)[0]:
                 raise Expired
             try:
-                part = self._socket.recv(size - len(data))
+                got = self._socket.recv_into(memoryview(data)[done:])
             except OSError as error:
                 raise Closed from error
-            if not part:
+            if not got:
                 raise Closed
-            data += part
+            done += got
         return data

@@ -111,26 +111,38 @@ class Prepared(Answer, frozen=True):
 
 
 class Witnessed(Answer, frozen=True):
-    """How far an output is from exact attention: see `judge.deviation.Error`."""
+    """How far an output is from exact attention: see `judge.deviation.Error`. problem: why it is not that."""
 
     rel_l2: float
     max_abs: float
     cosine: float
     worst_row: float
+    problem: str | None = None
+
+
+class Aimed(Answer, frozen=True):
+    """The next burst's calls have their inputs."""
 
 
 class Timed(Answer, frozen=True):
-    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock.
-
-    wrong: see `Prepared`; columns: the errors of what was checked.
-    """
+    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock."""
 
     start: float
     seconds: float
     calls_s: float
     wall_s: float | None
+
+
+class Looked(Answer, frozen=True):
+    """What came out of a burst has been looked at. calls_s: of calls that this took.
+
+    wrong: see `Prepared`; columns: the errors of what was checked. output: of the checked call, to show to a witness.
+    """
+
+    calls_s: float
     wrong: str | None
     columns: Columns = {}
+    output: bytes = b""
 
 
 class Finished(Answer, frozen=True):
@@ -201,25 +213,45 @@ class Prepare(Request[Prepared], frozen=True):
     memory_limit: int | None = None
 
 
+class Given(msgspec.Struct, frozen=True):
+    """What one call was given, told by the numbers that it was drawn from: see `task.inputs.Pools`.
+
+    values: of the first values, then of what altered them. places: of so many calls' views, of which this is one.
+    """
+
+    values: tuple[int, ...]
+    places: int
+    calls: int = 1
+    call: int = 0
+
+
 class Witness(Request[Witnessed], frozen=True):
-    """To a worker without a plugin: how right is this output? See `workers.witness`."""
+    """To a worker without a plugin: how right is this output? See `workers.witness`. rows: which to look at."""
 
     workload: Workload
-    number: int
+    given: Given
     rows: int
     output: bytes
 
 
-class Burst(Request[Timed], frozen=True):
-    """Time so many calls after `head` untimed ones. number: what their values are drawn from.
+class Aim(Request[Aimed], frozen=True):
+    """A burst of so many calls comes, after `head` untimed ones. number: what their values are drawn from.
 
-    check: of which call to look at what came out, on values that are new; None of none.
+    check: of which call to look at what comes out, on values that are new; None of none.
     """
 
     calls: int
     head: int
     number: int
     check: int | None = None
+
+
+class Burst(Request[Timed], frozen=True):
+    """Now. Nothing but the calls happens until the answer, so that the session's clock can tell how long they took."""
+
+
+class Look(Request[Looked], frozen=True):
+    """Is what came out of the burst right?"""
 
 
 class Finish(Request[Finished], frozen=True):
@@ -244,9 +276,22 @@ class Reap(msgspec.Struct, frozen=True, tag=True):
     pid: int
 
 
-AnyRequest: TypeAlias = AskMachine | Calibrate | Describe | Generate | Prepare | Witness | Burst | Finish | Release
+AnyRequest: TypeAlias = (
+    AskMachine | Calibrate | Describe | Generate | Prepare | Witness | Aim | Burst | Look | Finish | Release
+)
 AnyAnswer: TypeAlias = (
-    Failure | Facts | Calibrated | Described | Generated | Prepared | Witnessed | Timed | Finished | Released
+    Failure
+    | Facts
+    | Calibrated
+    | Described
+    | Generated
+    | Prepared
+    | Witnessed
+    | Aimed
+    | Timed
+    | Looked
+    | Finished
+    | Released
 )
 
 
@@ -267,11 +312,11 @@ _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequ
 _answers: msgspec.msgpack.Decoder[AnyAnswer] = msgspec.msgpack.Decoder(AnyAnswer)
 
 
-def decode_request(data: bytes) -> AnyRequest:
+def decode_request(data: bytes | bytearray) -> AnyRequest:
     """Raises: msgspec.DecodeError: it is none."""
     return _requests.decode(data)
 
 
-def decode_answer(data: bytes) -> AnyAnswer:
+def decode_answer(data: bytes | bytearray) -> AnyAnswer:
     """Raises: msgspec.DecodeError: it is none."""
     return _answers.decode(data)

@@ -72,8 +72,9 @@ class _Worker:
                 return _describe(request)
             case messages.Generate():
                 return _generate(request)
-            case messages.Witness(workload, number, rows, output):
-                return messages.Witnessed(**asdict(self._witness.error(workload, number, rows, output)))
+            case messages.Witness(workload, given, rows, output):
+                error, wrong = self._witness.judge(workload, given, rows, output)
+                return messages.Witnessed(**asdict(error), problem=wrong)
             case messages.Prepare():
                 self._subject = None
                 self._subject = Subject(request)
@@ -84,7 +85,14 @@ class _Worker:
                 on.release()
                 return messages.Released()
         assert self._subject is not None
-        return self._subject.burst(request) if isinstance(request, messages.Burst) else self._subject.finish(request)
+        match request:
+            case messages.Aim():
+                return self._subject.aim(request)
+            case messages.Burst():
+                return self._subject.burst()
+            case messages.Look():
+                return self._subject.look()
+        return self._subject.finish(request)
 
 
 def _failure(problem: BaseException, stage: str) -> Failure:

@@ -14,18 +14,28 @@ from torch import Tensor
 from attnbench.devices import bursts, device
 from attnbench.devices.bursts import BURST_SECONDS
 from attnbench.errors import Failed
-from attnbench.judge import form, probes, reference, values
+from attnbench.judge import form, probes, values
 from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
-from attnbench.workers.messages import Burst, Columns, Finish, Finished, Prepare, Prepared, Timed, printable
+from attnbench.workers.messages import (
+    Aim,
+    Aimed,
+    Columns,
+    Finish,
+    Finished,
+    Looked,
+    Prepare,
+    Prepared,
+    Timed,
+    printable,
+)
 from attnbench.workers.witness import as_bytes
 
 _PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
 _LIBRARIES_BYTES = 8 << 20  # what libraries keep from their first call on, for anybody
-_LOOKS = 0.3  # of the calls' time, what looks at bursts that are not checked may take
-_SETS = 1 << 14  # of tensors for the calls of a burst; one that holds more calls uses them again
+_LOOKS = 0.1  # of the calls' time, what looks at bursts that are not checked may take
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class Subject:
         self.thorough, self.l2, self.show, self.output = asked.thorough, asked.l2, asked.show, b""
         self.stage, self.calls, self.call_s = "import", 0, 0.0
         self.called_s = self.looked_s = 0.0
+        self.given: list[list[Tensor]] = []
+        self.raw: Any = None
         self.device = device.of(workload.device)
         self.device.begin(asked.memory_limit)
         torch.set_num_threads(workload.threads)
@@ -132,7 +144,7 @@ class Subject:
         workspace = None if held is None else kept + max(0, held - output_bytes - (saved or 0))
         if self.show:
             self.output = as_bytes(outputs(raw)[0])
-        columns, calls_s, wrong = self._judge(raw, given, number)
+        columns, calls_s, wrong = self._judge(raw, given, number, apart=True)
         columns |= {
             "input_bytes": input_bytes,
             "output_bytes": output_bytes,
@@ -165,59 +177,81 @@ class Subject:
         (_, out), held = self.device.held(lambda: self.task.forward(given[:-1]))
         return None if held is None else max(0, held - int(out.nbytes))
 
-    def _judge(self, raw: Any, given: Sequence[Tensor], number: int) -> tuple[Columns, float, str | None]:
-        """Both errors of what a call returned that was given these, seconds of calls, and what is wrong.
+    def _judge(
+        self, raw: Any, given: Sequence[Tensor], number: int, apart: bool = False
+    ) -> tuple[Columns, float, str | None]:
+        """Errors of what a call returned that was given these, seconds of calls, and what is wrong.
 
-        number: which elements and rows are looked at.
+        number: which elements and rows are looked at. apart: see `values.judge`.
         """
         self._untouched()
         seen = form.glimpse(outputs(raw), number)
         start = bursts.clock()
-        taps = self.task.taps(given, raw)
+        taps = self.task.taps(given, raw) if apart or values.needs_taps(self.task) else []
         calls_s = 0.0 if self.workload.scope == "attention" else bursts.clock() - start
-        rows = reference.sample_rows(self.workload.seq, number)
-        found = values.judge(self.task, self.plugin.family, given, raw, taps, rows, number)
+        found = values.judge(self.task, self.plugin.family, given, raw, taps, number, apart)
         _wrong_if(form.unfinished(outputs(raw), seen))
         if self.pools.are_changed():
             raise Failed("wrong", "a call changes its inputs")
         return {**found.columns}, calls_s, found.problem
 
-    def burst(self, asked: Burst) -> Timed:
-        """Times one burst. Each of its calls gets values of its own; the output of `check` is checked.
-
-        Of other bursts a few rows of a drawn call are looked at, so that no work is left out where nobody would see.
-        """
-        self.stage = "timed call"
+    def aim(self, asked: Aim) -> Aimed:
+        """Gives each call of the next burst values of its own."""
+        self.stage, self.aimed = "timed call", asked
         if asked.check is not None:
             self.pools.alter(asked.number)
         else:
             self.places = asked.number
         # Where calls of the burst before were given theirs: what is kept of them would be taken for the answer.
-        given = self.pools.views(min(asked.calls + asked.head, _SETS), self.places)
+        self.given = self.pools.views(asked.calls + asked.head, self.places)
         if asked.check is not None:
-            form.poison(given[0][0])
+            form.poison(self.given[0][0])
         if not asked.head:
             self.pools.touch()
-        timed, raw = self.timer.burst(asked.calls, asked.head, given, _looked_at(asked))
+        return Aimed()
+
+    def burst(self) -> Timed:
+        """Times it."""
+        asked = self.aimed
+        timed, self.raw = self.timer.burst(asked.calls, asked.head, self.given, _looked_at(asked))
         self.calls += asked.calls + asked.head
-        calls_s, wrong, columns = timed.total_seconds, None, Columns()
-        if asked.check is not None:
-            self._check_form(raw, self.timer.kept)
-            columns, more_s, wrong = self._judge(raw, self.timer.kept, asked.number)
-            calls_s += more_s
+        self.called_s += timed.total_seconds
+        return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s)
+
+    def look(self) -> Looked:
+        """Looks at what came out of it: at every row if it is to be checked, else in passing at a few.
+
+        So no work is left out where nobody would see.
+        """
+        asked, raw, self.raw = self.aimed, self.raw, None
+        self.given = []
+        found = Looked(0.0, None)
+        if asked.check is None:
+            found = Looked(0.0, self._glance(raw, asked.number))
+        elif self.show and self.plugin.family == "exact":  # by who has no plugin: see `workers.witness`
+            found = Looked(0.0, None, {}, self._shown(raw, asked.number))
         else:
-            self.called_s += timed.total_seconds
-            wrong = self._look(raw, asked.number)
+            self._check_form(raw, self.timer.kept)
+            columns, calls_s, wrong = self._judge(raw, self.timer.kept, asked.number)
+            found = Looked(calls_s, wrong, columns)
         _wrong_if(form.disturbed(self.global_state))
         del raw
         self.device.give_back()
-        return Timed(timed.start, timed.seconds, calls_s, timed.wall_s, wrong, columns)
+        return found
 
-    def _look(self, raw: Any, number: int) -> str | None:
-        """What is wrong with a few rows of a call's output.
+    def _shown(self, raw: Any, number: int) -> bytes:
+        """An output that somebody else judges, once its form is right and it is as finished as it will be."""
+        self._check_form(raw, self.timer.kept)
+        self._untouched()
+        seen = form.glimpse(outputs(raw), number)
+        shown = as_bytes(outputs(raw)[0])
+        _wrong_if(form.unfinished(outputs(raw), seen))
+        if self.pools.are_changed():
+            raise Failed("wrong", "a call changes its inputs")
+        return shown
 
-        More than their share of the calls' time, and looks would be taken for calls that the worker's clock hides.
-        """
+    def _glance(self, raw: Any, number: int) -> str | None:
+        """What is wrong with a few rows of a call's output, within a small part of the calls' time."""
         if self.looked_s > _LOOKS * self.called_s:
             return None
         start = bursts.clock()
@@ -260,7 +294,7 @@ class Subject:
         return facts
 
 
-def _looked_at(asked: Burst) -> int:
+def _looked_at(asked: Aim) -> int:
     """Of which call of a burst to keep the output: the last one every other time, which no later call can make good."""
     if asked.check is not None:
         return asked.check

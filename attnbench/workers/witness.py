@@ -9,6 +9,7 @@ from torch import Tensor
 from attnbench.judge import deviation, reference
 from attnbench.judge.deviation import Error
 from attnbench.task.inputs import Pools
+from attnbench.workers.messages import Given
 from attnbench.workload import Workload
 
 
@@ -16,29 +17,31 @@ class Witness:
     """Exact softmax attention on the values of one workload at a time, as all its cells are asked about the same."""
 
     def __init__(self) -> None:
-        self._key: tuple[Workload, int, int] | None = None
+        self._key: tuple[Workload, Given, int] | None = None
 
-    def error(self, workload: Workload, number: int, rows: int, output: bytes) -> Error:
-        """How far an output is from exact attention.
+    def judge(self, workload: Workload, given: Given, rows: int, output: bytes) -> tuple[Error, str | None]:
+        """How far an output is from exact attention, and what is wrong with one that is said to be that.
 
-        number: from which the call's values were drawn, see `Subject.prepare`. rows: the same for rows to look at.
-        output: (batch, heads, seq, value_dim), contiguous.
+        rows: from which those to look at are drawn. output: (batch, heads, seq, value_dim), contiguous.
         """
-        if self._key != (workload, number, rows):
+        if self._key != (workload, given, rows):
             self._rows = reference.sample_rows(workload.seq, rows)
-            self._exact = self._made(workload, number)  # (batch, heads, n, value_dim)
-            self._key = workload, number, rows
+            self._exact = self._made(workload, given)  # (batch, heads, n, value_dim)
+            self._key = workload, given, rows
         w = workload
         out = torch.frombuffer(bytearray(output), dtype=getattr(torch, w.dtype)).view(w.batch, w.heads, w.seq, -1)
-        return deviation.compare(out[:, :, self._rows], self._exact)
+        error = deviation.compare(out[:, :, self._rows], self._exact)
+        return error, deviation.verdict(error, deviation.tolerance(w, "exact"))
 
-    def _made(self, workload: Workload, number: int) -> Tensor:
+    def _made(self, workload: Workload, given: Given) -> Tensor:
         torch.set_num_threads(workload.threads)
         torch.set_grad_enabled(False)
-        pools = Pools(workload)
-        pools.draw(number)
-        pools.alter(number + 1)
-        ((query, key, value),) = pools.views(1, number)
+        pools, (first, *others) = Pools(workload), given.values
+        pools.draw(first)
+        for number in others:
+            pools.alter(number)
+        views = pools.views(given.calls, given.places)
+        query, key, value = views[given.call % len(views)]
         return reference.exact(workload, query, key, value, self._rows)
 
 
