@@ -80,8 +80,8 @@ ADDED: dict[str, tuple[dict[str, tuple[tuple[str, str], ...]], str, str]] = {
             "attnbench/workers/messages.py": (
                 ("class AskMachine(", "class Sum(Answer, frozen=True):\n    value: int\n\n\n"
                  "class Add(Request[Sum], frozen=True):\n    values: list[int]\n\n\nclass AskMachine("),
-                ("= AskMachine |", "= Add | AskMachine |"),
-                ("    Failure | Facts", "    Sum | Failure | Facts"),
+                ("    AskMachine | Calibrate", "    Add | AskMachine | Calibrate"),
+                ("    Failure\n", "    Sum\n    | Failure\n"),
             ),
             "attnbench/workers/serve.py": (
                 ("        match request:", "        match request:\n            case messages.Add():\n"

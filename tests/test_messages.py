@@ -38,7 +38,7 @@ ANSWERS: list[m.AnyAnswer] = [
     m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
     m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, {"density": None, "timing": "clock", "tolerance": 1e-3}, "NaN"),
     m.Witnessed(1e-7, 1e-6, 1.0, 1e-6),
-    m.Aimed(),
+    m.Aimed(0.5),
     m.Timed(1.0, 2.0, 3.0, None),
     m.Looked(0.5, None, {"tolerance": 1e-3}, b"out"),
     m.Finished(0.0, {}),

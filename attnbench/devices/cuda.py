@@ -51,6 +51,11 @@ class Cuda(Device):
     def unmeasured(self) -> dict[str, str]:
         return {} if self._gpu() else dict.fromkeys(("energy_j", "process_bytes", "clock_hz"), "NVML is not to be had")
 
+    def clocks(self) -> tuple[Any, ...]:
+        import torch
+
+        return torch.cuda, torch.cuda.Event
+
     def free_bytes(self) -> int:
         import torch
 

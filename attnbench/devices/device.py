@@ -70,6 +70,10 @@ class Device:
     def before_timing(self) -> None:
         """Memory has been measured: from now on time is."""
 
+    def clocks(self) -> tuple[Any, ...]:
+        """Modules and classes of torch that time is told by on it."""
+        return ()
+
     def synchronise(self) -> None:
         """Waits until the device has done all that it was given."""
 

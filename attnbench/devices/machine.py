@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,20 +66,30 @@ def available_memory() -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of all cores so far, in steps of a hundredth of a second; 0 for one that is gone."""
+    """What a process and those that it started have used of all cores so far; 0 for one that is gone.
+
+    In steps of a hundredth of a second.
+    """
     try:
         spent = psutil.Process(pid).cpu_times()
     except psutil.Error:
         return 0.0
-    return float(spent.user + spent.system)
+    own = spent.user + spent.system + spent.children_user + spent.children_system
+    return float(own) + sum(map(cpu_seconds, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that live and that a process has started, where Linux tells (proc(5), task/children)."""
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, children.read_text(encoding="utf-8").split())
+    return found
 
 
 def busy_children(pid: int, seconds: float = 0.05) -> float:
     """Cores that the processes which a process has started keep busy, watched for so long where there are any."""
-    try:
-        children = [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return 0.0
+    children = _children(pid)
     if not children:
         return 0.0
     before = sum(map(cpu_seconds, children))

@@ -115,14 +115,15 @@ _OPERATORS = """
 class Functions:
     """What calls and their checks are made of, as it is now: functions and operators of torch, the clock, attnbench."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Iterable[Any] = ()) -> None:
+        """others: modules and classes to watch beside those."""
         ours = [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "attnbench"]
         kinds = [kind for module in ours for kind in vars(module).values() if isinstance(kind, type)]
         kinds = [kind for kind in kinds if kind.__module__.split(".")[0] == "attnbench"]
-        torchs = (torch, torch.Tensor, torch.nn.functional, torch.linalg, torch.cuda, torch.cuda.Event)
+        torchs = (torch, torch.Tensor, torch.nn.functional, torch.linalg)
         self._known: list[tuple[Any, dict[str, tuple[Any, Any]]]] = [
             (owner, {name: (value, _code(value)) for name, value in vars(owner).items() if callable(value)})
-            for owner in (*torchs, time, *ours, *kinds)
+            for owner in (*torchs, time, *others, *ours, *kinds)
         ]
         self._constants = [(module, _constants(module)) for module in ours]
         self._kernels = {name: _kernels(name) for name in _OPERATORS.split()}

@@ -146,8 +146,7 @@ class Session:
                 cell.end("wrong", self._flaws[kind] or "")
                 continue
             probe = thorough and kind not in self._flaws and cell.workload.is_plain
-            show = thorough and _has_witness(cell)
-            one = self._crew.start(cell, thorough, number, show, probe)
+            one = self._crew.start(cell, thorough, number, _has_witness(cell), probe)
             if one is None:
                 continue
             if probe:
@@ -278,7 +277,8 @@ class Session:
         began, used = time.monotonic(), machine.cpu_seconds(pid)
         if one.left_at:
             measured.idle.add(began - one.left_at, used - one.used_s)
-        if self._crew.ask(one.cell, one.worker, Aim(calls, head, number, which)) is None:
+        aimed = self._crew.ask(one.cell, one.worker, Aim(calls, head, number, which))
+        if aimed is None:
             return
         began, used = time.monotonic(), machine.cpu_seconds(pid)
         timed = self._crew.ask(one.cell, one.worker, Burst())
@@ -286,8 +286,9 @@ class Session:
         if timed is None:
             return
         measured.bursts.add(took, machine.cpu_seconds(pid) - used)
-        measured.claims.append((timed.calls_s, took))
-        self.seconds.calls += timed.calls_s
+        # A GPU's own clock leaves out what the host does around its work.
+        measured.claims.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, took))
+        self.seconds.calls += aimed.calls_s + timed.calls_s
         measured.samples.append([self._process, turn, timed.start, calls, timed.seconds])
         if timed.wall_s is not None:
             one.wall_s.append(timed.wall_s)

@@ -121,7 +121,9 @@ class Witnessed(Answer, frozen=True):
 
 
 class Aimed(Answer, frozen=True):
-    """The next burst's calls have their inputs."""
+    """The next burst's calls have their inputs. calls_s: of untimed calls."""
+
+    calls_s: float
 
 
 class Timed(Answer, frozen=True):

@@ -31,6 +31,7 @@ from attnbench.workers.messages import (
     printable,
 )
 from attnbench.workers.witness import as_bytes
+from attnbench.workload import DEVICES
 
 _PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
@@ -65,7 +66,10 @@ class Subject:
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.before_bytes = self.device.large_bytes()
-        self.global_state, self.functions = form.global_state(), form.Functions()
+        self.global_state, self.functions = (
+            form.global_state(),
+            form.Functions(clock for name in DEVICES for clock in device.of(name).clocks()),
+        )
         self.plugin = load(asked.target)(**asked.options)
 
     def prepare(self, asked: Prepare) -> Prepared:
@@ -196,25 +200,29 @@ class Subject:
         return {**found.columns}, calls_s, found.problem
 
     def aim(self, asked: Aim) -> Aimed:
-        """Gives each call of the next burst values of its own."""
+        """Gives each call of the next burst values of its own, and makes those calls that nobody times."""
         self.stage, self.aimed = "timed call", asked
         if asked.check is not None:
             self.pools.alter(asked.number)
         else:
             self.places = asked.number
         # Where calls of the burst before were given theirs: what is kept of them would be taken for the answer.
-        self.given = self.pools.views(asked.calls + asked.head, self.places)
+        views = self.pools.views(asked.calls + asked.head, self.places)
+        head, self.given = views[: asked.head], [*views[asked.head :], *views[: asked.head]]
         if asked.check is not None:
             form.poison(self.given[0][0])
-        if not asked.head:
+        if not head:
             self.pools.touch()
-        return Aimed()
+        calls_s = sum(self.device.once(self.task.call, given)[0] for given in head)
+        self.calls += len(head)
+        self.called_s += calls_s
+        return Aimed(calls_s)
 
     def burst(self) -> Timed:
         """Times it."""
         asked = self.aimed
-        timed, self.raw = self.timer.burst(asked.calls, asked.head, self.given, _looked_at(asked))
-        self.calls += asked.calls + asked.head
+        timed, self.raw = self.timer.burst(asked.calls, 0, self.given, _looked_at(asked))
+        self.calls += asked.calls
         self.called_s += timed.total_seconds
         return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s)
 
@@ -225,9 +233,8 @@ class Subject:
         """
         asked, raw, self.raw = self.aimed, self.raw, None
         self.given = []
-        found = Looked(0.0, None)
         if asked.check is None:
-            found = Looked(0.0, self._glance(raw, asked.number))
+            found = self._glance(raw, asked.number)
         elif self.show and self.plugin.family == "exact":  # by who has no plugin: see `workers.witness`
             found = Looked(0.0, None, {}, self._shown(raw, asked.number))
         else:
@@ -250,17 +257,20 @@ class Subject:
             raise Failed("wrong", "a call changes its inputs")
         return shown
 
-    def _glance(self, raw: Any, number: int) -> str | None:
-        """What is wrong with a few rows of a call's output, within a small part of the calls' time."""
+    def _glance(self, raw: Any, number: int) -> Looked:
+        """A look at a few rows of a call's output, within a small part of the calls' time, and at all that is wrong."""
         if self.looked_s > _LOOKS * self.called_s:
-            return None
+            return Looked(0.0, None)
         start = bursts.clock()
         self._check_form(raw, self.timer.kept)
         wrong = values.glance(self.task, self.plugin.family, self.timer.kept, raw, number)
         if self.pools.are_changed(number):
             wrong = "a call changes its inputs"
         self.looked_s += bursts.clock() - start
-        return wrong
+        if not wrong:
+            return Looked(0.0, None)
+        columns, calls_s, worse = self._judge(raw, self.timer.kept, number)
+        return Looked(calls_s, worse or wrong, columns)
 
     def _untouched(self) -> None:
         """Before anything is judged: what judges is what it was."""
