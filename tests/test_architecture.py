@@ -84,8 +84,8 @@ ADDED: dict[str, tuple[dict[str, tuple[tuple[str, str], ...]], str, str]] = {
                 ("    Failure\n", "    Sum\n    | Failure\n"),
             ),
             "attnbench/workers/serve.py": (
-                ("        match request:", "        match request:\n            case messages.Add():\n"
-                 "                return messages.Sum(sum(request.values))"),
+                ("            case messages.AskMachine():", "            case messages.Add():\n"
+                 "                return messages.Sum(sum(request.values))\n            case messages.AskMachine():"),
             ),
         },
         "from attnbench.workers.messages import Add; from attnbench.workers.server import Forkserver\n"
