@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,6 +105,8 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
         call = differentiable(both.forward, both.backward) if w.phase == "train" else both
         return call, ", past keys and causal part merged by log-sum-exp"
     if kernel in ("flash", "efficient"):
+        from torch.nn.attention.bias import causal_lower_right  # loads torch's compiler, which takes a second
+
         aligned = causal_lower_right(w.seq, w.kv_seq)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -86,6 +86,8 @@ class Crew:
         if ready is None:
             worker.end()
             return None
+        if ready.compiles:
+            self._server.preload()
         if wrong := ready.wrong or ready.flaw:
             cell.end("wrong", wrong)
         values = (number, number + 1) if thorough else (number,)

@@ -36,6 +36,7 @@ _OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times
 _WATCHED_SECONDS = 1.0  # what a look at processes beside a worker counts for
 _LIKE, _TINY = 2.0, 1e-5  # errors on two samples of rows are alike up to this factor; rounding is what it is
 _LARGEST_OUTPUT = 48 << 20
+_ERRORS = ("rel_l2", "max_abs", "cosine")
 _BITS = 40  # of a number that values are drawn from
 
 
@@ -170,20 +171,23 @@ class Session:
 
         columns: what the plugin's own process told, if it did.
         """
-        found = self._crew.witness(one.cell, given, rows, output)
-        if found is None or one.cell.status is not None:
+        if one.cell.status is not None:
+            return
+        found, alone = self._crew.witness(one.cell, given, rows, output), "implementation_rel_l2" not in columns
+        if found is None:
+            if alone:
+                one.cell.end("error", "what should have judged its output, apart from it, came to no end")
             return
         told = columns.get("approximation_rel_l2")
         told = told if isinstance(told, float) else found.rel_l2
+        if alone:
+            columns |= {f"implementation_{name}": getattr(found, name) for name in _ERRORS}
         if one.cell.family == "exact" and found.problem:
             one.cell.end("wrong", found.problem)
-            for name in ("rel_l2", "max_abs", "cosine"):
-                columns[f"implementation_{name}"] = getattr(found, name)
         elif not found.rel_l2 <= _LIKE * told + _TINY or not told <= _LIKE * found.rel_l2 + _TINY:
             said = f"its process finds it {told:.1e} off attention (relative L2), one without it {found.rel_l2:.1e}"
             one.cell.end("wrong", said)
-        for name in ("rel_l2", "max_abs", "cosine"):
-            columns[f"approximation_{name}"] = getattr(found, name)
+        columns |= {f"approximation_{name}": getattr(found, name) for name in _ERRORS}
 
     def _schedule(self, live: Sequence[Live], pending: Sequence[Cell], left: float) -> int:
         """Now that calls of this workload have been timed: rounds for each of its cells, and processes for all."""
@@ -233,11 +237,10 @@ class Session:
         allotted = sum(planned[one.cell] * costs[one.cell] for one in live)
         began = time.monotonic()
         # The checked round is drawn, so that no plugin can tell which of its answers will be looked at. Where there are
-        # several it is not the first: what a call before may have kept is tried too, see `Subject.burst`.
-        checked = {
-            cell: self._secret.randrange(1, most) if (most := min(n, MIN_ROUNDS)) > 1 else 0
-            for cell, n in planned.items()
-        }
+        # several it is not the first: what a call before may have kept is tried too, see `Subject.aim`. All cells have
+        # theirs in the same round, as far as they can: then one reference is theirs together.
+        drawn = self._secret.random()
+        checked = {cell: min(1 + int(drawn * (min(n, MIN_ROUNDS) - 1)), n - 1) for cell, n in planned.items()}
         for turn in range(MOST_ROUNDS):
             # Cells planned for the most rounds go on where the time allotted to the workload is not used up.
             taking_part = [
@@ -253,10 +256,10 @@ class Session:
             if turn >= _LEAST_ROUNDS and spent > max(1.0, _OVERRUN * allotted):
                 break
             self._random.shuffle(taking_part)
-            number = self._secret.getrandbits(_BITS)
+            number, rows = (self._secret.getrandbits(_BITS) for _ in range(2))
             for one in taking_part:
                 progress.cell(one.cell, f"round {turn + 1} of {planned[one.cell]}")
-                self._burst(one, turn, number, check=check and checked[one.cell] == turn)
+                self._burst(one, turn, number, rows, check=check and checked[one.cell] == turn)
             if launch == 0:
                 self._look(live, turn + 1, by_process=False)
         if launch == 0:
@@ -269,7 +272,7 @@ class Session:
         if one.cell.status is None and all(sample[0] != self._process for sample in measured.samples):
             measured.samples.append([self._process, 0, one.ready.call_start, 1, one.ready.call_s])
 
-    def _burst(self, one: Live, turn: int, number: int, check: bool) -> None:
+    def _burst(self, one: Live, turn: int, number: int, rows: int, check: bool) -> None:
         """One burst: its calls get their inputs, are made while two clocks run, and what came out is looked at."""
         calls, head = one.burst
         which = self._secret.randrange(calls) if check else None
@@ -292,11 +295,11 @@ class Session:
         measured.samples.append([self._process, turn, timed.start, calls, timed.seconds])
         if timed.wall_s is not None:
             one.wall_s.append(timed.wall_s)
-        self._look_at(one, number, which)
+        self._look_at(one, number, rows, which)
         one.left_at, one.used_s = time.monotonic(), machine.cpu_seconds(pid)
 
-    def _look_at(self, one: Live, number: int, which: int | None) -> None:
-        """What came out of a burst. which: the call that is checked."""
+    def _look_at(self, one: Live, number: int, rows: int, which: int | None) -> None:
+        """What came out of a burst. which: the call that is checked; rows: see `_hear_witness`."""
         looked = self._crew.ask(one.cell, one.worker, Look())
         if looked is None:
             return
@@ -311,7 +314,7 @@ class Session:
         elif which is not None and looked.output:
             calls, head = one.burst
             given = Given(one.values, one.places, calls + head, head + which)
-            self._hear_witness(one, given, self._secret.getrandbits(_BITS), looked.output, columns)
+            self._hear_witness(one, given, rows, looked.output, columns)
         if one.cell.status is not None:
             self._measured[one.cell].columns |= columns
 

@@ -19,10 +19,7 @@ from msgspec import msgpack
 
 from attnbench.workers import system
 from attnbench.workers.channel import Channel, Closed
-from attnbench.workers.messages import Reap, Start
-
-# What plugins import most and torch loads late: seconds for each worker, unless the server has it already.
-_PRELOADED = ("torch.nn.attention.flex_attention", "torch._inductor.compile_fx")
+from attnbench.workers.messages import COMPILER, Preload, Reap, Start
 
 
 def serve_forks(fd: int) -> NoReturn:
@@ -33,12 +30,8 @@ def serve_forks(fd: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from attnbench.workers import serve  # loads torch, once for all
 
-    for module in _PRELOADED:
-        with contextlib.suppress(Exception):  # whatever ails it here is for the plugin that needs it
-            import_module(module)
-
     workers: set[int] = set()
-    requests = msgpack.Decoder(Start | Reap)
+    requests = msgpack.Decoder(Start | Reap | Preload)
     try:
         while True:
             message = requests.decode(channel.receive())
@@ -61,6 +54,11 @@ def serve_forks(fd: int) -> NoReturn:
                     os.close(inherited)
                 workers.add(pid)
                 channel.send(msgpack.encode(pid))
+            elif isinstance(message, Preload):
+                for module in COMPILER:
+                    with contextlib.suppress(Exception):  # whatever ails it here is for the plugin that needs it
+                        import_module(module)
+                channel.send(msgpack.encode(None))
             elif (pid := message.pid) in workers:
                 workers.discard(pid)
                 channel.send(msgpack.encode(_end(pid)))

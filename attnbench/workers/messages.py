@@ -95,7 +95,7 @@ class Prepared(Answer, frozen=True):
     call_s, call_start: of the last call, now that it is warm. calls_s: of all calls so far, the variant's own alone.
     setup_s, first_call_s: to build, and of the first call. checks_s: spent on memory and errors.
     wrong: what is wrong with its answer, None where nothing is; errors are among the columns in either case.
-    flaw: what is wrong with it on small problems.
+    flaw: what is wrong with it on small problems. compiles: whether it has made torch load its compiler.
     """
 
     call_s: float
@@ -108,6 +108,7 @@ class Prepared(Answer, frozen=True):
     wrong: str | None
     flaw: str | None = None
     output: bytes = b""
+    compiles: bool = False
 
 
 class Witnessed(Answer, frozen=True):
@@ -276,6 +277,14 @@ class Reap(msgspec.Struct, frozen=True, tag=True):
     """To the fork server: end this worker. Answered by an exit code; None where it is not one of its own."""
 
     pid: int
+
+
+COMPILER = ("torch._dynamo", "torch.nn.attention.flex_attention", "torch._inductor.compile_fx")
+"""Modules that torch loads late and takes seconds for."""
+
+
+class Preload(msgspec.Struct, frozen=True, tag=True):
+    """To the fork server: load torch's compiler, so that no further worker has to. Answered when it is there."""
 
 
 AnyRequest: TypeAlias = (

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from typing import IO, TypeVar
 
 from msgspec import DecodeError, msgpack
@@ -18,7 +19,7 @@ from msgspec import DecodeError, msgpack
 from attnbench import home
 from attnbench.errors import AttnbenchError
 from attnbench.workers.channel import Channel, Closed
-from attnbench.workers.messages import Answer, Failure, Reap, Request, Start, decode_answer, encode, printable
+from attnbench.workers.messages import Answer, Failure, Preload, Reap, Request, Start, decode_answer, encode, printable
 
 _LAST_BYTES = 2000  # of what a worker printed
 
@@ -91,6 +92,7 @@ class Forkserver:
         self._launch()
 
     def _launch(self) -> None:
+        self._has_compiler = False
         self._socket, theirs = socket.socketpair()
         self._channel = Channel(self._socket)
         program = f"from attnbench.workers.fork import serve_forks; serve_forks({theirs.fileno()})"
@@ -146,6 +148,15 @@ class Forkserver:
         finally:
             theirs.close()
         return Worker(self, pid, ours, log)
+
+    def preload(self) -> None:
+        """Loads torch's compiler, once, for workers to come."""
+        if self._has_compiler:
+            return
+        self._has_compiler = True
+        with suppress(Closed):  # whoever starts the next worker finds out that the server is gone
+            self._channel.send(msgpack.encode(Preload()))
+            self._channel.receive()
 
     def reap(self, pid: int) -> int | None:
         """See `Worker.end`. None where the server itself is gone: it took its workers along."""

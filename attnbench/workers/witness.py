@@ -31,6 +31,8 @@ class Witness:
         w = workload
         out = torch.frombuffer(bytearray(output), dtype=getattr(torch, w.dtype)).view(w.batch, w.heads, w.seq, -1)
         error = deviation.compare(out[:, :, self._rows], self._exact)
+        if not bool(out.isfinite().all()):  # all rows
+            return error, "output has NaN or infinite values"
         return error, deviation.verdict(error, deviation.tolerance(w, "exact"))
 
     def _made(self, workload: Workload, given: Given) -> Tensor:

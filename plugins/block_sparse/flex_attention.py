@@ -10,15 +10,18 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from attnbench.plugin import Call
 from attnbench.workload import Workload
 
 from .patterns import Pattern
+
+if TYPE_CHECKING:  # it loads torch's compiler, which takes a second: only where something is compiled
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def flex_unsupported(workload: Workload, block: int) -> str | None:
@@ -79,6 +82,8 @@ def block_mask(mask: Pattern, static: bool) -> BlockMask:
 
     static: the band is constants of the kernel; else tensors that it reads, so that one compilation serves all bands.
     """
+    from torch.nn.attention.flex_attention import BlockMask
+
     some, every = mask.blocks()
     near = _band(*mask.band.tolist()) if static else mask.near  # alone, as far blocks are whole
     return BlockMask.from_kv_blocks(
@@ -109,6 +114,8 @@ def _compiled(threads: int, static: bool) -> Callable[..., Tensor]:
     threads: the C++ code holds a buffer for each; torch < 2.13 would reuse code compiled for another count. Torch 2.13
     still reuses code for AVX-512 where the same machine is told to do with AVX2, and answers wrong: hence the bits.
     """
+    from torch.nn.attention.flex_attention import flex_attention
+
     # fullgraph: an error rather than torch's eager code, which computes all pairs. The usual limit of 8 is too few.
     torch._dynamo.config.recompile_limit = 1024
     bits = 512 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 256
