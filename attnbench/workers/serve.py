@@ -43,6 +43,7 @@ def serve(channel: Channel) -> None:
             if os.getpid() != process:  # a fork that a plugin made came back from its call: it has nothing to say
                 os._exit(0)
             channel.send(answer)
+            del request, answer  # an output would count as what the next call keeps
     except Closed:
         pass
 

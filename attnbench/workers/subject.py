@@ -116,6 +116,7 @@ class Subject:
         columns |= self._watched("start", 0.0)
         _wrong_if(form.disturbed(self.global_state))
         self.device.give_back()
+        output, self.output = self.output, b""
         self.kept, self.calls = self.device.kept_bytes(), 0
         return Prepared(
             call_s=self.call_s,
@@ -127,7 +128,7 @@ class Subject:
             columns=columns,
             wrong=checked.wrong,
             flaw=flaw,
-            output=self.output,
+            output=output,
             compiles=COMPILER[0] in sys.modules,
         )
 
@@ -242,13 +243,13 @@ class Subject:
         So no work is left out where nobody would see.
         """
         asked, raw, self.raw = self.aimed, self.raw, None
-        self.given, self.output = [], b""
+        self.given = []
         if asked.check is None:
             found = self._glance(raw, asked.number)
         else:
             self._check_form(raw, self.timer.kept)
             columns, calls_s, wrong = self._judge(raw, self.timer.kept, asked.number)
-            found = Looked(calls_s, wrong, columns, self.output)
+            found, self.output = Looked(calls_s, wrong, columns, self.output), b""
         _wrong_if(form.disturbed(self.global_state))
         del raw
         self.device.give_back()
