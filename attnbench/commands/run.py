@@ -127,12 +127,14 @@ def _let_second_interrupt_stop() -> None:
 def _measure(plan: "Plan", record: "Run", began: float) -> None:
     from rich.console import Console
 
-    from attnbench import records
+    from attnbench import environment, records
     from attnbench.commands.watch import Watch
     from attnbench.sweep import engine
 
     record.repair()  # a broken run is refused before anything is said of it
     tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}")
+    if changed := environment.words(plan.facts):
+        tell(f"with {changed}: it compares with runs under the same alone")
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
         tell(f"without {what}: {why}")

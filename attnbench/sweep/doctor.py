@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from attnbench import environment
 from attnbench.devices import machine
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request, find
@@ -43,7 +44,15 @@ def look(facts: Mapping[str, Any], threads: int, seconds: float = 1.0) -> list[C
 
     facts: `device.describe`. threads: what variants would use. seconds: how long to watch the others' load.
     """
-    found = [*_load(seconds), _frequency(facts), _threads(facts, threads), _memory(), _compiler(), _timer()]
+    found = [
+        *_load(seconds),
+        _frequency(facts),
+        _threads(facts, threads),
+        _kernels(facts),
+        _memory(),
+        _compiler(),
+        _timer(),
+    ]
     return [*found, _gpu(facts)] if facts.get("gpu") else found
 
 
@@ -87,6 +96,13 @@ def _threads(facts: Mapping[str, Any], threads: int) -> Check:
     if threads > cores:
         return Check("threads", found, f"some share a core; --threads {cores} is steadier")
     return Check("threads", found)
+
+
+def _kernels(facts: Mapping[str, Any]) -> Check:
+    found = f"CPU capability {facts.get('cpu_capability') or 'unknown'}"
+    if changed := environment.words(facts):
+        return Check("kernels", f"{found}; {changed}", "unset what you do not mean to measure with; a run records it")
+    return Check("kernels", found)
 
 
 def _memory() -> Check:
