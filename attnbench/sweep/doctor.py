@@ -93,6 +93,9 @@ def _threads(facts: Mapping[str, Any], threads: int) -> Check:
         return Check("threads", found, f"they will fight each other; use --threads {usable} or fewer")
     if quota is not None and threads > quota:
         return Check("threads", found, f"the cgroup will halt them in turns; use --threads {max(1, int(quota))}")
+    if (running := facts.get("threads_at_once")) is not None and running < threads:
+        names = " and ".join(environment.of_threads(facts)) or "what holds them to fewer cores"
+        return Check("threads", f"{found}, {running} at a time", f"unset {names}, or use --threads {running}")
     if threads > cores:
         return Check("threads", found, f"some share a core; --threads {cores} is steadier")
     return Check("threads", found)

@@ -150,6 +150,7 @@ def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]
         ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
         l2=asked.l2 or "",
         reuse=of(asked.sweep.device).reuses,
+        at_once=plan.facts["threads_at_once"],
     )
     session = Session(plan.server, settings)
     before = run.meta.get("seconds", {})

@@ -63,7 +63,7 @@ def ask_machine(server: Forkserver) -> Facts:
     """
     worker = server.start()
     try:
-        answer = worker.request(AskMachine(), _MACHINE_SECONDS)
+        answer = worker.request(AskMachine(server.threads), _MACHINE_SECONDS)
     finally:
         worker.end()
     if isinstance(answer, Failure):
