@@ -16,7 +16,7 @@ from attnbench.workload import Workload
 
 W = Workload(seq=8, kv_seq=8)
 REQUESTS: list[m.AnyRequest] = [
-    m.AskMachine(),
+    m.AskMachine(2),
     m.Calibrate("cpu", 2),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, DEVICE, THREADS, print_table, warn_of_threads
+from attnbench.commands.options import CELL_FAILED, DEVICE, THREADS, print_table, warn_of_pinning, warn_of_threads
 from attnbench.devices.machine import default_threads
 
 
@@ -29,6 +29,7 @@ def command(device: str, threads: int | None) -> None:
     warn_of_threads(threads)
     with Forkserver(threads) as server:
         machine = ask.ask_machine(server)
+        warn_of_pinning(threads, machine.machine)
         facts, on = machine.machine, device_of(device, machine.devices)
         click.echo("measuring, for less than a minute", err=True)
         found = ask.ask_ceilings(server, on, threads)

@@ -1,7 +1,7 @@
 """What commands share: exit codes, kinds of parameters, and how a table is printed."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from attnbench import environment
 from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
 from attnbench.workload import DEVICES
@@ -44,6 +45,16 @@ def warn_of_threads(threads: int) -> None:
     elif quota is not None and threads > quota:
         few = f"{threads} thread{'s' * (threads > 1)}"
         tell(f"warning: the cgroup gives {few} the time of {quota:g} cores, so it will halt them in turns (throttled)")
+
+
+def warn_of_pinning(threads: int, facts: Mapping[str, Any]) -> None:
+    """facts: of the machine. What `warn_of_threads` sees by itself is not said again."""
+    running = facts["threads_at_once"]
+    if running is None or running >= min(threads, usable_cores()):
+        return
+    names = " and ".join(environment.of_threads(facts))
+    mend = f"unset {names}, or ask" if names else "ask"
+    tell(f"warning: only {running} of {threads} threads can run at a time; {mend} for --threads {running}")
 
 
 def typed(ctx: click.Context) -> set[str]:

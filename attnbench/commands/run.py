@@ -127,12 +127,15 @@ def _let_second_interrupt_stop() -> None:
 def _measure(plan: "Plan", record: "Run", began: float) -> None:
     from rich.console import Console
 
-    from attnbench import records
+    from attnbench import environment, records
     from attnbench.commands.watch import Watch
     from attnbench.sweep import engine
 
     record.repair()  # a broken run is refused before anything is said of it
     tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}")
+    if changed := environment.words(plan.facts):
+        tell(f"with {changed}: it compares with runs under the same alone")
+    options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
         tell(f"without {what}: {why}")
@@ -188,6 +191,7 @@ def _show(plan: "Plan") -> None:
         times = str(rounds[cell] or "1 call") if cell in rounds else ""
         what = f"{cell.status}: {cell.reason}" if cell.status else "run"
         rows.append([cell.workload.label(), cell.plugin, need, seconds, times, what])
+    options.warn_of_pinning(asked.sweep.threads, plan.facts)
     options.print_table(("workload", "plugin", "memory", "s a call", "rounds", "what will happen"), rows)
     click.echo(
         f"{len(cells)} cells, budget {asked.budget:.0f} s, memory {asked.memory / 2**30:.1f} GiB. Seconds are a guess "

@@ -6,7 +6,7 @@ root counts; inside a container the root is the container's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -46,6 +46,26 @@ def oom_kills(root: Path = ROOT, own: Path = OWN) -> int:
             if (count := _fields(folder / name).get("oom_kill")) is not None:
                 return count
     return 0
+
+
+def halts(root: Path = ROOT, own: Path = OWN) -> tuple[Path, ...]:
+    """The files that count how long we, and what shares a quota with us, were halted; for `throttled_s`."""
+    files = dict.fromkeys(folder / "cpu.stat" for folder in _folders("cpu", root, own))
+    return tuple(file for file in files if _halted_s(file) is not None)
+
+
+def throttled_s(files: Sequence[Path]) -> float | None:
+    """CPU seconds for which quotas halted us so far, all levels together; None where no cgroup counts them."""
+    found = [seconds for file in files if (seconds := _halted_s(file)) is not None]
+    return sum(found) if found else None
+
+
+def _halted_s(file: Path) -> float | None:
+    fields = _fields(file)
+    if (microseconds := fields.get("throttled_usec")) is not None:
+        return microseconds / 1e6
+    nanoseconds = fields.get("throttled_time")  # v1
+    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 def _folders(controller: str, root: Path, own: Path) -> Iterator[Path]:

@@ -30,6 +30,12 @@ class Cpu(Device):
     def missing(self) -> None:
         return None
 
+    def facts(self) -> dict[str, Any]:
+        """Which of its kernels torch picks in this process, such as "AVX2"."""
+        import torch
+
+        return {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
     def unmeasured(self) -> dict[str, str]:
         return dict.fromkeys(MEMORY, why) if (why := _blind()) else {}
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
+from attnbench import environment
 from attnbench.errors import AttnbenchError, refusals
 from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
 
@@ -215,6 +216,13 @@ def _plain(value: Any) -> Any:
 
 
 def identity(machine: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be the same for a run to be resumed: its numbers would not compare otherwise."""
+    """What must be the same for a run to be resumed: its numbers would not compare otherwise.
+
+    One element more where variables change the kernels or where threads run: see `environment.changes`.
+    """
     torch_version = machine.get("libraries", {}).get("torch")
-    return (*(machine.get(k) for k in ("cpu", "hardware_threads", "memory_bytes", "gpu")), torch_version)
+    return (
+        *(machine.get(k) for k in ("cpu", "hardware_threads", "memory_bytes", "gpu")),
+        torch_version,
+        *filter(None, [environment.changes(machine)]),
+    )

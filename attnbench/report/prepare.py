@@ -4,12 +4,13 @@ A panel holds one problem at many lengths, and differs from its neighbours by na
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from attnbench import environment
 from attnbench.analysis import attainable, shares
 from attnbench.analysis.frames import as_rows, filled
 from attnbench.records.run import identity
@@ -91,8 +92,12 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
 
 
 def machine_name(run: Meta) -> str:
-    """A machine in a few words: its GPU where it has one, otherwise its CPU and cores."""
+    """A machine in a few words: its GPU where it has one, otherwise its CPU and cores; and what holds torch down."""
     machine = run.get("machine") or {}
+    return ", ".join(filter(None, [_hardware(machine), environment.words(machine)]))
+
+
+def _hardware(machine: Mapping[str, Any]) -> str:
     if machine.get("gpu"):
         return str(machine["gpu"])
     cores = f", {units.count(machine['cores'], 'core')}" if machine.get("cores") else ""

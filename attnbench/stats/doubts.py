@@ -56,6 +56,10 @@ KINDS = {
         "its calls kept more cores busy than --threads gives the others",
         "compare it with --threads at least as high, or make it keep to torch.get_num_threads()",
     ),
+    "fewer-threads": Kind(
+        "fewer of its threads can run at the same time than --threads says: variables or affinity hold them together",
+        "unset OMP_THREAD_LIMIT, OMP_PLACES, GOMP_CPU_AFFINITY and the like, or ask for the --threads that do run",
+    ),
     "memory-leak": Kind(
         "a call keeps more than 1 MiB of memory that the one before did not hold",
         "look for what the plugin stores between calls",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from attnbench import environment
 from attnbench.devices import machine
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request, find
@@ -43,7 +44,15 @@ def look(facts: Mapping[str, Any], threads: int, seconds: float = 1.0) -> list[C
 
     facts: `device.describe`. threads: what variants would use. seconds: how long to watch the others' load.
     """
-    found = [*_load(seconds), _frequency(facts), _threads(facts, threads), _memory(), _compiler(), _timer()]
+    found = [
+        *_load(seconds),
+        _frequency(facts),
+        _threads(facts, threads),
+        _kernels(facts),
+        _memory(),
+        _compiler(),
+        _timer(),
+    ]
     return [*found, _gpu(facts)] if facts.get("gpu") else found
 
 
@@ -84,9 +93,19 @@ def _threads(facts: Mapping[str, Any], threads: int) -> Check:
         return Check("threads", found, f"they will fight each other; use --threads {usable} or fewer")
     if quota is not None and threads > quota:
         return Check("threads", found, f"the cgroup will halt them in turns; use --threads {max(1, int(quota))}")
+    if (running := facts.get("threads_at_once")) is not None and running < threads:
+        names = " and ".join(environment.of_threads(facts)) or "what holds them to fewer cores"
+        return Check("threads", f"{found}, {running} at a time", f"unset {names}, or use --threads {running}")
     if threads > cores:
         return Check("threads", found, f"some share a core; --threads {cores} is steadier")
     return Check("threads", found)
+
+
+def _kernels(facts: Mapping[str, Any]) -> Check:
+    found = f"CPU capability {facts.get('cpu_capability') or 'unknown'}"
+    if changed := environment.words(facts):
+        return Check("kernels", f"{found}; {changed}", "unset what you do not mean to measure with; a run records it")
+    return Check("kernels", found)
 
 
 def _memory() -> Check:

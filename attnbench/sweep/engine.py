@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -121,12 +121,13 @@ def meta(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
 
 
 def check_same_machine(run: Run, facts: dict[str, Any]) -> None:
-    """Raises: AttnbenchError: the run was begun on another machine, with which its numbers would not compare."""
+    """Raises: AttnbenchError: it was begun on another machine or under other variables; numbers would not compare."""
     before, here = identity(run.meta.get("machine", {})), identity(facts)
     if before != here:
-        different = next((a, b) for a, b in zip(before, here, strict=True) if a != b)
+        different = next((a, b) for a, b in zip_longest(before, here, fillvalue="nothing set") if a != b)
         raise AttnbenchError(
-            f"{run.path} was measured on another machine ({different[0]}, here {different[1]}): start a new run"
+            f"{run.path} was measured on another machine or with other variables set "
+            f"({different[0]}, here {different[1]}): start a new run"
         )
 
 
@@ -149,6 +150,7 @@ def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]
         ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
         l2=asked.l2 or "",
         reuse=of(asked.sweep.device).reuses,
+        at_once=plan.facts["threads_at_once"],
     )
     session = Session(plan.server, settings)
     before = run.meta.get("seconds", {})

@@ -147,6 +147,7 @@ class Settings:
     ceilings: of this machine, if it was calibrated; what claims to be faster is wrong.
     l2: whether a GPU's L2 cache is "kept" or "flushed" before each call; "" where the device has no such choice.
     reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
+    at_once: threads of those asked for that run at the same time; None where the system does not say.
     """
 
     baseline: str
@@ -158,3 +159,4 @@ class Settings:
     ceilings: Ceilings | None = None
     l2: str = ""
     reuse: bool = False
+    at_once: int | None = None

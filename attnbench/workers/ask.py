@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
+from msgspec import structs
+
+from attnbench import environment
+from attnbench.devices import machine
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.theory.roofline import Ceilings
@@ -58,12 +63,14 @@ def ask_machine(server: Forkserver) -> Facts:
     """
     worker = server.start()
     try:
-        answer = worker.request(AskMachine(), _MACHINE_SECONDS)
+        answer = worker.request(AskMachine(server.threads), _MACHINE_SECONDS)
     finally:
         worker.end()
     if isinstance(answer, Failure):
         raise AttnbenchError(f"can't tell what machine this is: {answer.reason}")
-    return answer
+    # What the user has set, before a worker gets values of ours and OpenMP binds its first thread to a core.
+    own = {"environment": environment.given(os.environ), "usable_threads": machine.usable_cores()}
+    return structs.replace(answer, machine=answer.machine | own)
 
 
 def ask_ceilings(server: Forkserver, device: str, threads: int) -> Ceilings:

@@ -167,7 +167,9 @@ class Request(msgspec.Struct, Generic[A_co], frozen=True, tag=True):
 
 
 class AskMachine(Request[Facts], frozen=True):
-    """What machine is this?"""
+    """What machine is this, and how many of so many threads run at a time on it?"""
+
+    threads: int
 
 
 class Calibrate(Request[Calibrated], frozen=True):

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from attnbench.devices import device
+from attnbench.devices import device, threads
 from attnbench.errors import AttnbenchError, Failed
 from attnbench.plugin import Plugin
 from attnbench.registry import canonical, instances, load
@@ -63,7 +63,8 @@ class _Worker:
     def answer(self, request: AnyRequest) -> AnyAnswer:
         match request:
             case messages.AskMachine():
-                return messages.Facts(device.describe(), {name: _found(name) for name in DEVICES})
+                running = {"threads_at_once": threads.at_once(request.threads)}  # before anything else starts threads
+                return messages.Facts(device.describe() | running, {name: _found(name) for name in DEVICES})
             case messages.Calibrate():
                 try:
                     return messages.Calibrated(calibration.measure(request.device, request.threads))

@@ -70,6 +70,7 @@ class Forkserver:
     """The session's handle of the server process. A context manager: on exit every worker is gone."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         # Idle workers must not spin: a waiting OpenMP pool would take the core of the one that is being timed.
         # Nor may inductor's compiler processes, which outlive a compilation.
         self._environment = (

@@ -52,6 +52,7 @@ def run_facts(run: Meta) -> list[tuple[str, str]]:
         "plugins from": run.get("distributions"),
     }
     spelled = {"cpu": "CPU", "gpu": "GPU", "cuda": "CUDA", "python": "Python", "memory_bytes": "memory"}
+    spelled |= {"cpu_capability": "CPU capability"}
     told = [(spelled.get(name, name.replace("_", " ")), _text(name, value)) for name, value in facts.items()]
     return [(name, text) for name, text in told if text]
 

@@ -1,0 +1,102 @@
+"""Variables of the user's that change which kernels run or what threads they get: kept with a run, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# attnbench gives its workers values of its own for these: what they change is the workload's `threads`, or nothing.
+_REPLACED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+_CAPABILITY = "ATEN_CPU_CAPABILITY"
+_INSTRUCTIONS = (
+    _CAPABILITY,
+    "ATTNBENCH_MAX_CPU_ISA",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+    "GLIBC_TUNABLES",  # malloc's settings too
+)
+_THREADS = (
+    "OMP_THREAD_LIMIT",
+    "OMP_DYNAMIC",
+    "OMP_MAX_ACTIVE_LEVELS",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+    "KMP_HW_SUBSET",
+    "MKL_DOMAIN_NUM_THREADS",
+)
+_SPINNING = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_ALLOCATORS = (
+    "LD_PRELOAD",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "THP_MEM_ALLOC_ENABLE",
+)
+_GPU = (
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_BLAS_PREFER_CUBLASLT",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+)
+_COMPILERS = ("TORCH_COMPILE_DISABLE",)
+_NAMES = frozenset((*_REPLACED, *_INSTRUCTIONS, *_THREADS, *_SPINNING, *_ALLOCATORS, *_GPU, *_COMPILERS))
+_BEGIN = ("MALLOC_", "TORCHINDUCTOR_", "TORCHDYNAMO_", "TRITON_")
+# Of those, where things are kept, and what attnbench sets itself.
+_END, _OURS = ("_DIR", "_HOME"), "TORCHINDUCTOR_COMPILE_THREADS"
+
+# What torch picks by itself where the CPU has a feature, the best first.
+_OWN_CHOICE = {"avx512f": "AVX512", "avx2": "AVX2"}
+
+
+def given(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of a process's variables that are kept with a run, by name. One that is set to nothing is not set."""
+    return {name: value for name, value in sorted(variables.items()) if value and _is_kept(name)}
+
+
+def changes(machine: Mapping[str, Any]) -> str:
+    """All that makes a run other than one on the same machine with nothing set, in words; empty where nothing does.
+
+    machine: as run.json has it, `environment`, `cpu_capability` and `features` in it; an older run lacks the former.
+    """
+    return ", ".join([*_held(machine), *(f"{name}={value}" for name, value in _compared(machine).items())])
+
+
+def words(machine: Mapping[str, Any]) -> str:
+    """The same for a line that has little room: variables by name alone."""
+    names = " and ".join(_compared(machine))
+    return ", ".join([*_held(machine), *([f"{names} set"] if names else [])])
+
+
+def of_threads(machine: Mapping[str, Any]) -> list[str]:
+    """The names of those that change how many threads run, and where."""
+    return [name for name in _compared(machine) if name in _THREADS]
+
+
+def _is_kept(name: str) -> bool:
+    return name in _NAMES or (name.startswith(_BEGIN) and not name.endswith(_END) and name != _OURS)
+
+
+def _variables(machine: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = machine.get("environment")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _compared(machine: Mapping[str, Any]) -> dict[str, str]:
+    """Without those that do nothing, and without the one whose effect torch tells."""
+    return {k: str(v) for k, v in sorted(_variables(machine).items()) if k not in (*_REPLACED, _CAPABILITY)}
+
+
+def _held(machine: Mapping[str, Any]) -> list[str]:
+    """What torch's kernels are made for, where that is not what it would pick for this CPU."""
+    found, features = machine.get("cpu_capability"), machine.get("features") or ()
+    own = next((choice for feature, choice in _OWN_CHOICE.items() if feature in features), None)
+    if not found or found == own or (own is None and _CAPABILITY not in _variables(machine)):
+        return []
+    return [f"torch held to {found}"]
