@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -53,3 +54,15 @@ def _cores(stat: Path) -> tuple[float | None, float | None]:
     if name != b"cpu":
         return None, None
     return (user + nice + system + interrupts + soft) / ticks, stolen / ticks
+
+
+def waited_s(pid: int, root: Path = Path("/proc")) -> float | None:
+    """Seconds that the threads of a process were ready to run and had no core, up to now; None where nobody tells.
+
+    By the scheduler's own statistics (Linux, sched-stats: the second field of schedstat, in nanoseconds).
+    """
+    total, told = 0, False
+    for schedule in (root / str(pid) / "task").glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):
+            total, told = total + int(schedule.read_bytes().split()[1]), True
+    return total / 1e9 if told else None

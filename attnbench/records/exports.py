@@ -153,7 +153,7 @@ def _benchmark(plugin: str, problem: str, row: Row) -> dict[str, Any]:
 
 def _stats(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
     """pytest-benchmark's statistics of the seconds a call took in each burst."""
-    data = [seconds / calls for _, _, _, calls, seconds in samples]
+    data = [sample[4] / sample[3] for sample in samples]
     ordered, n = sorted(data), len(data)
     mean = statistics.fmean(data)
     deviation = statistics.stdev(data) if n > 1 else 0.0
@@ -182,7 +182,7 @@ def _stats(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
         "ops": 1 / mean if mean else 0.0,
         "total": sum(data),
         "data": data,
-        "iterations": int(statistics.median_low(calls for _, _, _, calls, _ in samples)),
+        "iterations": int(statistics.median_low(sample[3] for sample in samples)),
     }
 
 

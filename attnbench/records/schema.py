@@ -70,6 +70,7 @@ SCHEMA_COLUMNS = (
     Column("speedup_low", "number", "x", "where the 95% interval of it begins"),
     Column("speedup_high", "number", "x", "where it ends"),
     Column("rounds", "count", "", "bursts of calls that were timed"),
+    Column("held_up", "count", "", "of them, those that waited for a core: see docs/measuring.md", "0.2.0"),
     Column("processes", "count", "", "in how many processes, one after the other"),
     Column("converged", "flag", "", "whether the intervals are within the precision that was asked for"),
     Column("confidence", "number", "", "of the intervals, by the look that ended the cell"),
@@ -145,7 +146,10 @@ GPU_STATE = (
     "clock_hz", "memory_clock_hz", "temperature_c", "power_w", "power_cap_w", "throttled", "other_processes"
 )  # fmt: skip
 """Of the GPU, from NVML: SI units but for degrees Celsius; `throttled` in words, "" for nothing."""
-SAMPLE = ("process", "round", "start", "calls", "seconds")
+SAMPLE = (
+    "process", "round", "start", "calls", "seconds", "cpu_s", "others_s", "steal_s", "throttled_s", "waited_s"
+)  # fmt: skip
+"""Of one burst; what comes after its seconds since 0.2.0, and None where the system does not tell."""
 
 
 def key(row: Row) -> tuple[str, Workload]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from attnbench.stats.held_up import Sample, held_up, matters, without
 from attnbench.stats.intervals import MIN_ROUNDS, by_process
 
 
@@ -51,6 +52,10 @@ KINDS = {
     "coarse-timer": Kind(
         "rounds took no time or all exactly the same, as a timer too coarse for them reads",
         "distrust the row; see `attnbench doctor` for the timer's resolution",
+    ),
+    "disturbed": Kind(
+        "most rounds had to wait for a core that something else was using, so its time and its ratio are off",
+        "stop what runs beside it, or give it fewer --threads; `waited_s` of its samples says how long",
     ),
     "more-threads": Kind(
         "its calls kept more cores busy than --threads gives the others",
@@ -103,18 +108,20 @@ def of_gpu(facts: Mapping[str, Any], latency_s: float) -> list[str]:
     return [kind for kind in KINDS if applies.get(kind)]
 
 
-def of_samples(samples: Sequence[Sequence[float]], precision: float, precise: bool) -> list[str]:
+def of_samples(samples: Sequence[Sample], precision: float, precise: bool) -> list[str]:
     """The kinds that a cell's samples deserve, in the order of `KINDS`.
 
-    samples: one (process, round, start, calls, seconds) each, as `records.SAMPLE` names them.
+    samples: as `records.SAMPLE` names them.
     precision: relative half-width that was asked for. precise: whether the cell's intervals reached it.
     """
-    seconds = np.array([s[4] / s[3] for s in samples])
+    disturbed = ["disturbed"] if matters(samples) else []
+    found = without({(s[0], s[1]): s[4] / s[3] for s in samples}, held_up(samples))
+    seconds = np.array(list(found.values()))
     if len(seconds) < MIN_ROUNDS:
-        return ["few-rounds"]
+        return ["few-rounds", *disturbed]
     if seconds.min() <= 0 or np.ptp(seconds) == 0:
         return ["coarse-timer"]
-    processes = by_process(np.log(seconds), [s[0] for s in samples])
+    processes = by_process(np.log(seconds), [process for process, _ in found])
     within = np.concatenate([logs - np.median(logs) for logs in processes])
     bimodal, drifting = _is_bimodal(within, precision), len(processes) == 1 and _is_drifting(within, precision)
     low, high = np.quantile(within, [0.25, 0.75])
@@ -124,6 +131,7 @@ def of_samples(samples: Sequence[Sequence[float]], precision: float, precise: bo
         "bimodal": bimodal,
         "drifting": drifting,
         "processes-differ": _processes_differ(processes, precision),
+        "disturbed": bool(disturbed),
     }
     return [kind for kind in KINDS if applies.get(kind)]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from attnbench.stats.held_up import held_up
 from attnbench.stats.intervals import CONFIDENCE, MIN_ROUNDS
 from attnbench.sweep.stopping import Schedule, schedule
 from attnbench.theory import costs
@@ -89,7 +90,7 @@ class Measured:
     """Of its intervals: the end's, or that of the early look at which it left."""
     converged: bool = False
     """Whether it left at an early look."""
-    samples: list[list[float]] = field(default_factory=list)  # as records.SAMPLE
+    samples: list[list[Any]] = field(default_factory=list)  # as records.SAMPLE
 
     def plan(self, rounds: int, launches: int) -> None:
         """Fixes, before its first round, in how many rounds and launches it is measured, and when it is looked at."""
@@ -114,3 +115,8 @@ class Measured:
     def seconds(self) -> dict[tuple[float, float], float]:
         """Seconds a call by (process, round)."""
         return {(s[0], s[1]): s[4] / s[3] for s in self.samples}
+
+    @property
+    def held_up(self) -> set[tuple[float, float]]:
+        """The (process, round) of bursts that had to wait for a core."""
+        return held_up(self.samples)

@@ -26,6 +26,7 @@ from attnbench.sweep.plan import MOST_ROUNDS, allot, groups, skip_too_dear, skip
 from attnbench.sweep.precision import look
 from attnbench.sweep.settings import Settings
 from attnbench.sweep.stopping import processes
+from attnbench.sweep.watch import Watch
 from attnbench.theory.roofline import impossible
 from attnbench.workers.messages import Aim, Burst, Columns, Finish, Given, Look
 from attnbench.workers.server import Forkserver
@@ -283,16 +284,16 @@ class Session:
         aimed = self._crew.ask(one.cell, one.worker, Aim(calls, head, number, which))
         if aimed is None:
             return
-        began, used = time.monotonic(), machine.cpu_seconds(pid)
+        watch = Watch(pid)
         timed = self._crew.ask(one.cell, one.worker, Burst())
-        took = time.monotonic() - began
+        seen = watch.seen()
         if timed is None:
             return
-        measured.bursts.add(took, machine.cpu_seconds(pid) - used)
+        measured.bursts.add(seen.took_s, seen.cpu_s)
         # A GPU's own clock leaves out what the host does around its work.
-        measured.claims.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, took))
+        measured.claims.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, seen.took_s))
         self.seconds.calls += aimed.calls_s + timed.calls_s
-        measured.samples.append([self._process, turn, timed.start, calls, timed.seconds])
+        measured.samples.append([self._process, turn, timed.start, calls, timed.seconds, *seen.sample])
         if timed.wall_s is not None:
             one.wall_s.append(timed.wall_s)
         self._look_at(one, number, rows, which)

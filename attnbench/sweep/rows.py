@@ -55,6 +55,7 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
         "latency_low_s": latency.low,
         "latency_high_s": latency.high,
         "rounds": rounds,
+        "held_up": len(measured.held_up),
         "processes": number,
         "confidence": measured.confidence,
         "converged": precise,

@@ -1,0 +1,35 @@
+"""Which bursts something else held up: other processes, other virtual machines, a quota.
+
+A burst that had to wait for a core tells of that wait more than of its calls. What tells such a burst apart is the
+scheduler, and not how long it took: that would choose the fast ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from attnbench.stats.intervals import MIN_ROUNDS
+
+_LOST = 0.02  # of a burst's time
+_SECONDS, _STEAL = 4, 7  # where a sample has its seconds, and from where on what was lost: steal, throttled, waited
+
+Sample: TypeAlias = Sequence[Any]
+"""As `records.SAMPLE` names it; those of old runs end with their seconds."""
+Round: TypeAlias = tuple[float, float]
+Value = TypeVar("Value")
+
+
+def held_up(samples: Sequence[Sample]) -> set[Round]:
+    """The (process, round) of bursts whose threads lacked a core for more than a fiftieth of the time."""
+    return {(s[0], s[1]) for s in samples if sum(lost or 0.0 for lost in s[_STEAL:]) > _LOST * s[_SECONDS]}
+
+
+def without(values: Mapping[Round, Value], held: set[Round]) -> dict[Round, Value]:
+    """Values by round without those that were held up; all where too few for an interval would be left."""
+    kept = {at: value for at, value in values.items() if at not in held}
+    return kept if len(kept) >= MIN_ROUNDS else dict(values)
+
+
+def matters(samples: Sequence[Sample]) -> bool:
+    """Whether a cell is disturbed: too few bursts for an interval were free, or fewer than half of them."""
+    held = len(held_up(samples))
+    return bool(held) and (len(samples) - held < MIN_ROUNDS or 2 * held > len(samples))

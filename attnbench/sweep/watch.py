@@ -1,0 +1,52 @@
+"""What a session sees while a worker runs a burst: its own clock, and who else had the cores."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from attnbench.devices import machine, others
+
+
+class Seen(NamedTuple):
+    """Of one burst, in seconds; None where the system does not tell.
+
+    took_s: by the session's clock. cpu_s: of all cores, by the worker and its children. others_s: by everybody else.
+    steal_s: taken by the host of this virtual machine. throttled_s: halted for a quota. waited_s: that the worker's
+    threads were ready to run and had no core.
+    """
+
+    took_s: float
+    cpu_s: float
+    others_s: float | None
+    steal_s: float | None
+    throttled_s: float | None
+    waited_s: float | None
+
+    @property
+    def sample(self) -> list[float | None]:
+        """As the end of a record's sample has it."""
+        return [None if x is None else round(x, 6) for x in self[1:]]
+
+
+class Watch:
+    """Looks at a worker and at the machine from now on."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._host, self._waited, self._used = others.host(), others.waited_s(pid), machine.cpu_seconds(pid)
+        self._began = time.monotonic()
+
+    def seen(self) -> Seen:
+        """What happened since."""
+        took = time.monotonic() - self._began
+        cpu, waited = machine.cpu_seconds(self._pid) - self._used, others.waited_s(self._pid)
+        host = others.host().since(self._host)
+        return Seen(
+            took,
+            cpu,
+            None if host.busy_s is None else max(0.0, host.busy_s - cpu),
+            host.steal_s,
+            host.throttled_s,
+            None if waited is None or self._waited is None else waited - self._waited,
+        )
