@@ -134,7 +134,7 @@ def _measure(plan: "Plan", record: "Run", began: float) -> None:
     record.repair()  # a broken run is refused before anything is said of it
     tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}")
     if changed := environment.words(plan.facts):
-        tell(f"with {changed}: it compares with runs under the same alone")
+        tell(f"with {changed}: only runs under the same compare with this one")
     options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
