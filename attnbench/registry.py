@@ -7,7 +7,8 @@ Finding reads package metadata only. Loading runs a plugin's code, so it happens
 import difflib
 import fnmatch
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
@@ -49,19 +50,44 @@ class Request:
 def find() -> dict[str, Found]:
     """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem."""
     plugins: dict[str, Found] = {}
-    entries = {
-        (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
-        for e in metadata.entry_points(group=GROUP)
-    }
-    for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
-        plugin = Found(name, target, distribution, version)
-        if name in plugins:
-            first = plugins[name]
-            problem = f"two plugins are called {name!r}: one from {first.origin}, one from {plugin.origin}"
-            plugins[name] = replace(first, problem=first.problem or problem)
+    offered = {found for package in _packages() if not isinstance(package, str) for found in package}
+    for plugin in sorted(offered, key=lambda f: (f.distribution != "attnbench", f.name, f.target, f.origin)):
+        if plugin.name in plugins:
+            first = plugins[plugin.name]
+            problem = f"two plugins are called {plugin.name!r}: one from {first.origin}, one from {plugin.origin}"
+            plugins[plugin.name] = replace(first, problem=first.problem or problem)
         else:
-            plugins[name] = plugin
+            plugins[plugin.name] = plugin
     return plugins
+
+
+def left_out() -> list[str]:
+    """A line for each package whose plugins, if it has any, are not found because its metadata can't be read."""
+    return [package for package in _packages() if isinstance(package, str)]
+
+
+def _packages() -> Iterator[list[Found] | str]:
+    """What each package installed offers, or what is wrong with it; the first on the path of those with one name."""
+    seen: set[str] = set()
+    for package in metadata.distributions():
+        try:
+            name = package.metadata["Name"]
+            called = re.sub(r"[-_.]+", "-", name).lower()
+            if called in seen:
+                continue
+            seen.add(called)
+            yield [_offered(entry, name, package.version) for entry in package.entry_points.select(group=GROUP)]
+        except Exception:  # whatever ails a package that nobody asked for
+            folder = getattr(package, "_path", package.locate_file(""))
+            yield f"the metadata of a package can't be read, and what it offers is left out; mend or remove {folder}"
+
+
+def _offered(entry: metadata.EntryPoint, distribution: str, version: str) -> Found:
+    try:
+        return Found(entry.name, f"{entry.module}:{entry.attr}", distribution, version)  # without extras
+    except AttributeError:
+        problem = f"{distribution} {version} says {entry.value!r} where its entry point should say module:Class"
+        return Found(entry.name, entry.value, distribution, version, problem)
 
 
 def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:

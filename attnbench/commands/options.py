@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from attnbench import environment
 from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
+from attnbench.registry import left_out
 from attnbench.workload import DEVICES
 
 option = partial(click.option, show_default=True)
@@ -45,6 +46,11 @@ def warn_of_threads(threads: int) -> None:
     elif quota is not None and threads > quota:
         few = f"{threads} thread{'s' * (threads > 1)}"
         tell(f"warning: the cgroup gives {few} the time of {quota:g} cores, so it will halt them in turns (throttled)")
+
+
+def warn_of_packages() -> None:
+    for line in left_out():
+        tell(f"warning: {line}")
 
 
 def warn_of_pinning(threads: int, facts: Mapping[str, Any]) -> None:

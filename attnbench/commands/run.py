@@ -81,6 +81,7 @@ def command(
     from attnbench.records.run import Run
     from attnbench.sweep import engine
 
+    options.warn_of_packages()
     options.warn_of_threads(asked.sweep.threads)
     with engine.planned(asked) as plan:
         if dry_run:

@@ -28,7 +28,10 @@ def serve_forks(fd: int) -> NoReturn:
     channel = Channel(server)
     system.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from attnbench.workers import serve  # loads torch, once for all
+    try:
+        from attnbench.workers import serve  # loads torch, once for all
+    except Exception as problem:
+        _refuse(server, channel, problem)
 
     workers: set[int] = set()
     requests = msgpack.Decoder(Start | Reap | Preload)
@@ -74,6 +77,15 @@ def serve_forks(fd: int) -> NoReturn:
             _end(pid)
         _end_orphans(set())
         os._exit(0)
+
+
+def _refuse(server: socket.socket, channel: Channel, problem: Exception) -> NoReturn:
+    """Answers the first request for a worker by why there can be none, and ends."""
+    with contextlib.suppress(Closed, OSError):
+        channel.receive()
+        socket.recv_fds(server, 1, 2)  # unread, they would cut the answer off
+        channel.send(msgpack.encode(" ".join(f"{type(problem).__name__}: {problem}".split())[:500]))
+    os._exit(1)
 
 
 def _become_worker(server: socket.socket, fds: list[int], memory: int | None) -> None:

@@ -18,6 +18,7 @@ from msgspec import DecodeError, msgpack
 
 from attnbench import home
 from attnbench.errors import AttnbenchError
+from attnbench.registry import left_out
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import Answer, Failure, Preload, Reap, Request, Start, decode_answer, encode, printable
 
@@ -90,6 +91,8 @@ class Forkserver:
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
         )
+        if left_out():  # torch looks through all packages for device backends, and stops at one that is broken
+            self._environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         self._launch()
 
     def _launch(self) -> None:
@@ -124,7 +127,7 @@ class Forkserver:
         """A new worker that may allocate `memory` bytes beyond what it starts with (None: no limit).
 
         Raises:
-            AttnbenchError: the server is gone, and a new one did not start a worker either.
+            AttnbenchError: torch can't be loaded; or the server is gone, and a new one did not start a worker either.
         """
         for _ in range(2):
             try:
@@ -143,11 +146,13 @@ class Forkserver:
         try:
             self._channel.send(msgpack.encode(Start(memory)))
             socket.send_fds(self._socket, [b"f"], [theirs.fileno(), log.fileno()])
-            pid = msgpack.decode(self._channel.receive(), type=int)
+            pid = msgpack.decode(self._channel.receive(), type=int | str)
         except OSError as error:
             raise Closed from error
         finally:
             theirs.close()
+        if isinstance(pid, str):
+            raise AttnbenchError(f"torch can't be loaded here: {printable(pid)}")
         return Worker(self, pid, ours, log)
 
     def preload(self) -> None:
