@@ -6,7 +6,6 @@ whole, so that a run that was killed at any moment holds whole workloads and at 
 
 import errno
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 from filelock import FileLock, Timeout
 
 from attnbench.errors import AttnbenchError, refusals
-from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
+from attnbench.records import flaws, strict
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ class Run:
         """Writes run.json in one step: the old one stays whole until the new one is."""
         temporary, path = self.path / "run.json.new", self.path / "run.json"
         with refusals(f"write {path}"):
-            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(strict.dumps(self.meta, indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, path)
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -95,7 +95,7 @@ class Run:
         Raises:
             AttnbenchError: the disk is full or the file can't be written; what it held before is untouched.
         """
-        line = (json.dumps(_plain({"schema": SCHEMA, "cells": list(rows)}), allow_nan=False) + "\n").encode()
+        line = (strict.dumps({"schema": SCHEMA, "cells": list(rows)}) + "\n").encode()
         before = self.cells.stat().st_size if self.cells.exists() else 0
         intact = f"what it holds is intact, go on with --resume {self.path}"
         with refusals(f"write {self.cells}", intact), self.cells.open("ab", buffering=0) as file:
@@ -119,17 +119,21 @@ class Run:
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
     try:
-        meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        meta = strict.loads((path / "run.json").read_text(encoding="utf-8"))
     except OSError:
         raise AttnbenchError(f"{path} is no run: it has no run.json") from None
-    except ValueError:
+    except UnicodeDecodeError:
         raise AttnbenchError(f"{path / 'run.json'} is no JSON") from None
+    except ValueError as error:
+        raise AttnbenchError(f"{path / 'run.json'} {error}") from None
     if not isinstance(meta, dict):
         raise AttnbenchError(f"{path / 'run.json'} holds no JSON object")
     try:
         _check_schema(meta, path / "run.json")
     except (KeyError, TypeError):
         raise AttnbenchError(f"{path / 'run.json'} is no run of attnbench: it has no schema") from None
+    if wrong := flaws.of_run(meta):
+        raise AttnbenchError(f"{path / 'run.json'} is damaged: {wrong}")
     return meta
 
 
@@ -188,11 +192,12 @@ def _read_lines(path: Path) -> tuple[list[Row], int]:
             content = json.loads(line)
             _check_schema(content, path)
             for row in content["cells"]:
-                key(row)  # whether it is a row at all
+                if wrong := flaws.of_row(row):
+                    raise AttnbenchError(f"line {number} of {path}: {wrong} to use the rest")
                 found.append(dict(row))
         except AttnbenchError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
     return found, whole
 
@@ -201,17 +206,6 @@ def _check_schema(content: dict[str, Any], path: Path) -> None:
     schema = content["schema"]
     if schema > SCHEMA:
         raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
 
 
 def identity(machine: dict[str, Any]) -> tuple[Any, ...]:

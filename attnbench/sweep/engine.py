@@ -151,7 +151,7 @@ def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]
         reuse=of(asked.sweep.device).reuses,
     )
     session = Session(plan.server, settings)
-    before = run.meta.get("seconds", {})
+    before = run.meta.get("seconds") or {}
     try:
         session.run(todo, run, progress)
         run.meta["finished"] = _now()
@@ -167,7 +167,7 @@ def _account(run: Run, session: Session, before: Mapping[str, float], began: flo
     """Adds where this command's wall time went to what earlier ones of the run took."""
     wall = monotonic() - began
     spent = {"wall": wall, "calls": session.seconds.calls, "compilation": session.seconds.compilation}
-    total = {k: round(before.get(k, 0.0) + v, 3) for k, v in spent.items()}
+    total = {k: round((before.get(k) or 0.0) + v, 3) for k, v in spent.items()}
     run.meta["seconds"] = total | {"elsewhere": round(total["wall"] - total["calls"] - total["compilation"], 3)}
     run.meta["machine"]["load_end"] = machine.load()
     run.save()
