@@ -187,3 +187,29 @@ def test_a_run_whose_output_finds_no_room_is_complete_on_disk(stream: str, tmp_p
         said(attnbench("export", str(path.parent), stdout=full), "can't print")
         said(attnbench("report", str(path.parent), "--out", str(tmp_path / "page"), stdout=full), "can't print")
     assert (tmp_path / "page" / "index.html").stat().st_size
+
+
+# Another version of a plugin than the run was begun with.
+
+
+def test_a_run_is_not_resumed_with_another_version_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "packages"
+    info = offer(packages, monkeypatch, "mine")
+    result = run(tmp_path, "--plugins", "min?", "--seq", "64", *QUICK)
+    assert result.code == 0, result.err
+    assert result.path is not None
+    assert json.loads((result.path / "run.json").read_text())["distributions"]["mine"] == "mine 1.0"
+    before = {path.name: path.read_bytes() for path in result.path.iterdir()}
+    for change, here in (
+        (lambda: (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.0\n"), "mine 2.0"),
+        ((info / "entry_points.txt").unlink, "not installed"),
+    ):
+        change()
+        refused = run(tmp_path, "--resume", str(result.path))
+        assert refused.code == 2
+        says = f"was begun with the plugin mine from mine 1.0, which is {here} here: install mine 1.0 again, or start a"
+        assert says in refused.err
+        assert len(refused.err.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in result.path.iterdir()} == before
+    offer(tmp_path / "again", monkeypatch, "mine")
+    assert run(tmp_path, "--resume", str(result.path)).code == 0
