@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.records import strict
-from attnbench.records.run import identity, load, read_meta, rows
+from attnbench.records.run import identity, labelled, load, read_metas, rows
 from attnbench.records.schema import COLUMNS, COUNTS, Row
 from attnbench.workload import Workload
 
@@ -63,7 +63,7 @@ def pytest_benchmark(runs: Sequence[Path]) -> bytes:
     Raises:
         AttnbenchError: the runs are from several machines, or two rows would have one name.
     """
-    metas = [read_meta(run) for run in runs]
+    metas = read_metas(runs)
     if len({identity(meta.get("machine", {})) for meta in metas}) > 1:
         raise AttnbenchError("a pytest-benchmark file is of one machine, these runs are of several; export them apart")
     machine: dict[str, Any] = metas[0].get("machine", {})
@@ -113,7 +113,7 @@ FORMATS = {
 
 def without_value(runs: Sequence[Path]) -> int:
     """How many rows a format that holds values only leaves out: those not `ok`, or without a latency or a burst."""
-    return sum(not _has_value(row) for run in runs for row in rows(run))
+    return sum(not _has_value(row) for run in labelled(runs).values() for row in rows(run))
 
 
 def _has_value(row: Row) -> bool:
@@ -138,7 +138,7 @@ def _table(runs: Sequence[Path]) -> "pd.DataFrame":
 def _named(runs: Sequence[Path]) -> dict[tuple[str, str], Row]:
     """The rows with a value by plugin and by what was computed, in words; but for the seed: no speed depends on it."""
     named: dict[tuple[str, str], Row] = {}
-    for run in runs:
+    for run in labelled(runs).values():
         for row in rows(run):
             if _has_value(row):
                 workload = Workload.from_dict(row)

@@ -22,14 +22,19 @@ class _Machine(TypedDict, total=False):
     libraries: dict[str, Any]
 
 
+class _Args(TypedDict, total=False):
+    memory: float | None
+
+
 class _Meta(TypedDict, total=False):
-    """Of run.json, what is read; `sweep.settings` reads what was asked, `theory.roofline` ceilings."""
+    """Of run.json, what is read here and there; `sweep.settings` reads all of args, `theory.roofline` ceilings."""
 
     name: str
     command: str | list[str]
     started: str | None
     finished: str | None
     standard: float | None
+    args: _Args
     machine: _Machine
     distributions: dict[str, str]
     seconds: dict[str, float | None] | None

@@ -147,16 +147,38 @@ def rows(path: Path) -> list[Row]:
     return _read_lines(path / "cells.jsonl")[0]
 
 
+def labelled(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+    """Runs' folders by the names that they go by, in the order given; one that is given twice is there once.
+
+    A name is that of the folder, with as much of the path before it as tells it from the others: a date and a device
+    are the same on many machines.
+    """
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
+    folders: dict[str, Path] = {}
+    for folder in given:
+        folders.setdefault(os.path.realpath(folder), folder)
+    named, every = {}, [Path(os.path.abspath(folder)).parts for folder in folders.values()]
+    for folder, own in zip(folders.values(), every, strict=True):
+        ends = (n for n in range(1, len(own) + 1) if sum(own[-n:] == other[-n:] for other in every) == 1)
+        named[str(Path(*own[-next(ends) :]))] = folder
+    return named
+
+
+def read_metas(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
+    """What run.json says of each run, under the name by which `load` calls it. Raises: see `read_meta`."""
+    return [read_meta(folder) | {"name": name} for name, folder in labelled(paths).items()]
+
+
 def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
-    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
+    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name, see `labelled`.
 
     Raises:
         AttnbenchError: see `rows`.
     """
     import pandas as pd
 
-    folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
-    table = [{"run": folder.name, **{c: row.get(c) for c in COLUMNS}} for folder in folders for row in rows(folder)]
+    named = labelled(paths).items()
+    table = [{"run": name, **{c: row.get(c) for c in COLUMNS}} for name, folder in named for row in rows(folder)]
     frame = pd.DataFrame(table, columns=["run", *COLUMNS])
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing

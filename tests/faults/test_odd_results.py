@@ -17,11 +17,15 @@ from rich.console import Console
 from attnbench import AttnbenchError, Workload, records
 from attnbench.commands.watch import Watch
 from attnbench.records import exports, strict
-from attnbench.records.run import Run
+from attnbench.records.run import Run, labelled, read_metas
 from attnbench.records.schema import NUMBERS, SCHEMA_COLUMNS, Row
 from attnbench.report.page import write_report
+from attnbench.report.prepare import arrange, prepared
+from attnbench.report.style import Style
+from attnbench.report.tables.run import side_by_side
 from attnbench.sweep.engine import resumed
 from attnbench.sweep.settings import Asked
+from attnbench.theory.roofline import Ceilings
 
 PLUGINS = ("sdpa", "naive")
 NO_NUMBERS = ("NaN", "Infinity", "-Infinity", "1e999", '"fast"', "true", "[1]", "{}", "1" + "0" * 400)
@@ -193,3 +197,91 @@ def test_what_is_written_is_json() -> None:
     for broken in ("[NaN]", "[-Infinity]", "[1e999]", "[" * 100_000, "[", ""):
         with pytest.raises(ValueError, match=r"no number in JSON|no JSON|too deeply"):
             strict.loads(broken)
+
+
+# Runs that two machines called the same.
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["a/run"], ["run"]),
+        (["a/run", "b/other"], ["run", "other"]),
+        (["a/run", "b/run"], ["a/run", "b/run"]),
+        (["a/run", "b/run", "b/other"], ["a/run", "b/run", "other"]),
+        (["a/results/run", "b/results/run"], ["a/results/run", "b/results/run"]),
+        (["run", "a/run"], ["{tmp}/run", "a/run"]),
+        (["b/run", "a/run", "b/run", "b/../b/./run", "link/run"], ["b/run", "a/run"]),
+    ],
+)
+def test_a_run_goes_by_as_much_of_its_path_as_tells_it_apart(
+    given: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    for paths in (given, [tmp_path / path for path in given]):
+        named = labelled(paths)
+        assert list(named) == [name.format(tmp=tmp_path.name) for name in names]
+        assert [path.resolve() for path in named.values()] == [(tmp_path / p).resolve() for p in given[: len(names)]]
+
+
+def test_a_run_may_be_given_as_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(two_lines(tmp_path))
+    assert set(records.load(".")["run"]) == {Path.cwd().name}
+
+
+def two_machines(root: Path, name: str = "run") -> list[Path]:
+    """Runs of one name in two places, of which the first is the faster by far, and its ceilings as well."""
+    runs = []
+    for place, rate, latency in (("one", 1e12, 0.001), ("two", 1e10, 0.1)):
+        ceilings = Ceilings("cpu", 1, {"float32": rate}, 1e10).as_dict()
+        machine = {"cpu": f"CPU {place}", "cores": 2}
+        figures = {"latency_s": latency, "latency_low_s": latency, "latency_high_s": latency}
+        line = [row(plugin, **figures) for plugin in PLUGINS]
+        run = written(root / place, line, machine=machine, ceilings=ceilings, standard=1, started="2026-01-01T10:00")
+        runs.append(run.rename(root / place / name))
+    return runs
+
+
+def test_each_machine_keeps_its_rows_and_its_ceilings(tmp_path: Path) -> None:
+    runs = two_machines(tmp_path)
+    metas, frame = read_metas(runs), prepared(records.load(runs), read_metas(runs))
+    assert [meta["name"] for meta in metas] == ["one/run", "two/run"]
+    assert set(frame["run"]) == {"one/run", "two/run"}
+    assert frame.groupby("run")["ceiling_flops_per_s"].unique().map(list).to_dict() == {
+        "one/run": [1e12],
+        "two/run": [1e10],
+    }
+    assert len(arrange(frame, metas)) == 2
+    table = side_by_side(frame, metas, Style.of(frame))
+    assert table is not None
+    assert [line[3:] for line in table.rows] == [
+        [plugin, "1.00 ms (1x)", "100 ms (1x)"] for plugin in ("naive", "sdpa")
+    ]
+    assert list(table.columns)[-2:] == ["one/run: CPU one, 2 cores", "two/run: CPU two, 2 cores"]
+
+
+def test_a_renamed_run_keeps_its_ceilings(tmp_path: Path) -> None:
+    (run, _) = two_machines(tmp_path, name="renamed")
+    assert prepared(records.load(run), read_metas(run))["ceiling"].tolist() == ["float32", "float32"]
+
+
+def test_repeated_results_are_all_reported(tmp_path: Path) -> None:
+    runs = two_machines(tmp_path)
+    command = [sys.executable, "-m", "attnbench", "report", "--out", str(tmp_path / "page")]
+    results = [word for run in runs for word in ("--results", str(run.parent))]
+    done = subprocess.run([*command, *results], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "The rows come from 2 runs on 2 machines (CPU one, 2 cores; CPU two, 2 cores)." in text
+    assert "one/run: CPU one, 2 cores | two/run: CPU two, 2 cores" in text
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_export_tells_them_apart(kind: str, tmp_path: Path) -> None:
+    runs, read = two_machines(tmp_path), {"csv": pd.read_csv, "parquet": pd.read_parquet}[kind]
+    frame = read(io.BytesIO(exports.FORMATS[kind].write([*runs, runs[0]])))
+    assert frame.groupby("run").size().to_dict() == {"one/run": 2, "two/run": 2}
+    with pytest.raises(AttnbenchError, match="of one machine"):
+        exports.pytest_benchmark(runs)
+    assert len(json.loads(exports.github_action([runs[0], runs[0]]))) == 4
