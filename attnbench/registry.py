@@ -66,6 +66,20 @@ def left_out() -> list[str]:
     return [package for package in _packages() if isinstance(package, str)]
 
 
+def leave_out() -> None:
+    """Keeps packages with broken metadata from who looks through all in this process, as torch and triton do."""
+    every = metadata.distributions
+    metadata.distributions = lambda **wanted: (d for d in every(**wanted) if _is_readable(d))
+
+
+def _is_readable(package: metadata.Distribution) -> bool:
+    try:
+        package.metadata["Name"].lower(), package.version, package.entry_points
+    except Exception:
+        return False
+    return True
+
+
 def _packages() -> Iterator[list[Found] | str]:
     """What each package installed offers, or what is wrong with it; the first on the path of those with one name."""
     seen: set[str] = set()

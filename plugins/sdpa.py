@@ -173,6 +173,10 @@ class _Reached(Exception):
 class _UpToKernel(TorchDispatchMode):
     """Ends a call at its first attention operator, or matrix product, before that is computed."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # keeping torch's compiler out would load it, and that takes a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().removeprefix("aten::")
         for kernel, operators in _OPERATORS.items():

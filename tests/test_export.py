@@ -154,11 +154,11 @@ def test_pytest_benchmark_compares_a_run_with_itself(measured: Path, tmp_path: P
 def test_statistics_are_those_of_pytest_benchmark(count: int, spread: str) -> None:
     draw = random.Random(count)
     noise = {"none": lambda: 0.0, "normal": lambda: draw.gauss(0, 0.01), "heavy": lambda: draw.paretovariate(1)}
-    samples = [[0, turn, 0.0, 4, 4 * (1.0 + noise[spread]())] for turn in range(count)]
+    bursts = [(4, 4 * (1.0 + noise[spread]())) for _ in range(count)]
     theirs = Stats()  # type: ignore[no-untyped-call]
-    for _, _, _, calls, seconds in samples:
+    for calls, seconds in bursts:
         theirs.update(seconds / calls)  # type: ignore[no-untyped-call]
-    ours = exports._stats(samples)
+    ours = exports._stats(bursts)
     for name, value in theirs.as_dict().items():  # type: ignore[no-untyped-call]
         assert ours[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-12, abs=1e-15)), name
     assert (ours["data"], ours["iterations"]) == (theirs.data, 4)

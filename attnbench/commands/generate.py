@@ -1,6 +1,5 @@
 """`attnbench generate`."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -72,13 +71,14 @@ def write(found: "Generation", folder: Path) -> None:
     Raises:
         AttnbenchError: the folder can't be written.
     """
+    from attnbench.records import strict
     from attnbench.report.drawing import save
     from attnbench.report.figures.generation import generation
 
     with refusals(f"write to {folder}", "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         content = {"command": ["attnbench", *sys.argv[1:]]} | asdict(found)
-        (folder / "generation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / "generation.json").write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
         if done := _done(found):
             past = 0 if found.workload.block == "decoder" else found.prompt
             save(generation(done, past, found.title), folder / "generation")

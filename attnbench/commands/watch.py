@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from attnbench.records.schema import Row
+from attnbench.report.units import known
 from attnbench.sweep.cell import Cell
 from attnbench.workload import Workload
 
@@ -39,7 +40,7 @@ class Watch:
         left = f"at most {seconds_left:.0f} s left"
         self._bar.update(self._task, completed=self._done, left=left)
         statuses = Counter(row["status"] for row in rows)
-        ok = [row for row in rows if row["status"] == "ok"]
+        ok = [row for row in rows if row["status"] == "ok" and known(row.get("latency_s"))]
         best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""

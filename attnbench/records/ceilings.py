@@ -11,7 +11,7 @@ from typing import Any
 
 from attnbench import home
 from attnbench.errors import AttnbenchError
-from attnbench.records import run
+from attnbench.records import run, strict
 from attnbench.theory.roofline import Ceilings
 from attnbench.workload import DEVICES
 
@@ -34,7 +34,7 @@ def store(ceilings: Ceilings, facts: Mapping[str, Any]) -> Path:
     temporary = path.with_suffix(f".{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise AttnbenchError(f"can't write {path}: {error.strerror}; set XDG_CACHE_HOME to a folder you own") from None
@@ -44,6 +44,6 @@ def store(ceilings: Ceilings, facts: Mapping[str, Any]) -> Path:
 def stored(facts: Mapping[str, Any], device: str, threads: int) -> Ceilings | None:
     """The ceilings that were kept for a machine, device and number of threads; None if there are none, or broken."""
     try:
-        return Ceilings.from_dict(json.loads(stored_at(facts, device, threads).read_text(encoding="utf-8")))
+        return Ceilings.from_dict(strict.loads(stored_at(facts, device, threads).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None

@@ -1,6 +1,5 @@
 """Runs in the formats of other tools: each format is one function from runs to the bytes of a file."""
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import AttnbenchError
-from attnbench.records.run import identity, load, read_meta, rows
+from attnbench.records import strict
+from attnbench.records.run import identity, labelled, load, read_metas, rows
 from attnbench.records.schema import COLUMNS, COUNTS, Row
 from attnbench.workload import Workload
 
@@ -63,7 +63,7 @@ def pytest_benchmark(runs: Sequence[Path]) -> bytes:
     Raises:
         AttnbenchError: the runs are from several machines, or two rows would have one name.
     """
-    metas = [read_meta(run) for run in runs]
+    metas = read_metas(runs)
     if len({identity(meta.get("machine", {})) for meta in metas}) > 1:
         raise AttnbenchError("a pytest-benchmark file is of one machine, these runs are of several; export them apart")
     machine: dict[str, Any] = metas[0].get("machine", {})
@@ -88,8 +88,10 @@ def github_action(runs: Sequence[Path]) -> bytes:
     entries: list[dict[str, Any]] = []
     for (plugin, problem), row in _named(runs).items():
         low, high = row.get("latency_low_s"), row.get("latency_high_s")
-        about = [str(row.get("implementation") or plugin), f"{row.get('rounds')} rounds"]
-        if row.get("speedup") is not None:
+        about = [str(row.get("implementation") or plugin)]
+        if row.get("rounds") is not None:
+            about.append(f"{row['rounds']} rounds")
+        if row.get("speedup") is not None and row.get("baseline"):
             about.append(f"{row['speedup']:.3g} x {row['baseline']}")
         latency = {"name": f"{plugin} {problem}: latency", "unit": "ms", "value": _rounded(1e3 * row["latency_s"])}
         if low is not None and high is not None:
@@ -110,24 +112,35 @@ FORMATS = {
 
 
 def without_value(runs: Sequence[Path]) -> int:
-    """How many rows are not `ok`: a format that holds values only leaves them out."""
-    return sum(row["status"] != "ok" for run in runs for row in rows(run))
+    """How many rows a format that holds values only leaves out: those not `ok`, or without a latency or a burst."""
+    return sum(not _has_value(row) for run in labelled(runs).values() for row in rows(run))
+
+
+def _has_value(row: Row) -> bool:
+    return row["status"] == "ok" and row.get("latency_s") is not None and bool(_bursts(row))
+
+
+def _bursts(row: Row) -> list[tuple[int, float]]:
+    """Calls and seconds of each sample that has both."""
+    samples = row.get("samples") or []
+    return [(calls, seconds) for _, _, _, calls, seconds, *_ in samples if calls and seconds is not None]
 
 
 def _table(runs: Sequence[Path]) -> "pd.DataFrame":
     """`records.load` with columns whose type does not hang on whether some row lacks a value."""
     frame = load(runs)
     for column in COUNTS:
-        frame[column] = frame[column].round().astype("Int64")
+        fits = frame[column].abs() < 2**63  # a plugin may say of itself what it likes
+        frame[column] = frame[column].where(fits).round().astype("Int64")
     return frame
 
 
 def _named(runs: Sequence[Path]) -> dict[tuple[str, str], Row]:
-    """The `ok` rows by plugin and by what was computed, in words, but for the seed, on which no speed depends."""
+    """The rows with a value by plugin and by what was computed, in words; but for the seed: no speed depends on it."""
     named: dict[tuple[str, str], Row] = {}
-    for run in runs:
+    for run in labelled(runs).values():
         for row in rows(run):
-            if row["status"] == "ok":
+            if _has_value(row):
                 workload = Workload.from_dict(row)
                 name = row["plugin"], f"{workload.label()} {workload.device} threads={workload.threads}"
                 if name in named:
@@ -147,13 +160,13 @@ def _benchmark(plugin: str, problem: str, row: Row) -> dict[str, Any]:
         "param": problem,
         "extra_info": {column: row.get(column) for column in extra},
         "options": {},
-        "stats": _stats(row["samples"]),
+        "stats": _stats(_bursts(row)),
     }
 
 
-def _stats(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _stats(bursts: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """pytest-benchmark's statistics of the seconds a call took in each burst."""
-    data = [sample[4] / sample[3] for sample in samples]
+    data = [seconds / calls for calls, seconds in bursts]
     ordered, n = sorted(data), len(data)
     mean = statistics.fmean(data)
     deviation = statistics.stdev(data) if n > 1 else 0.0
@@ -182,7 +195,7 @@ def _stats(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
         "ops": 1 / mean if mean else 0.0,
         "total": sum(data),
         "data": data,
-        "iterations": int(statistics.median_low(sample[3] for sample in samples)),
+        "iterations": int(statistics.median_low(calls for calls, _ in bursts)),
     }
 
 
@@ -206,4 +219,4 @@ def _rounded(value: float) -> float:
 
 
 def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+    return (strict.dumps(content, indent=1) + "\n").encode()

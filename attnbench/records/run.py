@@ -6,7 +6,6 @@ whole, so that a run that was killed at any moment holds whole workloads and at 
 
 import errno
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from attnbench import environment
 from attnbench.errors import AttnbenchError, refusals
-from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
+from attnbench.records import flaws, strict
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ class Run:
         """Writes run.json in one step: the old one stays whole until the new one is."""
         temporary, path = self.path / "run.json.new", self.path / "run.json"
         with refusals(f"write {path}"):
-            temporary.write_text(json.dumps(_plain(self.meta), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(strict.dumps(self.meta, indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, path)
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -96,7 +96,7 @@ class Run:
         Raises:
             AttnbenchError: the disk is full or the file can't be written; what it held before is untouched.
         """
-        line = (json.dumps(_plain({"schema": SCHEMA, "cells": list(rows)}), allow_nan=False) + "\n").encode()
+        line = (strict.dumps({"schema": SCHEMA, "cells": list(rows)}) + "\n").encode()
         before = self.cells.stat().st_size if self.cells.exists() else 0
         intact = f"what it holds is intact, go on with --resume {self.path}"
         with refusals(f"write {self.cells}", intact), self.cells.open("ab", buffering=0) as file:
@@ -120,17 +120,21 @@ class Run:
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises: AttnbenchError: there is no run, or a newer attnbench wrote it."""
     try:
-        meta = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        meta = strict.loads((path / "run.json").read_text(encoding="utf-8"))
     except OSError:
         raise AttnbenchError(f"{path} is no run: it has no run.json") from None
-    except ValueError:
+    except UnicodeDecodeError:
         raise AttnbenchError(f"{path / 'run.json'} is no JSON") from None
+    except ValueError as error:
+        raise AttnbenchError(f"{path / 'run.json'} {error}") from None
     if not isinstance(meta, dict):
         raise AttnbenchError(f"{path / 'run.json'} holds no JSON object")
     try:
         _check_schema(meta, path / "run.json")
     except (KeyError, TypeError):
         raise AttnbenchError(f"{path / 'run.json'} is no run of attnbench: it has no schema") from None
+    if wrong := flaws.of_run(meta):
+        raise AttnbenchError(f"{path / 'run.json'} is damaged: {wrong}")
     return meta
 
 
@@ -144,16 +148,38 @@ def rows(path: Path) -> list[Row]:
     return _read_lines(path / "cells.jsonl")[0]
 
 
+def labelled(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
+    """Runs' folders by the names that they go by, in the order given; one that is given twice is there once.
+
+    A name is that of the folder, with as much of the path before it as tells it from the others: a date and a device
+    are the same on many machines.
+    """
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
+    folders: dict[str, Path] = {}
+    for folder in given:
+        folders.setdefault(os.path.realpath(folder), folder)
+    named, every = {}, [Path(os.path.abspath(folder)).parts for folder in folders.values()]
+    for folder, own in zip(folders.values(), every, strict=True):
+        ends = (n for n in range(1, len(own) + 1) if sum(own[-n:] == other[-n:] for other in every) == 1)
+        named[str(Path(*own[-next(ends) :]))] = folder
+    return named
+
+
+def read_metas(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
+    """What run.json says of each run, under the name by which `load` calls it. Raises: see `read_meta`."""
+    return [read_meta(folder) | {"name": name} for name, folder in labelled(paths).items()]
+
+
 def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
-    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
+    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name, see `labelled`.
 
     Raises:
         AttnbenchError: see `rows`.
     """
     import pandas as pd
 
-    folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
-    table = [{"run": folder.name, **{c: row.get(c) for c in COLUMNS}} for folder in folders for row in rows(folder)]
+    named = labelled(paths).items()
+    table = [{"run": name, **{c: row.get(c) for c in COLUMNS}} for name, folder in named for row in rows(folder)]
     frame = pd.DataFrame(table, columns=["run", *COLUMNS])
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
@@ -189,11 +215,12 @@ def _read_lines(path: Path) -> tuple[list[Row], int]:
             content = json.loads(line)
             _check_schema(content, path)
             for row in content["cells"]:
-                key(row)  # whether it is a row at all
+                if wrong := flaws.of_row(row):
+                    raise AttnbenchError(f"line {number} of {path}: {wrong} to use the rest")
                 found.append(dict(row))
         except AttnbenchError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
     return found, whole
 
@@ -202,17 +229,6 @@ def _check_schema(content: dict[str, Any], path: Path) -> None:
     schema = content["schema"]
     if schema > SCHEMA:
         raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
 
 
 def identity(machine: dict[str, Any]) -> tuple[Any, ...]:

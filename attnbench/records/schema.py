@@ -150,6 +150,7 @@ SAMPLE = (
     "process", "round", "start", "calls", "seconds", "cpu_s", "others_s", "steal_s", "throttled_s", "waited_s"
 )  # fmt: skip
 """Of one burst; what comes after its seconds since 0.2.0, and None where the system does not tell."""
+TIMED = 5  # of them in runs before that
 
 
 def key(row: Row) -> tuple[str, Workload]:

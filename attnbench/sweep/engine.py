@@ -18,6 +18,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import Run, identity, load, read_meta
 from attnbench.records.schema import Row, key
+from attnbench.registry import find
 from attnbench.sizes import Names, Sizes, Sweep
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import choose, plan
@@ -98,10 +99,24 @@ def resumed(path: Path, budget: float | None = None, timeout: float | None = Non
     """What a run on disk was asked for, with these changes.
 
     Raises:
-        AttnbenchError: there is no run, or it doesn't say.
+        AttnbenchError: there is no run, it doesn't say, or a plugin is not of the version that it was begun with.
     """
-    old = Asked.from_dict(read_meta(path).get("args", {}))
+    begun = read_meta(path)
+    _check_same_plugins(path, begun.get("distributions", {}))
+    old = Asked.from_dict(begun.get("args", {}))
     return replace(old, budget=budget or old.budget, timeout=timeout or old.timeout, memory=memory or old.memory)
+
+
+def _check_same_plugins(path: Path, begun: Mapping[str, str]) -> None:
+    """begun: for each plugin the package and version that brought it, to which the run's rows belong."""
+    found = find()
+    for name, before in begun.items():
+        here = found[name].origin if name in found else "not installed"
+        if here != before:
+            raise AttnbenchError(
+                f"{path} was begun with the plugin {name} from {before}, which is {here} here: "
+                f"install {before} again, or start a new run"
+            )
 
 
 def meta(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
@@ -153,7 +168,7 @@ def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]
         at_once=plan.facts["threads_at_once"],
     )
     session = Session(plan.server, settings)
-    before = run.meta.get("seconds", {})
+    before = run.meta.get("seconds") or {}
     try:
         session.run(todo, run, progress)
         run.meta["finished"] = _now()
@@ -169,7 +184,7 @@ def _account(run: Run, session: Session, before: Mapping[str, float], began: flo
     """Adds where this command's wall time went to what earlier ones of the run took."""
     wall = monotonic() - began
     spent = {"wall": wall, "calls": session.seconds.calls, "compilation": session.seconds.compilation}
-    total = {k: round(before.get(k, 0.0) + v, 3) for k, v in spent.items()}
+    total = {k: round((before.get(k) or 0.0) + v, 3) for k, v in spent.items()}
     run.meta["seconds"] = total | {"elsewhere": round(total["wall"] - total["calls"] - total["compilation"], 3)}
     run.meta["machine"]["load_end"] = machine.load()
     run.save()

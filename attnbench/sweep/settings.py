@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack
+
+import msgspec
 
 from attnbench.devices.machine import default_threads
 from attnbench.errors import AttnbenchError
@@ -107,13 +109,11 @@ class Asked:
         """The inverse of `as_dict`, from JSON.
 
         Raises:
-            AttnbenchError: something is missing.
+            AttnbenchError: something is missing, or of another kind.
         """
         try:
-            sweep: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["sweep"].items()}
-            rest = {f.name: values[f.name] for f in fields(cls) if f.name not in ("sweep", "l2")}
-            return cls(sweep=Sweep(**sweep), l2=values.get("l2"), **rest)  # runs from before GPUs have none
-        except (KeyError, TypeError, AttributeError):
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError:
             raise AttnbenchError("run.json does not say what the run was asked for; start a new run") from None
 
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 import psutil
 from msgspec import msgpack
 
+from attnbench.registry import leave_out, left_out
 from attnbench.workers import system
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import COMPILER, Preload, Reap, Start
@@ -29,6 +30,8 @@ def serve_forks(fd: int) -> NoReturn:
     system.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        if left_out():
+            leave_out()
         from attnbench.workers import serve  # loads torch, once for all
     except Exception as problem:
         _refuse(server, channel, problem)

@@ -18,7 +18,6 @@ from msgspec import DecodeError, msgpack
 
 from attnbench import home
 from attnbench.errors import AttnbenchError
-from attnbench.registry import left_out
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import Answer, Failure, Preload, Reap, Request, Start, decode_answer, encode, printable
 
@@ -91,8 +90,6 @@ class Forkserver:
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
         )
-        if left_out():  # torch looks through all packages for device backends, and stops at one that is broken
-            self._environment["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
         self._launch()
 
     def _launch(self) -> None:

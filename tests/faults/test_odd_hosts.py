@@ -244,6 +244,10 @@ def test_a_broken_package_stands_in_nobodys_way(tmp_path: Path, monkeypatch: pyt
     assert (done.returncode, len(done.stderr.splitlines())) == (0, 5)
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
     assert "exact" in done.stdout
+    few = ("--seq", "64", "--scope", "attention", "--budget", "1", "--out", str(tmp_path / "results"))
+    done = attnbench("run", "--plugins", "block-sparse", *few, stdout=subprocess.PIPE)  # torch and triton look, too
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 cells: 2 ok" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -266,3 +270,29 @@ def test_the_first_package_of_a_name_hides_the_others(tmp_path: Path, monkeypatc
     for folder in ("old", "new"):
         monkeypatch.syspath_prepend(tmp_path / folder)
     assert (registry.find()["same"].version, registry.find()["same"].problem) == ("2.0", None)
+
+
+# Another version of a plugin than the run was begun with.
+
+
+def test_a_run_is_not_resumed_with_another_version_of_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "packages"
+    info = offer(packages, monkeypatch, "mine")
+    result = run(tmp_path, "--plugins", "min?", "--seq", "64", *QUICK)
+    assert result.code == 0, result.err
+    assert result.path is not None
+    assert json.loads((result.path / "run.json").read_text())["distributions"]["mine"] == "mine 1.0"
+    before = {path.name: path.read_bytes() for path in result.path.iterdir()}
+    for change, here in (
+        (lambda: (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.0\n"), "mine 2.0"),
+        ((info / "entry_points.txt").unlink, "not installed"),
+    ):
+        change()
+        refused = run(tmp_path, "--resume", str(result.path))
+        assert refused.code == 2
+        says = f"was begun with the plugin mine from mine 1.0, which is {here} here: install mine 1.0 again, or start a"
+        assert says in refused.err
+        assert len(refused.err.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in result.path.iterdir()} == before
+    offer(tmp_path / "again", monkeypatch, "mine")
+    assert run(tmp_path, "--resume", str(result.path)).code == 0
