@@ -21,7 +21,7 @@ from attnbench.workload import Workload
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
 _GLANCE_ROWS = 4
 _EVERY_IN_BLOCK = 512  # rows up to which all of a block are looked at: each is projected, and goes through its FFN
-_SAMPLED = 256  # rows up to which all are looked at where an error is told, and nothing is decided
+_SAMPLED = 256  # the same where an error is only told, or was found before and is looked for again
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
 Errors = dict[str, Error | None]
 
@@ -131,7 +131,7 @@ def _end_to_end(
         should = expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
         return deviation.compare(out.index_select(1, rows.to(out.device)), should)
 
-    implementation = error(task.definitions, _EVERY_IN_BLOCK)
+    implementation = error(task.definitions, _EVERY_IN_BLOCK if apart else _SAMPLED)
     found: Errors = {"implementation": implementation}
     if all(d == Softmax() for d in task.definitions.values()):
         found["approximation"] = implementation
