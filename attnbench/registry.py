@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from attnbench.errors import AttnbenchError
+from attnbench.packages import only_whole
 from attnbench.plugin import FAMILIES, Plugin, Value
 
 GROUP = "attnbench.plugins"
@@ -27,7 +28,7 @@ class Found:
 
     name: str
     target: str
-    """"module:Class", as the entry point gives it."""
+    """"module:Class", as the entry point gives it; extras in brackets may follow."""
     distribution: str
     version: str
     problem: str | None = None
@@ -47,14 +48,21 @@ class Request:
 
 
 def find() -> dict[str, Found]:
-    """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem."""
+    """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem.
+
+    What a package with broken metadata offers is left out, see `packages`.
+    """
     plugins: dict[str, Found] = {}
-    entries = {
-        (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
-        for e in metadata.entry_points(group=GROUP)
-    }
+    with only_whole():
+        entries = {
+            (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
+            for e in metadata.entry_points(group=GROUP)
+        }
     for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
         plugin = Found(name, target, distribution, version)
+        if not metadata.EntryPoint.pattern.match(target):
+            problem = f"{plugin.origin} says {target!r} where its entry point should say module:Class"
+            plugin = replace(plugin, problem=problem)
         if name in plugins:
             first = plugins[name]
             problem = f"two plugins are called {name!r}: one from {first.origin}, one from {plugin.origin}"

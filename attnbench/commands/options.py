@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
+from attnbench.packages import left_out
 from attnbench.workload import DEVICES
 
 option = partial(click.option, show_default=True)
@@ -44,6 +45,11 @@ def warn_of_threads(threads: int) -> None:
     elif quota is not None and threads > quota:
         few = f"{threads} thread{'s' * (threads > 1)}"
         tell(f"warning: the cgroup gives {few} the time of {quota:g} cores, so it will halt them in turns (throttled)")
+
+
+def warn_of_packages() -> None:
+    for folder in left_out():
+        tell(f"warning: {folder} can't be read, so its package is left out with what it offers; mend or remove it")
 
 
 def typed(ctx: click.Context) -> set[str]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attnbench.commands.options import print_table
+from attnbench.commands.options import print_table, warn_of_packages
 from attnbench.workload import DEVICES, Workload
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def command(names: tuple[str, ...], device: str) -> None:
     from attnbench.workers.messages import Failure
     from attnbench.workers.server import Forkserver
 
+    warn_of_packages()
     found = find()
     chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
     probe = Workload(seq=128, kv_seq=128, device=device, dtype=of(device).dtype)

@@ -76,6 +76,7 @@ def command(
     """Measure attention variants over a sweep of workloads."""
     began = monotonic()
     _let_second_interrupt_stop()
+    options.warn_of_packages()
     asked = _asked(ctx, resume, given)
 
     from attnbench.records.run import Run

@@ -17,6 +17,7 @@ from typing import NoReturn
 import psutil
 from msgspec import msgpack
 
+from attnbench.packages import only_whole
 from attnbench.workers import system
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import Reap, Start
@@ -25,8 +26,9 @@ from attnbench.workers.messages import Reap, Start
 _PRELOADED = ("torch.nn.attention.flex_attention", "torch._inductor.compile_fx")
 
 
+@only_whole()
 def serve_forks(fd: int) -> NoReturn:
-    """The server's loop. Runs in the server process."""
+    """The server's loop. Runs in the server process, from which it and all workers see no broken package."""
     server = socket.socket(fileno=fd)
     channel = Channel(server)
     system.adopt_orphans()
