@@ -41,7 +41,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"attnbench.{_HOMES[name]}"), name)
+        from attnbench.packages import only_whole
+
+        with only_whole():  # torch, which some of them load, looks through all packages
+            return getattr(import_module(f"attnbench.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'attnbench' has no attribute {name!r}")
 
 

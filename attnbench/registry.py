@@ -7,13 +7,13 @@ Finding reads package metadata only. Loading runs a plugin's code, so it happens
 import difflib
 import fnmatch
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
 from attnbench.errors import AttnbenchError
+from attnbench.packages import only_whole
 from attnbench.plugin import FAMILIES, Plugin, Value
 
 GROUP = "attnbench.plugins"
@@ -28,7 +28,7 @@ class Found:
 
     name: str
     target: str
-    """"module:Class", as the entry point gives it."""
+    """"module:Class", as the entry point gives it; extras in brackets may follow."""
     distribution: str
     version: str
     problem: str | None = None
@@ -48,60 +48,28 @@ class Request:
 
 
 def find() -> dict[str, Found]:
-    """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem."""
+    """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem.
+
+    What a package with broken metadata offers is left out, see `packages`.
+    """
     plugins: dict[str, Found] = {}
-    offered = {found for package in _packages() if not isinstance(package, str) for found in package}
-    for plugin in sorted(offered, key=lambda f: (f.distribution != "attnbench", f.name, f.target, f.origin)):
-        if plugin.name in plugins:
-            first = plugins[plugin.name]
-            problem = f"two plugins are called {plugin.name!r}: one from {first.origin}, one from {plugin.origin}"
-            plugins[plugin.name] = replace(first, problem=first.problem or problem)
+    with only_whole():
+        entries = {
+            (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
+            for e in metadata.entry_points(group=GROUP)
+        }
+    for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
+        plugin = Found(name, target, distribution, version)
+        if not metadata.EntryPoint.pattern.match(target):
+            problem = f"{plugin.origin} says {target!r} where its entry point should say module:Class"
+            plugin = replace(plugin, problem=problem)
+        if name in plugins:
+            first = plugins[name]
+            problem = f"two plugins are called {name!r}: one from {first.origin}, one from {plugin.origin}"
+            plugins[name] = replace(first, problem=first.problem or problem)
         else:
-            plugins[plugin.name] = plugin
+            plugins[name] = plugin
     return plugins
-
-
-def left_out() -> list[str]:
-    """A line for each package whose plugins, if it has any, are not found because its metadata can't be read."""
-    return [package for package in _packages() if isinstance(package, str)]
-
-
-def leave_out() -> None:
-    """Keeps packages with broken metadata from who looks through all in this process, as torch and triton do."""
-    every = metadata.distributions
-    metadata.distributions = lambda **wanted: (d for d in every(**wanted) if _is_readable(d))
-
-
-def _is_readable(package: metadata.Distribution) -> bool:
-    try:
-        package.metadata["Name"].lower(), package.version, package.entry_points
-    except Exception:
-        return False
-    return True
-
-
-def _packages() -> Iterator[list[Found] | str]:
-    """What each package installed offers, or what is wrong with it; the first on the path of those with one name."""
-    seen: set[str] = set()
-    for package in metadata.distributions():
-        try:
-            name = package.metadata["Name"]
-            called = re.sub(r"[-_.]+", "-", name).lower()
-            if called in seen:
-                continue
-            seen.add(called)
-            yield [_offered(entry, name, package.version) for entry in package.entry_points.select(group=GROUP)]
-        except Exception:  # whatever ails a package that nobody asked for
-            folder = getattr(package, "_path", package.locate_file(""))
-            yield f"the metadata of a package can't be read, and what it offers is left out; mend or remove {folder}"
-
-
-def _offered(entry: metadata.EntryPoint, distribution: str, version: str) -> Found:
-    try:
-        return Found(entry.name, f"{entry.module}:{entry.attr}", distribution, version)  # without extras
-    except AttributeError:
-        problem = f"{distribution} {version} says {entry.value!r} where its entry point should say module:Class"
-        return Found(entry.name, entry.value, distribution, version, problem)
 
 
 def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:

@@ -4,7 +4,15 @@ import sys
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, DEVICE, THREADS, print_table, warn_of_pinning, warn_of_threads
+from attnbench.commands.options import (
+    CELL_FAILED,
+    DEVICE,
+    THREADS,
+    print_table,
+    warn_of_packages,
+    warn_of_pinning,
+    warn_of_threads,
+)
 from attnbench.devices.machine import default_threads
 
 
@@ -26,6 +34,7 @@ def command(device: str, threads: int | None) -> None:
     from attnbench.workers.server import Forkserver
 
     threads = threads or default_threads()
+    warn_of_packages()
     warn_of_threads(threads)
     with Forkserver(threads) as server:
         machine = ask.ask_machine(server)

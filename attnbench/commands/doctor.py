@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, COUNT, Seconds, option, print_table
+from attnbench.commands.options import CELL_FAILED, COUNT, Seconds, option, print_table, warn_of_packages
 from attnbench.devices.machine import default_threads
 from attnbench.sizes import parse_precision
 
@@ -24,6 +24,7 @@ def command(threads: int | None, seconds: float, precision: str) -> None:
     from attnbench.workers.server import Forkserver
 
     wanted, threads = parse_precision(precision), threads or default_threads()
+    warn_of_packages()
     with Forkserver(threads) as server:
         checks = look(ask.ask_machine(server).machine, threads)
         checks.append(smallest_difference(server, threads, seconds, wanted))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, option, print_table
+from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, option, print_table, warn_of_packages
 from attnbench.devices.machine import default_threads
 from attnbench.errors import refusals
 from attnbench.workload import DTYPES, NORMS
@@ -40,6 +40,7 @@ def command(plugins: str, out: Path | None, threads: int | None, **sizes: "Unpac
     """
     from attnbench.sweep.generation import generate
 
+    warn_of_packages()
     found = generate(plugins, threads or default_threads(), **sizes)
     show(found)
     if out:

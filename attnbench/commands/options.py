@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from attnbench import environment
 from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
-from attnbench.registry import left_out
+from attnbench.packages import left_out
 from attnbench.workload import DEVICES
 
 option = partial(click.option, show_default=True)
@@ -49,8 +49,8 @@ def warn_of_threads(threads: int) -> None:
 
 
 def warn_of_packages() -> None:
-    for line in left_out():
-        tell(f"warning: {line}")
+    for folder in left_out():
+        tell(f"warning: {folder} can't be read, so its package is left out with what it offers; mend or remove it")
 
 
 def warn_of_pinning(threads: int, facts: Mapping[str, Any]) -> None:

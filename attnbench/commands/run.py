@@ -76,12 +76,12 @@ def command(
     """Measure attention variants over a sweep of workloads."""
     began = monotonic()
     _let_second_interrupt_stop()
+    options.warn_of_packages()
     asked = _asked(ctx, resume, given)
 
     from attnbench.records.run import Run
     from attnbench.sweep import engine
 
-    options.warn_of_packages()
     options.warn_of_threads(asked.sweep.threads)
     with engine.planned(asked) as plan:
         if dry_run:

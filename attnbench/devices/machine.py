@@ -100,7 +100,7 @@ def busy_children(pid: int, seconds: float = 0.05) -> float:
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
+    except Exception:  # it is not installed, or its metadata is broken
         return None
 
 

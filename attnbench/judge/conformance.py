@@ -15,6 +15,7 @@ from torch import Tensor
 from attnbench import registry
 from attnbench.judge import form
 from attnbench.judge.values import judge
+from attnbench.packages import only_whole
 from attnbench.plugin import Call, Plugin
 from attnbench.task import inputs
 from attnbench.task.call import NoGradient, Task, outputs
@@ -70,6 +71,7 @@ def as_plugin(variant: Variant) -> Plugin:
     return variant() if isinstance(variant, type) else _Function(variant)
 
 
+@only_whole()
 def check(variant: Variant, workload: Workload, *, strided: bool = False) -> Checked:
     """Calls a variant twice on different values: right values, shapes and dtypes, inputs untouched, no shared memory.
 

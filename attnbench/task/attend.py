@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from attnbench import registry
 from attnbench.errors import AttnbenchError
+from attnbench.packages import only_whole
 from attnbench.plugin import Attention
 from attnbench.task.call import build
 from attnbench.task.promise import refusal
 from attnbench.workload import Workload
 
 
+@only_whole()
 def attend(spec: str, workload: Workload) -> Attention:
     """The variant's callable (query, key, value) -> out for this workload; its `.implementation` says what will run.
 

@@ -17,21 +17,20 @@ from typing import NoReturn
 import psutil
 from msgspec import msgpack
 
-from attnbench.registry import leave_out, left_out
+from attnbench.packages import only_whole
 from attnbench.workers import system
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import COMPILER, Preload, Reap, Start
 
 
+@only_whole()
 def serve_forks(fd: int) -> NoReturn:
-    """The server's loop. Runs in the server process."""
+    """The server's loop. Runs in the server process, from which it and all workers see no broken package."""
     server = socket.socket(fileno=fd)
     channel = Channel(server)
     system.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        if left_out():
-            leave_out()
         from attnbench.workers import serve  # loads torch, once for all
     except Exception as problem:
         _refuse(server, channel, problem)

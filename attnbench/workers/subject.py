@@ -186,17 +186,18 @@ class Subject:
         return None if held is None else max(0, held - int(out.nbytes))
 
     def _judge(
-        self, raw: Any, given: Sequence[Tensor], number: int, apart: bool = False
+        self, raw: Any, given: Sequence[Tensor], number: int, apart: bool = False, here: bool = False
     ) -> tuple[Columns, float, str | None]:
         """Errors of what a call returned that was given these, seconds of calls, and what is wrong.
 
         Values that a process without the plugin can judge alone are only shown to it: see `workers.witness`.
 
         number: which elements and rows are looked at. apart: how far it is from attention, too, see `values.judge`.
+        here: judge those, too.
         """
         self._untouched()
         seen, family = form.glimpse(outputs(raw), number), self.plugin.family
-        elsewhere = self.show and family == "exact" and self.task.definitions["self"] == Softmax()
+        elsewhere = not here and self.show and family == "exact" and self.task.definitions["self"] == Softmax()
         if self.show and (apart or elsewhere):
             self.output, apart = as_bytes(outputs(raw)[0]), False
         found, calls_s = values.Judgement({"tolerance": deviation.tolerance(self.workload, family)}, None), 0.0
@@ -269,8 +270,8 @@ class Subject:
         self.looked_s += bursts.clock() - start
         if not wrong:
             return Looked(0.0, None)
-        columns, calls_s, worse = self._judge(raw, self.timer.kept, number)
-        return Looked(calls_s, worse or wrong, columns, self.output)
+        columns, calls_s, worse = self._judge(raw, self.timer.kept, number, here=True)
+        return Looked(calls_s, worse or wrong, columns)
 
     def _untouched(self) -> None:
         """Before anything is judged: what judges is what it was."""

@@ -8,12 +8,11 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from attnbench import AttnbenchError, registry
+from attnbench import AttnbenchError
 from attnbench import home as homes
 from attnbench.records import ceilings
 
@@ -198,78 +197,6 @@ def test_why_torch_cant_be_loaded_is_said(tmp_path: Path) -> None:
     done = attnbench("plugins", "naive", wrapper=("env", f"PYTHONPATH={path}"), stdout=subprocess.PIPE)
     assert done.returncode == 2
     said(done, "torch can't be loaded here: ValueError: as in an odd build")
-
-
-# Packages whose metadata is broken.
-
-
-def break_nameless(info: Path) -> None:
-    (info / "METADATA").unlink()
-
-
-def break_entry_points(info: Path) -> None:
-    (info / "entry_points.txt").write_text("[attnbench.plugins]\nno equals sign\n")
-
-
-def break_encoding(info: Path) -> None:
-    (info / "entry_points.txt").write_bytes("[attnbench.plugins]\nnaïve = n:N\n".encode("latin-1"))
-
-
-def break_metadata(info: Path) -> None:
-    (info / "METADATA").write_bytes("Metadata-Version: 2.1\nName: stray\nVersion: 1\nAuthor: Jér\n".encode("latin-1"))
-
-
-BREAKS = (break_nameless, break_entry_points, break_encoding, break_metadata)
-
-
-@pytest.mark.parametrize("breaks", BREAKS)
-def test_a_broken_package_is_left_out_by_name(
-    breaks: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = offer(tmp_path, monkeypatch, "stray")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert (registry.find()["stray"].problem, registry.left_out()) == (None, [])
-    whole = registry.find()
-    breaks(info)
-    assert registry.find() == {name: found for name, found in whole.items() if name != "stray"}
-    (line,) = registry.left_out()
-    assert "stray-1.0.dist-info" in line
-
-
-def test_a_broken_package_stands_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, breaks in zip(("a", "b", "c", "d"), BREAKS, strict=True):
-        breaks(offer(tmp_path, monkeypatch, name))
-    (tmp_path / ".dist-info").mkdir()
-    done = attnbench("plugins", "naive", stdout=subprocess.PIPE)
-    assert (done.returncode, len(done.stderr.splitlines())) == (0, 5)
-    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
-    assert "exact" in done.stdout
-    few = ("--seq", "64", "--scope", "attention", "--budget", "4", "--out", str(tmp_path / "results"))
-    done = attnbench("run", "--plugins", "block-sparse", *few, stdout=subprocess.PIPE)  # torch and triton look, too
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 cells: 2 ok" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("value", "target", "problem"), [("my.own:A.B [fast, x]", "my.own:A.B", None), ("my own:A", "my own:A", "my own:A")]
-)
-def test_an_entry_point_may_name_extras(
-    value: str, target: str, problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = offer(tmp_path, monkeypatch, "extra")
-    (info / "entry_points.txt").write_text(f"[attnbench.plugins]\nextra = {value}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = registry.find()["extra"]
-    assert found.target == target
-    assert found.problem == problem or (problem and problem in str(found.problem))
-
-
-def test_the_first_package_of_a_name_hides_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offer(tmp_path / "old", monkeypatch, "same", version="1.0")
-    offer(tmp_path / "new", monkeypatch, "same", version="2.0")
-    for folder in ("old", "new"):
-        monkeypatch.syspath_prepend(tmp_path / folder)
-    assert (registry.find()["same"].version, registry.find()["same"].problem) == ("2.0", None)
 
 
 # Another version of a plugin than the run was begun with.
