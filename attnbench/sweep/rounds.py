@@ -172,23 +172,24 @@ class Session:
 
         columns: what the plugin's own process told, if it did.
         """
-        if one.cell.status is not None:
-            return
-        found, alone = self._crew.witness(one.cell, given, rows, output), "implementation_rel_l2" not in columns
+        cell = one.cell
+        found, alone = self._crew.witness(cell, given, rows, output), "implementation_rel_l2" not in columns
         if found is None:
-            if alone:
-                one.cell.end("error", "what should have judged its output, apart from it, came to no end")
+            if alone and cell.status is None:
+                cell.end("error", "what should have judged its output, apart from it, came to no end")
             return
         told = columns.get("approximation_rel_l2")
         told = told if isinstance(told, float) else found.rel_l2
         if alone:
             columns |= {f"implementation_{name}": getattr(found, name) for name in _ERRORS}
-        if one.cell.family == "exact" and found.problem:
-            one.cell.end("wrong", found.problem)
+        columns |= {f"approximation_{name}": getattr(found, name) for name in _ERRORS}
+        if cell.status is not None:  # it was found to be wrong in another way
+            return
+        if cell.family == "exact" and found.problem:
+            cell.end("wrong", found.problem)
         elif not found.rel_l2 <= _LIKE * told + _TINY or not told <= _LIKE * found.rel_l2 + _TINY:
             said = f"its process finds it {told:.1e} off attention (relative L2), one without it {found.rel_l2:.1e}"
-            one.cell.end("wrong", said)
-        columns |= {f"approximation_{name}": getattr(found, name) for name in _ERRORS}
+            cell.end("wrong", said)
 
     def _schedule(self, live: Sequence[Live], pending: Sequence[Cell], left: float) -> int:
         """Now that calls of this workload have been timed: rounds for each of its cells, and processes for all."""
