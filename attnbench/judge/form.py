@@ -99,8 +99,8 @@ def global_state() -> dict[str, Any]:
         "torch.initial_seed()": torch.initial_seed(),
         "modes of torch": torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack(),
         "what follows Python's calls": str((sys.getprofile(), sys.gettrace())),
-        # Variables that are added, as torch.compile does, change nothing for others.
-        **{f"os.environ[{name!r}]": value for name, value in os.environ.items()},
+        # Variables that are added, as torch.compile does, change nothing for others; nor do its own notes.
+        **{f"os.environ[{k!r}]": value for k, value in os.environ.items() if not k.startswith("_TORCHINDUCTOR_")},
     }
 
 

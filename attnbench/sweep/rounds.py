@@ -186,7 +186,8 @@ class Session:
         if cell.status is not None:  # it was found to be wrong in another way
             return
         if cell.family == "exact" and found.problem:
-            cell.end("wrong", found.problem)
+            own = f"calls itself exact, and is off softmax attention by {found.rel_l2:.1e} (relative L2)"
+            cell.end("wrong", found.problem if alone else own)
         elif not found.rel_l2 <= _LIKE * told + _TINY or not told <= _LIKE * found.rel_l2 + _TINY:
             said = f"its process finds it {told:.1e} off attention (relative L2), one without it {found.rel_l2:.1e}"
             cell.end("wrong", said)
