@@ -15,8 +15,8 @@ from attnbench.devices.others import waited_s
 from attnbench.stats.doubts import of_samples
 from attnbench.stats.held_up import held_up, matters, without
 from attnbench.sweep.cell import Measured
+from attnbench.sweep.meanwhile import Meanwhile
 from attnbench.sweep.precision import intervals
-from attnbench.sweep.watch import Watch
 
 Sample = list[float | None]
 SPIN = "while True: pass"
@@ -89,10 +89,10 @@ def test_a_process_that_has_to_share_its_core_is_seen_to_wait() -> None:
 
     with subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=pinned) as alone:
         time.sleep(0.3)
-        watch = Watch(alone.pid)
+        meanwhile = Meanwhile(alone.pid)
         with subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=pinned) as other:
             time.sleep(1.0)
-            seen = watch.seen()
+            seen = meanwhile.seen()
             other.kill()
         alone.kill()
     assert seen.waited_s is not None

@@ -7,6 +7,7 @@ import torch
 from attnbench_plugins.int8 import Int8
 from attnbench_plugins.linear import Linear
 from attnbench_plugins.naive import Naive
+from torch import library
 
 from attnbench.judge import deviation, form, values
 from attnbench.plugin import Plugin
@@ -85,12 +86,12 @@ def test_a_constant_that_was_changed_shows(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_operator_of_torch_that_was_overridden_shows() -> None:
     functions = form.Functions()
-    library = torch.library.Library("aten", "IMPL")
+    overrides = library.Library("aten", "IMPL")
     try:
-        library.impl("_softmax", lambda x, dim, half: x * 0.0, "CPU")
+        overrides.impl("_softmax", lambda x, dim, half: x * 0.0, "CPU")
         assert functions.replaced() == "replaces aten::_softmax"
     finally:
-        library._destroy()
+        overrides._destroy()
     assert functions.replaced() is None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attnbench.stats.held_up import held_up
 from attnbench.stats.intervals import CONFIDENCE, MIN_ROUNDS
+from attnbench.sweep.meanwhile import Seen
 from attnbench.sweep.stopping import Schedule, schedule
 from attnbench.theory import costs
 from attnbench.workers.messages import Columns
@@ -75,10 +76,8 @@ class Measured:
     """Figures from the first process, and from the last calls of each."""
     leak_bytes: float = inf
     """The least that a call kept in any process: a leak shows in all, what the allocator happens to keep in some."""
-    claims: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds of each burst by the worker's clock, and by the session's."""
-    bursts: Spent = field(default_factory=Spent)
-    """For all bursts, as the session sees it."""
+    bursts: list[tuple[float, Seen]] = field(default_factory=list)
+    """Seconds of each by the worker's clock, and what the session saw of it."""
     idle: Spent = field(default_factory=Spent)
     """Between bursts."""
     planned: int = 0
@@ -101,15 +100,20 @@ class Measured:
         """What is wrong where the session saw other than the worker says: of time, or of work between its calls."""
         if self.idle.cpu_s > _LEFT_SECONDS and self.idle.cores > _LEFT_CORES:
             return f"it keeps {self.idle.cores:.1f} cores busy between its calls"
-        if self.claims and self._understates():
-            claimed, seen = (sum(seconds) for seconds in zip(*self.claims, strict=True))
-            return f"its clock says that bursts took {claimed:.2g} s, the session's {seen:.2g} s"
+        if self.bursts and self._understates():
+            claimed = sum(own for own, _ in self.bursts)
+            return f"its clock says that bursts took {claimed:.2g} s, the session's {self.used.wall_s:.2g} s"
         return None
 
     def _understates(self) -> bool:
-        shares = sorted(own / max(own, seen - _TELLING, 1e-9) for own, seen in self.claims)
+        shares = sorted(own / max(own, seen.took_s - _TELLING, 1e-9) for own, seen in self.bursts)
         most, best = shares[len(shares) // 2], shares[-1 - len(shares) // 4]
         return most < _MOST_CLAIMED or (len(shares) >= MIN_ROUNDS and best < _BEST_CLAIMED)
+
+    @property
+    def used(self) -> Spent:
+        """In all bursts."""
+        return Spent(sum(seen.took_s for _, seen in self.bursts), sum(seen.cpu_s for _, seen in self.bursts))
 
     @property
     def seconds(self) -> dict[tuple[float, float], float]:

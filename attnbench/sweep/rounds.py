@@ -22,11 +22,11 @@ from attnbench.sweep import rows
 from attnbench.sweep.cell import Cell, Measured
 from attnbench.sweep.costs import Costs
 from attnbench.sweep.crew import Crew, Live
+from attnbench.sweep.meanwhile import Meanwhile
 from attnbench.sweep.plan import MOST_ROUNDS, allot, groups, skip_too_dear, skip_too_large
 from attnbench.sweep.precision import look
 from attnbench.sweep.settings import Settings
 from attnbench.sweep.stopping import processes
-from attnbench.sweep.watch import Watch
 from attnbench.theory.roofline import impossible
 from attnbench.workers.messages import Aim, Burst, Columns, Finish, Given, Look
 from attnbench.workers.server import Forkserver
@@ -286,14 +286,13 @@ class Session:
         aimed = self._crew.ask(one.cell, one.worker, Aim(calls, head, number, which))
         if aimed is None:
             return
-        watch = Watch(pid)
+        meanwhile = Meanwhile(pid)
         timed = self._crew.ask(one.cell, one.worker, Burst())
-        seen = watch.seen()
+        seen = meanwhile.seen()
         if timed is None:
             return
-        measured.bursts.add(seen.took_s, seen.cpu_s)
         # A GPU's own clock leaves out what the host does around its work.
-        measured.claims.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, seen.took_s))
+        measured.bursts.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, seen))
         self.seconds.calls += aimed.calls_s + timed.calls_s
         measured.samples.append([self._process, turn, timed.start, calls, timed.seconds, *seen.sample])
         if timed.wall_s is not None:

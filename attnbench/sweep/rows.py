@@ -43,7 +43,7 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
     number = len({sample[0] for sample in measured.samples})
     if number < MIN_PROCESSES and rounds >= MIN_ROUNDS:
         kinds.append("one-process")
-    if measured.bursts.wall_s > _SEEN_SECONDS and measured.bursts.cores > cell.workload.threads + _OVER:
+    if measured.used.wall_s > _SEEN_SECONDS and measured.used.cores > cell.workload.threads + _OVER:
         kinds.append("more-threads")
     if cell.workload.on_host and settings.at_once is not None and settings.at_once < cell.workload.threads:
         kinds.append("fewer-threads")

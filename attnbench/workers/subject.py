@@ -70,10 +70,8 @@ class Subject:
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.before_bytes = self.device.large_bytes()
-        self.global_state, self.functions = (
-            form.global_state(),
-            form.Functions(clock for name in DEVICES for clock in device.of(name).clocks()),
-        )
+        self.global_state = form.global_state()
+        self.functions = form.Functions(clock for name in DEVICES for clock in device.of(name).clocks())
         self.plugin = load(asked.target)(**asked.options)
 
     def prepare(self, asked: Prepare) -> Prepared:

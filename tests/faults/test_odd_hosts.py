@@ -136,14 +136,23 @@ def test_what_the_terminal_cant_encode_is_no_traceback() -> None:
     assert (odd.stdout.strip(), odd.stderr) == ("? ?", "")
 
 
-def test_an_optional_import_may_fail_as_it_likes(tmp_path: Path) -> None:
+def unloadable(module: str, folder: Path) -> tuple[str, ...]:
+    """A command's beginning, under which this module can't be imported, for a reason of two lines."""
     broken = "import sys\nclass Broken:\n def find_spec(self, name, *_):\n"
-    broken += "  if name == 'torch._inductor.compile_fx': raise ValueError('as in an odd build')\n"
-    (tmp_path / "sitecustomize.py").write_text(broken + "sys.meta_path.insert(0, Broken())\n")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = attnbench("plugins", "naive", wrapper=("env", f"PYTHONPATH={path}"), stdout=subprocess.PIPE)
+    broken += f"  if name == {module!r}: raise ValueError('as in\\nan odd build')\n"
+    (folder / "sitecustomize.py").write_text(broken + "sys.meta_path.insert(0, Broken())\n")
+    return "env", "PYTHONPATH=" + os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+
+
+def test_an_optional_import_may_fail_as_it_likes(tmp_path: Path) -> None:
+    environment = unloadable("torch._inductor.compile_fx", tmp_path)
+    done = attnbench("plugins", "naive", wrapper=environment, stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
     assert "exact" in done.stdout
+    code = "from attnbench.workers.ask import ask_machine; from attnbench.workers.server import Forkserver\n"
+    code += "with Forkserver(1) as server: server.preload(); print(ask_machine(server).machine['usable_threads'] > 0)"
+    loads = subprocess.run([*environment, sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (loads.stdout, loads.stderr) == ("True\n", "")
 
 
 def test_text_files_say_their_encoding() -> None:
@@ -190,11 +199,7 @@ def test_a_run_whose_output_finds_no_room_is_complete_on_disk(stream: str, tmp_p
 
 
 def test_why_torch_cant_be_loaded_is_said(tmp_path: Path) -> None:
-    broken = "import sys\nclass Broken:\n def find_spec(self, name, *_):\n"
-    broken += "  if name == 'torch': raise ValueError('as in\\nan odd build')\n"
-    (tmp_path / "sitecustomize.py").write_text(broken + "sys.meta_path.insert(0, Broken())\n")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = attnbench("plugins", "naive", wrapper=("env", f"PYTHONPATH={path}"), stdout=subprocess.PIPE)
+    done = attnbench("plugins", "naive", wrapper=unloadable("torch", tmp_path), stdout=subprocess.PIPE)
     assert done.returncode == 2
     said(done, "torch can't be loaded here: ValueError: as in an odd build")
 

@@ -29,8 +29,8 @@ class Seen(NamedTuple):
         return [None if x is None else round(x, 6) for x in self[1:]]
 
 
-class Watch:
-    """Looks at a worker and at the machine from now on."""
+class Meanwhile:
+    """What happens to a worker and on the machine from now on."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -38,7 +38,7 @@ class Watch:
         self._began = time.monotonic()
 
     def seen(self) -> Seen:
-        """What happened since."""
+        """Up to now."""
         took = time.monotonic() - self._began
         cpu, waited = machine.cpu_seconds(self._pid) - self._used, others.waited_s(self._pid)
         host = others.host().since(self._host)
