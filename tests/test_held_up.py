@@ -31,6 +31,8 @@ def sample(turn: int, seconds: float = 0.02, waited: float | None = 0.0, steal: 
     [
         (sample(0), False),
         (sample(0, waited=0.0003), False),
+        (sample(0, seconds=0.003, waited=0.00009), False),  # a thread's wake-up
+        (sample(0, seconds=0.003, waited=0.00011), True),
         (sample(0, waited=0.0005), True),
         (sample(0, steal=0.01), True),
         (sample(0, waited=0.0003, steal=0.0003), True),  # together they are too much
@@ -92,13 +94,15 @@ def test_a_process_that_has_to_share_its_core_is_seen_to_wait() -> None:
         meanwhile = Meanwhile(alone.pid)
         with subprocess.Popen([sys.executable, "-c", SPIN], preexec_fn=pinned) as other:
             time.sleep(1.0)
-            seen = meanwhile.seen()
+            seen, less = meanwhile.seen(9.0), meanwhile.seen(0.1)
             other.kill()
         alone.kill()
     assert seen.waited_s is not None
     assert seen.waited_s > 0.2  # half of a second, but for who else is here
     assert 0.1 < seen.cpu_s < 0.9
     assert seen.sample[-1] == pytest.approx(seen.waited_s, abs=1e-6)
+    assert less.waited_s == 0.1  # what it says itself, as far as that is seen from here
+    assert meanwhile.seen(None).waited_s is None
 
 
 def test_who_is_gone_or_nowhere_told_of_waits_for_nothing(tmp_path: Path) -> None:

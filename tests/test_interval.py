@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -40,14 +41,41 @@ def test_values_like_their_neighbours_count_for_less() -> None:
     assert effective_size(rng.permutation(steps)) == 100
 
 
+def surpluses(values: np.ndarray, m: float) -> np.ndarray:
+    """Of each process (a row), how many more values lie below m than half."""
+    return (values < m).sum(1) + (values == m).sum(1) / 2 - values.shape[1] / 2
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.05])
 @pytest.mark.parametrize("count", [5, 8, 20])
-def test_several_processes_get_students_interval_of_their_medians(count: int) -> None:
+def test_several_processes_get_what_students_t_lets_stand_of_their_surpluses(count: int, bias: float) -> None:
     rng = np.random.default_rng(2)
-    values = np.exp(rng.normal(0, 0.02, (count, 6)) + rng.normal(0, 0.05, (count, 1)))
-    logs = np.log(np.median(values, axis=1))
-    low, high = stats.t.interval(0.95, count - 1, logs.mean(), stats.sem(logs))
+    values = np.exp(rng.normal(0, 0.02, (count, 6)) + rng.normal(0, bias, (count, 1)))
     found = interval(list(values.ravel()), list(np.repeat(np.arange(count), 6)))
-    assert found == pytest.approx((math.exp(logs.mean()), math.exp(low), math.exp(high)))
+    assert found.median == np.median(values)
+    assert found.low is not None
+    assert found.high is not None
+
+    def stands(m: float) -> bool:
+        return bool(stats.ttest_1samp(surpluses(values, m), 0).pvalue >= 0.05)
+
+    ordered = [0.0, *np.sort(values.ravel()), 9.0]
+    between = [(a + b) / 2 for a, b in itertools.pairwise(ordered)]
+    inside = [m for m in between if found.low < m < found.high]
+    assert all(map(stands, inside))
+    assert not stands(max(m for m in between if m < found.low))
+    assert not stands(min(m for m in between if m > found.high))
+
+
+@pytest.mark.parametrize(("count", "rounds", "bias"), [(5, 2, 0.0), (5, 6, 0.02), (10, 10, 0.0), (20, 12, 0.01)])
+def test_the_interval_by_process_holds_the_truth_as_often_as_it_says(count: int, rounds: int, bias: float) -> None:
+    rng = np.random.default_rng(4)
+    numbers, held = list(np.repeat(np.arange(count), rounds)), 0
+    for _ in range(400):
+        noise = 0.02 * rng.standard_t(2, (count, rounds)) + rng.normal(0, bias, (count, 1))
+        found = interval(list(np.exp(noise).ravel()), numbers)
+        held += found.low is None or found.high is None or found.low <= 1 <= found.high
+    assert held >= 400 * 0.92  # 95%, and what chance may take of so few
 
 
 def test_the_order_of_processes_changes_nothing() -> None:

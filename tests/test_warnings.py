@@ -85,3 +85,23 @@ def test_every_kind_has_a_meaning_and_advice() -> None:
     for kind in KINDS.values():
         assert kind.means
         assert kind.advice
+
+
+def test_work_done_now_and_then_is_uneven_beside_a_baseline_that_does_none() -> None:
+    rng = np.random.default_rng(0)
+    noise = np.exp(0.03 * rng.standard_t(1.5, 200))
+    base, same = stored(1e-3 * noise), stored(1e-3 * np.exp(0.03 * rng.standard_t(1.5, 200)))
+    periodic = stored(1e-3 * noise * np.exp(0.02 * rng.standard_t(3, 200)) * np.where(np.arange(200) % 8 == 3, 1.6, 1))
+    assert "uneven" in of_samples(periodic, PRECISION, True, base)
+    assert "uneven" not in of_samples(same, PRECISION, True, base)
+    assert "uneven" not in of_samples(base, PRECISION, True, periodic)
+    assert "uneven" not in of_samples(base, PRECISION, True, base)
+
+
+def test_even_variants_are_seldom_called_uneven() -> None:
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(300):
+        one, other = (stored(1e-3 * np.exp(np.abs(0.05 * rng.standard_t(1.5, 100)))) for _ in range(2))
+        found += "uneven" in of_samples(one, PRECISION, True, other)
+    assert found <= 3

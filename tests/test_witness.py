@@ -40,13 +40,18 @@ def shown(w: Workload) -> list[Tensor]:
 def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dtype: str) -> None:
     w = Workload(seq=seq, kv_seq=seq, heads=2, kv_heads=1, head_dim=32, value_dim=16, mask=mask, dtype=dtype)
     out = F.scaled_dot_product_attention(*shown(w), is_causal=w.is_causal, enable_gqa=True)
-    witness, given = Witness(), Given((NUMBER, NUMBER + 1), NUMBER)
+    witness, given = Witness(), Given((NUMBER, NUMBER + 1), True, NUMBER)
     bound = 1e-6 if dtype == "float32" else 1e-2
     error, problem = witness.judge(w, given, 1, as_bytes(out))
     assert error.rel_l2 < bound
     assert problem is None
     assert witness.judge(w, given, 2, as_bytes(out.mT.contiguous().mT))[0].rel_l2 < bound  # as it lies in memory
-    for other in (Given((NUMBER,), NUMBER), Given((NUMBER, NUMBER + 1), 7), Given((NUMBER, NUMBER + 1), NUMBER, 3, 1)):
+    for other in (
+        Given((NUMBER,), True, NUMBER),
+        Given((NUMBER, NUMBER + 1), True, 7),
+        Given((NUMBER, NUMBER + 1), False, NUMBER),
+        Given((NUMBER, NUMBER + 1), True, NUMBER, 3, 1),
+    ):
         error, problem = witness.judge(w, other, 1, as_bytes(out))
         assert error.rel_l2 > 0.1
         assert "over the tolerance" in (problem or "")
@@ -62,7 +67,7 @@ def test_it_knows_what_a_call_in_the_middle_of_a_burst_was_given() -> None:
     pools.alter(2)
     views = pools.views(20_000, 3)
     out = F.scaled_dot_product_attention(*views[19_000 % len(views)])
-    assert Witness().judge(w, Given((1, 2), 3, 20_000, 19_000), 5, as_bytes(out))[1] is None
+    assert Witness().judge(w, Given((1, 2), True, 3, 20_000, 19_000), 5, as_bytes(out))[1] is None
 
 
 def test_views_are_apart_and_altered_without_a_trace() -> None:

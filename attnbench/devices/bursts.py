@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-BURST_SECONDS = 0.02  # a burst is at least this long: a thousand times what reading the clock and a wake-up cost
-HEAD_SECONDS = 0.02  # calls shorter than this get an untimed one first, since a turn begins with cold caches
+BURST_SECONDS = 0.02  # a burst is at least this long where its device says nothing else
 
 
-def burst_size(call_seconds: float) -> tuple[int, int]:
-    """(calls, untimed head calls) of a burst for a call of this length."""
-    calls = max(1, ceil(BURST_SECONDS / max(call_seconds, 1e-7)))
-    return calls, 1 if call_seconds < HEAD_SECONDS else 0
+def burst_size(call_seconds: float, seconds: float = BURST_SECONDS) -> tuple[int, int]:
+    """(calls, untimed head calls) of a burst of at least so many seconds, for a call of this length.
+
+    Shorter calls get an untimed one first, since a turn begins with cold caches.
+    """
+    return max(1, ceil(seconds / max(call_seconds, 1e-7))), 1 if call_seconds < seconds else 0
 
 
 # Taken before any plugin is imported: one that replaces time.perf_counter changes nothing here.
@@ -50,10 +51,14 @@ class Timer:
     """What the call whose output `burst` returned was given."""
 
     def __init__(
-        self, call: Callable[..., Any], tensors: Sequence[Tensor], wait: Callable[[], None] = lambda: None
+        self,
+        call: Callable[..., Any],
+        tensors: Sequence[Tensor],
+        wait: Callable[[], None] = lambda: None,
+        burst_s: float = BURST_SECONDS,
     ) -> None:
-        """wait: what a burst ends with, such as waiting for a device."""
-        self.call, self.tensors, self._wait = call, tensors, wait
+        """wait: what a burst ends with, such as waiting for a device. burst_s: how long the warm-up's bursts are."""
+        self.call, self.tensors, self._wait, self._burst_s = call, tensors, wait, burst_s
 
     def burst(
         self, calls: int, head: int = 0, given: Sequence[Sequence[Tensor]] = (), keep: int = -1
@@ -97,7 +102,7 @@ class Timer:
         burst, _ = self.burst(1)
         best, spent = burst.seconds, burst.total_seconds
         while spent < _STEADY_SECONDS and best < _STEADY_SECONDS:
-            burst, _ = self.burst(*burst_size(best))
+            burst, _ = self.burst(*burst_size(best, self._burst_s))
             spent += burst.total_seconds
             now = burst.seconds / burst.calls
             if now > best * _STEADY_GAIN:

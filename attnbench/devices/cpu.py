@@ -25,6 +25,7 @@ class Cpu(Device):
     reuses = False
     limits_process = True
     worker_bytes = 200 << 20
+    burst_s = 3e-3  # noise comes and goes in tenths of a second: what the members of a round share, so it is short
     guessed_flops_per_s = 5e10
 
     def missing(self) -> None:
@@ -57,7 +58,7 @@ class Cpu(Device):
             _libc().mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP)
 
     def timer(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "") -> Timer:
-        return Timer(call, tensors)
+        return Timer(call, tensors, burst_s=self.burst_s)
 
     def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
         """As `Device.peak`, by the kernel's high-water mark of resident pages (proc(5), clear_refs), reset before.

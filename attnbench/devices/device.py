@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnbench.devices import machine
-from attnbench.devices.bursts import Timer, clock
+from attnbench.devices.bursts import BURST_SECONDS, Timer, clock
 from attnbench.workload import DEVICES
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class Device:
 
     worker_bytes: ClassVar[int] = 600 << 20
     """Of a worker beside its tensors: resident ones on a CPU, context and kernels elsewhere."""
+
+    burst_s: ClassVar[float] = BURST_SECONDS
+    """A burst is at least this long."""
 
     guessed_flops_per_s: ClassVar[float] = 1e12
     """Only until a first cell has been measured."""

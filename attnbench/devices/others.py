@@ -62,7 +62,9 @@ def waited_s(pid: int, root: Path = Path("/proc")) -> float | None:
     By the scheduler's own statistics (Linux, sched-stats: the second field of schedstat, in nanoseconds).
     """
     total, told = 0, False
-    for schedule in (root / str(pid) / "task").glob("*/schedstat"):
-        with suppress(OSError, ValueError, IndexError):
-            total, told = total + int(schedule.read_bytes().split()[1]), True
+    threads = root / str(pid) / "task"
+    with suppress(OSError):
+        for thread in os.listdir(threads):
+            with suppress(OSError, ValueError, IndexError):
+                total, told = total + int((threads / thread / "schedstat").read_bytes().split()[1]), True
     return total / 1e9 if told else None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from attnbench.stats.held_up import Sample, held_up, matters, without
+from attnbench.stats.held_up import Round, Sample, held_up, matters, without
 from attnbench.stats.intervals import MIN_ROUNDS, by_process
 
 
@@ -48,6 +48,10 @@ KINDS = {
     "one-process": Kind(
         "all rounds came from one process, so the interval leaves out what differs from one process to the next",
         "a longer --budget or fewer cells buy five processes; until then distrust differences of a few per cent",
+    ),
+    "uneven": Kind(
+        "some of its calls take much longer than most, and the baseline's beside them do not; a median leaves them out",
+        "look for work that is done only now and then; the mean over its samples counts it",
     ),
     "coarse-timer": Kind(
         "rounds took no time or all exactly the same, as a timer too coarse for them reads",
@@ -89,7 +93,8 @@ _SEPARATION = 5.0  # Ashman's D; splitting one normal distribution in two gives 
 _SMALLER_MODE = 0.2  # share of rounds; less are outliers, which the median withstands
 _TREND = 0.5  # Spearman's correlation of time with order
 _WALL = 1.25  # times its latency, what a call's wall time may be before the host counts as what it waits for
-_CHANCE = 1e-3  # probability of a false warning of drift or of differing processes, each
+_FAR = 3.0  # times the median distance from the median; of a normal distribution 4% lie further
+_CHANCE = 1e-3  # probability of a false warning of drift, of differing processes or of uneven calls, each
 
 
 def explain(kind: str) -> Kind:
@@ -108,14 +113,16 @@ def of_gpu(facts: Mapping[str, Any], latency_s: float) -> list[str]:
     return [kind for kind in KINDS if applies.get(kind)]
 
 
-def of_samples(samples: Sequence[Sample], precision: float, precise: bool) -> list[str]:
+def of_samples(
+    samples: Sequence[Sample], precision: float, precise: bool, baseline: Sequence[Sample] = ()
+) -> list[str]:
     """The kinds that a cell's samples deserve, in the order of `KINDS`.
 
-    samples: as `records.SAMPLE` names them.
+    samples: as `records.SAMPLE` names them. baseline: the baseline's, where there is one.
     precision: relative half-width that was asked for. precise: whether the cell's intervals reached it.
     """
     disturbed = ["disturbed"] if matters(samples) else []
-    found = without({(s[0], s[1]): s[4] / s[3] for s in samples}, held_up(samples))
+    found = without(_by_round(samples), held_up(samples))
     seconds = np.array(list(found.values()))
     if len(seconds) < MIN_ROUNDS:
         return ["few-rounds", *disturbed]
@@ -130,10 +137,31 @@ def of_samples(samples: Sequence[Sample], precision: float, precise: bool) -> li
         "noisy": not (precise or bimodal or drifting) and high - low > _NOISY * precision,
         "bimodal": bimodal,
         "drifting": drifting,
+        "uneven": _is_uneven(found, without(_by_round(baseline), held_up(baseline)), precision),
         "processes-differ": _processes_differ(processes, precision),
         "disturbed": bool(disturbed),
     }
     return [kind for kind in KINDS if applies.get(kind)]
+
+
+def _by_round(samples: Sequence[Sample]) -> dict[Round, float]:
+    """Seconds of a call."""
+    return {(s[0], s[1]): s[4] / s[3] for s in samples}
+
+
+def _is_uneven(seconds: Mapping[Round, float], baseline: Mapping[Round, float], precision: float) -> bool:
+    """Whether ratios that lie far from their median lie above it more often than chance has it.
+
+    What disturbs a machine hits either member of a pair as often as the other.
+    """
+    logs = np.log([seconds[at] / baseline[at] for at in seconds.keys() & baseline.keys() if baseline[at] > 0])
+    if len(logs) < _SHAPE_ROUNDS:
+        return False
+    off = logs - np.median(logs)
+    far = off[np.abs(off) > _FAR * np.median(np.abs(off))]
+    if not len(far) or off.mean() <= precision:
+        return False
+    return bool(stats.binomtest(int((far > 0).sum()), len(far), alternative="greater").pvalue < _CHANCE)
 
 
 def _is_bimodal(values: np.ndarray, precision: float) -> bool:

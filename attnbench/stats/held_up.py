@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from attnbench.stats.intervals import MIN_ROUNDS
 
-_LOST = 0.02  # of a burst's time
+_LOST, _WAKE_UP_S = 0.02, 1e-4  # of a burst's time; and what a thread takes to wake up
 _SECONDS, _STEAL = 4, 7  # where a sample has its seconds, and from where on what was lost: steal, throttled, waited
 
 Sample: TypeAlias = Sequence[Any]
@@ -19,8 +19,10 @@ Value = TypeVar("Value")
 
 
 def held_up(samples: Sequence[Sample]) -> set[Round]:
-    """The (process, round) of bursts whose threads lacked a core for more than a fiftieth of the time."""
-    return {(s[0], s[1]) for s in samples if sum(lost or 0.0 for lost in s[_STEAL:]) > _LOST * s[_SECONDS]}
+    """The (process, round) of bursts whose threads lacked a core for over a fiftieth of the time, and 0.1 ms."""
+    return {
+        (s[0], s[1]) for s in samples if sum(lost or 0.0 for lost in s[_STEAL:]) > max(_LOST * s[_SECONDS], _WAKE_UP_S)
+    }
 
 
 def without(values: Mapping[Round, Value], held: set[Round]) -> dict[Round, Value]:

@@ -15,8 +15,10 @@ from attnbench.workers.messages import Columns
 from attnbench.workload import Workload
 
 # What of a burst's time by the session's clock its own must tell of, in most bursts and in one of four: a machine that
-# is busy is slow to wake who waits for an answer, but not every time. And seconds that telling it takes.
-_MOST_CLAIMED, _BEST_CLAIMED, _TELLING = 0.5, 0.85, 2e-3
+# is busy is slow to wake who waits for an answer, but not every time.
+_MOST_CLAIMED, _BEST_CLAIMED = 0.5, 0.85
+# Seconds that telling it may take: at most, and beside a baseline at least, of which it may take this many times.
+_TELLING, _LEAST_TELLING, _LIKE_BASELINE = 2e-3, 6e-4, 2.0
 _LEFT_SECONDS, _LEFT_CORES = 0.1, 0.25  # what a process that waits may use: a pool of threads falls asleep
 
 
@@ -96,19 +98,31 @@ class Measured:
         self.launches, self.schedule = launches, schedule(rounds, launches)
         self.confidence = self.schedule.confidence(early=False)
 
-    def contradiction(self) -> str | None:
-        """What is wrong where the session saw other than the worker says: of time, or of work between its calls."""
+    def contradiction(self, base: Measured | None) -> str | None:
+        """What is wrong where the session saw other than the worker says: of time, or of work between its calls.
+
+        base: the baseline's, by which it is known how long it takes to be told; the cell's own, or None without one.
+        """
         if self.idle.cpu_s > _LEFT_SECONDS and self.idle.cores > _LEFT_CORES:
             return f"it keeps {self.idle.cores:.1f} cores busy between its calls"
-        if self.bursts and self._understates():
+        telling = _TELLING
+        if base is not None and base is not self:
+            telling = min(telling, max(_LEAST_TELLING, _LIKE_BASELINE * base.telling_s))
+        if self.bursts and self._understates(telling):
             claimed = sum(own for own, _ in self.bursts)
             return f"its clock says that bursts took {claimed:.2g} s, the session's {self.used.wall_s:.2g} s"
         return None
 
-    def _understates(self) -> bool:
-        shares = sorted(own / max(own, seen.took_s - _TELLING, 1e-9) for own, seen in self.bursts)
+    def _understates(self, telling_s: float) -> bool:
+        shares = sorted(own / max(own, seen.took_s - telling_s, 1e-9) for own, seen in self.bursts)
         most, best = shares[len(shares) // 2], shares[-1 - len(shares) // 4]
         return most < _MOST_CLAIMED or (len(shares) >= MIN_ROUNDS and best < _BEST_CLAIMED)
+
+    @property
+    def telling_s(self) -> float:
+        """What the session's clock has beyond the worker's in all but a quarter of the bursts."""
+        beyond = sorted(seen.took_s - own for own, seen in self.bursts)
+        return beyond[len(beyond) // 4] if beyond else _TELLING
 
     @property
     def used(self) -> Spent:

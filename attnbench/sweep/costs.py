@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnbench.devices.bursts import BURST_SECONDS, HEAD_SECONDS
+from attnbench.devices.bursts import burst_size
 from attnbench.devices.device import of
 from attnbench.sweep.cell import Cell
 
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _WARM_UP_SECONDS = 0.1  # of short calls
+_ROUND_SECONDS = 4e-3  # to give a burst's calls their values, to look at what came out, and at the machine
+_LOOKS = 1.1  # times a burst's calls, with the looks in passing
 
 
 class Costs:
@@ -38,7 +40,8 @@ class Costs:
     def round(self, cell: Cell) -> float:
         """Seconds of one round: a burst of calls and, where calls are short, an untimed one."""
         call = self.call(cell)
-        return max(call, BURST_SECONDS) + (call if call < HEAD_SECONDS else 0)
+        calls, head = burst_size(call, of(cell.workload.device).burst_s)
+        return _LOOKS * (calls + head) * call + _ROUND_SECONDS
 
     def ready(self, cell: Cell) -> float:
         """Seconds until the first round, by when the cell has a number: a first call, and one that measures memory.

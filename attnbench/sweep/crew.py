@@ -45,6 +45,7 @@ class Live:
     worker: Worker
     ready: Prepared
     took_s: float
+    thorough: bool
     values: tuple[int, ...]
     """The numbers that its values are drawn from now, and altered by; `places` where calls were given theirs last."""
     places: int
@@ -60,7 +61,7 @@ class Live:
     @property
     def burst(self) -> tuple[int, int]:
         """Calls of a burst, and untimed ones before it."""
-        return burst_size(self.ready.call_s)
+        return burst_size(self.ready.call_s, of(self.cell.workload.device).burst_s)
 
 
 class Crew:
@@ -91,7 +92,7 @@ class Crew:
         if wrong := ready.wrong or ready.flaw:
             cell.end("wrong", wrong)
         values = (number, number + 1) if thorough else (number,)
-        return Live(cell, worker, ready, time.monotonic() - began, values, number)
+        return Live(cell, worker, ready, time.monotonic() - began, thorough, values, number)
 
     def ask(self, cell: Cell, worker: Worker, request: Request[A]) -> A | None:
         """The answer, within what is left of the cell's time limit; what goes wrong instead is the cell's status."""

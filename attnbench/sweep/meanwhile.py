@@ -37,16 +37,23 @@ class Meanwhile:
         self._host, self._waited, self._used = others.host(), others.waited_s(pid), machine.cpu_seconds(pid)
         self._began = time.monotonic()
 
-    def seen(self) -> Seen:
-        """Up to now."""
+    def seen(self, told_s: float | None) -> Seen:
+        """Up to now. told_s: how long the worker says that its threads waited while the calls ran.
+
+        It knows better, as what wakes it is no part of them; and it can't tell of more than is seen from here.
+        """
         took = time.monotonic() - self._began
         cpu, waited = machine.cpu_seconds(self._pid) - self._used, others.waited_s(self._pid)
         host = others.host().since(self._host)
+        if waited is not None and self._waited is not None and told_s is not None:
+            waited = min(waited - self._waited, told_s)
+        else:
+            waited = None
         return Seen(
             took,
             cpu,
             None if host.busy_s is None else max(0.0, host.busy_s - cpu),
             host.steal_s,
             host.throttled_s,
-            None if waited is None or self._waited is None else waited - self._waited,
+            waited,
         )

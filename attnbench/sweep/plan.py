@@ -24,7 +24,7 @@ from attnbench.workload import Workload
 
 # What cells too dear for MIN_ROUNDS get: a median without an interval, or else the one call that measured their memory.
 FEW_ROUNDS = (3, 0)
-MOST_ROUNDS = 200
+MOST_ROUNDS = 600
 _BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
 _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 

@@ -38,6 +38,7 @@ _WATCHED_SECONDS = 1.0  # what a look at processes beside a worker counts for
 _LIKE, _TINY = 2.0, 1e-5  # errors on two samples of rows are alike up to this factor; rounding is what it is
 _LARGEST_OUTPUT = 48 << 20
 _ERRORS = ("rel_l2", "max_abs", "cosine")
+_HIDDEN = "its process does not show what came out of its calls"
 _BITS = 40  # of a number that values are drawn from
 
 
@@ -106,12 +107,11 @@ class Session:
         self._measured = {}
         self._process = 0
         for group in groups(open_cells, self._baseline, self._settings.memory):
-            left = max(0.0, deadline - time.monotonic())
-            self._measure_together(group, pending, left, progress)
+            self._measure_together(group, pending, deadline, progress)
         return [self._ended(cell) for cell in cells]
 
     def _measure_together(
-        self, group: Sequence[Cell], pending: Sequence[Cell], left: float, progress: Progress
+        self, group: Sequence[Cell], pending: Sequence[Cell], deadline: float, progress: Progress
     ) -> None:
         """Cells that are alive together, in one process each or in several one after the other."""
         if self._baseline in self._measured:  # it starts afresh beside each group
@@ -122,6 +122,7 @@ class Session:
             live = self._start([c for c in group if self._is_open(c) and self._takes_part(c, launch)], progress)
             try:
                 if launch == 0:
+                    left = max(0.0, deadline - time.monotonic())
                     launches = self._schedule(live, pending, left)
                     checked = {0, self._secret.randrange(launches)}
                 self._rounds(live, launch, launch in checked, progress)
@@ -154,9 +155,11 @@ class Session:
             if probe:
                 self._flaws[kind] = one.ready.flaw
             if one.ready.output:
-                given = Given(one.values, one.places)
+                given = Given(one.values, one.thorough, one.places)
                 self._hear_witness(one, given, rows, one.ready.output, one.ready.columns)
                 one.ready = structs.replace(one.ready, output=b"")
+            elif thorough and _has_witness(cell) and cell.status is None:
+                cell.end("wrong", _HIDDEN)
             ready = one.ready
             compiling = max(0.0, ready.first_call_s - ready.call_s)
             self.seconds.compilation += ready.setup_s + compiling
@@ -186,8 +189,7 @@ class Session:
         if cell.status is not None:  # it was found to be wrong in another way
             return
         if cell.family == "exact" and found.problem:
-            own = f"calls itself exact, and is off softmax attention by {found.rel_l2:.1e} (relative L2)"
-            cell.end("wrong", found.problem if alone else own)
+            cell.end("wrong", found.problem)
         elif not found.rel_l2 <= _LIKE * told + _TINY or not told <= _LIKE * found.rel_l2 + _TINY:
             said = f"its process finds it {told:.1e} off attention (relative L2), one without it {found.rel_l2:.1e}"
             cell.end("wrong", said)
@@ -288,9 +290,9 @@ class Session:
             return
         meanwhile = Meanwhile(pid)
         timed = self._crew.ask(one.cell, one.worker, Burst())
-        seen = meanwhile.seen()
         if timed is None:
             return
+        seen = meanwhile.seen(timed.waited_s)
         # A GPU's own clock leaves out what the host does around its work.
         measured.bursts.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, seen))
         self.seconds.calls += aimed.calls_s + timed.calls_s
@@ -313,9 +315,12 @@ class Session:
             one.values = (*one.values, number)
         if looked.wrong:
             one.cell.end("wrong", looked.wrong)
-        elif which is not None and looked.output:
+        elif which is not None and _has_witness(one.cell) and one.cell.family == "exact":
+            if not looked.output:
+                one.cell.end("wrong", _HIDDEN)
+                return
             calls, head = one.burst
-            given = Given(one.values, one.places, calls + head, head + which)
+            given = Given(one.values, one.thorough, one.places, calls + head, head + which)
             self._hear_witness(one, given, rows, looked.output, columns)
         if one.cell.status is not None:
             self._measured[one.cell].columns |= columns
@@ -349,7 +354,7 @@ class Session:
         if cell.status is None and measured:
             base = self._baseline and self._baseline.status is None and self._measured.get(self._baseline)
             figures = rows.figures(cell, measured, base or None, settings)
-            if reason := measured.contradiction() or impossible(found | figures, settings.ceilings):
+            if reason := measured.contradiction(base or None) or impossible(found | figures, settings.ceilings):
                 cell.end("wrong", reason)
                 figures = {"samples": figures["samples"]}
         return found | figures | {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}

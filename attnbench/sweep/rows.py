@@ -39,7 +39,7 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
     latency, speedup = intervals(measured, base, measured.confidence)
     rounds, precise = len(measured.samples), is_precise(latency, speedup, settings.precision)
     speedup = speedup or Interval(float("nan"), None, None)
-    kinds = doubts.of_samples(measured.samples, settings.precision, precise)
+    kinds = doubts.of_samples(measured.samples, settings.precision, precise, base.samples if base else ())
     number = len({sample[0] for sample in measured.samples})
     if number < MIN_PROCESSES and rounds >= MIN_ROUNDS:
         kinds.append("one-process")

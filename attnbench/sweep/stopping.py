@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attnbench.stats.intervals import CONFIDENCE, MIN_PROCESSES
 
 MOST_PROCESSES = 20
-LOOKS = (12, 25, 50, 100)  # rounds after which a cell may stop early
+LOOKS = (12, 25, 50, 100, 200)  # rounds after which a cell may stop early
 PROCESS_LOOKS = (5, 10)
 _PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processes may take
 _PROCESS_ROUNDS = 2  # the fewest in each of several processes

@@ -149,6 +149,11 @@ class Task:
             return Tap(0, "self", given, raw)
         return Tap(0, "self", given[:-1], raw[0], (given[-1], *raw[1:]))
 
+    def touch(self) -> None:
+        """Reads all parameters once, as `Pools.touch`."""
+        for parameter in self._parameters:
+            parameter.amax()
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Of the output, and in phase train of the gradients of inputs and parameters."""
         w = self.workload

@@ -70,7 +70,7 @@ def _empty(workload: Workload, shape: tuple[int, ...]) -> Tensor:
 
 
 _LINE, _PLACES = 128, 1024  # bytes between the places at which a tensor may begin, and how many places there are
-_PERIOD, _ALTERED = 4096, 512  # elements, and how many of so many `alter` changes
+_PERIOD, _ALTERED, _FEW = 4096, 512, 64  # elements, and how many of so many `alter` changes, or changes `few` of
 _SOME = 8  # times so many elements, where what changed is looked for in passing
 _VIEWS = 128  # of each tensor; further calls get them in other combinations
 _SETS = _VIEWS**2
@@ -97,13 +97,15 @@ class Pools:
         for pool, values in zip(self._pools, self._values, strict=True):
             pool.copy_(values)
 
-    def alter(self, number: int) -> None:
+    def alter(self, number: int, few: bool = False) -> None:
         """Some of the values, so that who knows a call's tensors by where they are or by a look at them is mistaken.
 
-        The others stay as calls have left them: what was written there shows.
+        The others stay as calls have left them: what was written there shows. few: so few that a look at some values
+        hardly meets one of them, and enough to tell an output that was kept from the right one.
         """
-        columns = torch.tensor(Random(number).sample(range(_PERIOD), _ALTERED), device=self._workload.device)
-        drawn = [values.new_empty(len(values), _ALTERED) for values in self._values]
+        altered = _FEW if few else _ALTERED
+        columns = torch.tensor(Random(number).sample(range(_PERIOD), altered), device=self._workload.device)
+        drawn = [values.new_empty(len(values), altered) for values in self._values]
         fill(drawn, self._workload, number)
         for pool, values, some in zip(self._pools, self._values, drawn, strict=True):
             values[:, columns] = some

@@ -128,12 +128,16 @@ class Aimed(Answer, frozen=True):
 
 
 class Timed(Answer, frozen=True):
-    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock."""
+    """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock.
+
+    waited_s: meanwhile, see `others.waited_s`.
+    """
 
     start: float
     seconds: float
     calls_s: float
     wall_s: float | None
+    waited_s: float | None = None
 
 
 class Looked(Answer, frozen=True):
@@ -221,10 +225,12 @@ class Prepare(Request[Prepared], frozen=True):
 class Given(msgspec.Struct, frozen=True):
     """What one call was given, told by the numbers that it was drawn from: see `task.inputs.Pools`.
 
-    values: of the first values, then of what altered them. places: of so many calls' views, of which this is one.
+    values: of the first values, then of what altered them, many of them first where the process was thorough.
+    places: of so many calls' views, of which this is one.
     """
 
     values: tuple[int, ...]
+    thorough: bool
     places: int
     calls: int = 1
     call: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.devices import bursts, device
+from attnbench.devices import bursts, device, others
 from attnbench.devices.bursts import BURST_SECONDS
 from attnbench.errors import Failed
 from attnbench.judge import deviation, form, probes, values
-from attnbench.plugin import Softmax
 from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
@@ -195,7 +195,7 @@ class Subject:
         """
         self._untouched()
         seen, family = form.glimpse(outputs(raw), number), self.plugin.family
-        elsewhere = not here and self.show and family == "exact" and self.task.definitions["self"] == Softmax()
+        elsewhere = not here and self.show and family == "exact"
         if self.show and (apart or elsewhere):
             self.output, apart = as_bytes(outputs(raw)[0]), False
         found, calls_s = values.Judgement({"tolerance": deviation.tolerance(self.workload, family)}, None), 0.0
@@ -213,7 +213,7 @@ class Subject:
         """Gives each call of the next burst values of its own, and makes those calls that nobody times."""
         self.stage, self.aimed = "timed call", asked
         if asked.check is not None:
-            self.pools.alter(asked.number)
+            self.pools.alter(asked.number, few=True)
         else:
             self.places = asked.number
         # Where calls of the burst before were given theirs: what is kept of them would be taken for the answer.
@@ -223,6 +223,7 @@ class Subject:
             form.poison(self.given[0][0])
         if not head:
             self.pools.touch()
+            self.task.touch()
         calls_s = sum(self.device.once(self.task.call, given)[0] for given in head)
         self.calls += len(head)
         self.called_s += calls_s
@@ -230,11 +231,14 @@ class Subject:
 
     def burst(self) -> Timed:
         """Times it."""
-        asked = self.aimed
+        asked, pid = self.aimed, os.getpid()
+        before = others.waited_s(pid)
         timed, self.raw = self.timer.burst(asked.calls, 0, self.given, _looked_at(asked))
+        after = others.waited_s(pid)
         self.calls += asked.calls
         self.called_s += timed.total_seconds
-        return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s)
+        waited_s = None if before is None or after is None else after - before
+        return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s, waited_s)
 
     def look(self) -> Looked:
         """Looks at what came out of it: at every row if it is to be checked, else in passing at a few.
