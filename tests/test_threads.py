@@ -116,3 +116,29 @@ def test_the_doctor_says_what_to_unset(running: int | None, advice: str) -> None
     facts = {"usable_threads": 4, "cores": 2, "threads_at_once": running, "environment": {"OMP_PLACES": "{0}"}}
     looked = {check.name: check for check in doctor.look(facts, 2, seconds=0.05)}
     assert looked["threads"].advice == advice
+
+
+_SETTLED = """
+import os
+from attnbench.devices.threads import Team
+cores = os.sched_getaffinity(0)
+team = Team({threads})
+own = [team.others, [os.sched_getaffinity(thread) == cores for thread in team.others]]
+team.settle()
+print(own, [os.sched_getaffinity(thread) for thread in team.others], os.sched_getaffinity(0) == cores)
+"""
+
+
+@pytest.mark.skipif(usable_cores() != 2, reason="where a team of two takes all cores")
+def test_a_team_that_takes_all_cores_is_settled_on_those_where_its_leader_is_not() -> None:
+    done = python("-c", _SETTLED.format(threads=2))
+    assert done.returncode == 0, done.stderr
+    assert "[True]]" in done.stdout  # it could run anywhere
+    first, second = sorted(os.sched_getaffinity(0))
+    assert done.stdout.strip().endswith((f"[{{{first}}}] True", f"[{{{second}}}] True"))
+
+
+def test_a_smaller_team_stays_where_it_is() -> None:
+    done = python("-c", _SETTLED.format(threads=1))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[[], []] [] True"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnbench.devices import bursts, device, others
 from attnbench.devices.bursts import BURST_SECONDS
+from attnbench.devices.threads import Team
 from attnbench.errors import Failed
 from attnbench.judge import deviation, form, probes, values
 from attnbench.registry import load
@@ -66,7 +67,7 @@ class Subject:
         self.settled = False
         self.device = device.of(workload.device)
         self.device.begin(asked.memory_limit)
-        torch.set_num_threads(workload.threads)
+        self.team = Team(workload.threads if workload.on_host else 1)
         torch.manual_seed(workload.seed)
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.before_bytes = self.device.large_bytes()
@@ -232,6 +233,7 @@ class Subject:
     def burst(self) -> Timed:
         """Times it."""
         asked, pid = self.aimed, os.getpid()
+        self.team.settle()
         before = others.waited_s(pid)
         timed, self.raw = self.timer.burst(asked.calls, 0, self.given, _looked_at(asked))
         after = others.waited_s(pid)

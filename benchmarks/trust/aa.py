@@ -23,19 +23,28 @@ METHODS = ("attnbench", "torch_timer", "medians_apart", "means_apart")
 @click.option("--loaded", is_flag=True, help="While another process keeps one core busy on and off.")
 @click.option("--extra", default=0.0, show_default=True, help="Per cent of more work in the second kernel.")
 @click.option("--habits", default=40, show_default=True, help="So many of the pairs by the habits of the trade too.")
+@click.option("--lengths", default="512,1024,2048,4096", show_default=True, help="Of the pairs, in turn.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write every answer here, as JSON.")
 def main(
-    pairs: int, seconds: float, loaded: bool, extra: float, habits: int, threads: int, seed: int, out: Path | None
+    pairs: int,
+    seconds: float,
+    loaded: bool,
+    extra: float,
+    habits: int,
+    lengths: str,
+    threads: int,
+    seed: int,
+    out: Path | None,
 ) -> None:
     """Measure pairs and print what each method says of them."""
     answers: dict[str, list[pair.Answer]] = {method: [] for method in METHODS[: None if habits else 1]}
-    lengths = []
+    taken = []
     with Forkserver(threads) as server, pair.load(loaded):
         facts = pair.machine_facts(server)
-        for i, workload in enumerate(pair.workloads(pairs, seed, threads)):
-            lengths.append(workload.seq)
+        for i, workload in enumerate(pair.workloads(pairs, seed, threads, pair.of_text(lengths))):
+            taken.append(workload.seq)
             answers["attnbench"].append(pair.attnbench(server, workload, extra, seconds, seed + i))
             if i < habits:
                 answers["torch_timer"].append(pair.torch_timer(workload, extra, seconds))
@@ -44,6 +53,10 @@ def main(
                 answers["means_apart"].append(means)
             click.echo(f"pair {i + 1} of {pairs}, {workload.seq}: {answers['attnbench'][-1]}", err=True)
     noise = "loaded" if loaded else "quiet"
+    for length in sorted(set(taken)):
+        given = [answer for answer, of in zip(answers["attnbench"], taken, strict=True) if of == length]
+        width = statistics.median(answer.half_width or float("inf") for answer in given)
+        click.echo(f"{length}: {sum(a.different for a in given)} of {len(given)} different, half-width {width:.2%}")
     click.echo(f"{pairs} pairs, {seconds:g} s each, {noise}, {facts['cpu']}, {threads} threads")
     click.echo(f"{'method':14} {'different':>12} {'median ratio':>13} {'off by (median)':>16} {'half-width':>11}")
     for method, given in answers.items():
@@ -56,7 +69,7 @@ def main(
     if out:
         record = {
             "pairs": pairs, "seconds": seconds, "loaded": loaded, "extra": extra, "threads": threads, "seed": seed,
-            "machine": facts, "lengths": lengths,
+            "machine": facts, "lengths": taken,
             "answers": {m: [vars(a) for a in given] for m, given in answers.items()},
         }  # fmt: skip
         out.write_text(json.dumps(record))

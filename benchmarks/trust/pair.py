@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -120,13 +120,18 @@ def load(on: bool) -> Iterator[None]:
         busy.wait()
 
 
-def workloads(count: int, seed: int, threads: int) -> Iterator[Workload]:
-    """`count` workloads over 512..4096, lengths in turn, a seed each."""
+def workloads(count: int, seed: int, threads: int, lengths: Sequence[int]) -> Iterator[Workload]:
+    """`count` workloads, the lengths in turn, a seed each."""
     base = Workload(seq=512, kv_seq=512, threads=threads)
     draws = random.Random(seed)
     for i in range(count):
-        length = 512 << i % 4
+        length = lengths[i % len(lengths)]
         yield replace(base, seq=length, kv_seq=length, seed=draws.randrange(1 << 20))
+
+
+def of_text(text: str) -> tuple[int, ...]:
+    """Lengths as an option has them, "512,1024"."""
+    return tuple(map(int, text.split(",")))
 
 
 def machine_facts(server: Forkserver) -> dict[str, object]:

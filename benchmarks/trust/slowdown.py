@@ -19,11 +19,14 @@ from attnbench.workers.server import Forkserver
 Ratios = dict[str, dict[str, float]]  # by per cent of more work, by length
 
 
-def measure_truth(server: Forkserver, extras: list[float], seconds: float, threads: int) -> Ratios:
+def measure_truth(
+    server: Forkserver, extras: list[float], seconds: float, threads: int, lengths: tuple[int, ...]
+) -> Ratios:
     """The ratio of each extra and length, from so many seconds each."""
     return {
         f"{extra:g}": {
-            str(w.seq): pair.attnbench(server, w, extra, seconds, 0).ratio for w in pair.workloads(4, 0, threads)
+            str(w.seq): pair.attnbench(server, w, extra, seconds, 0).ratio
+            for w in pair.workloads(len(lengths), 0, threads, lengths)
         }
         for extra in extras
     }
@@ -36,6 +39,7 @@ def measure_truth(server: Forkserver, extras: list[float], seconds: float, threa
 @click.option("--truth-seconds", default=60.0, show_default=True, help="Of one long measurement, for each length.")
 @click.option("--truth", "earlier", type=click.Path(path_type=Path, exists=True), help="Take true ratios from here.")
 @click.option("--loaded", is_flag=True, help="While another process keeps one core busy on and off.")
+@click.option("--lengths", default="512,1024,2048,4096", show_default=True, help="Of the pairs, in turn.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write every answer here, as JSON.")
@@ -46,6 +50,7 @@ def main(
     truth_seconds: float,
     earlier: Path | None,
     loaded: bool,
+    lengths: str,
     threads: int,
     seed: int,
     out: Path | None,
@@ -56,15 +61,15 @@ def main(
         if earlier:
             truth: Ratios = json.loads(earlier.read_text())["truth"]
         else:
-            truth = measure_truth(server, list(extras), truth_seconds, threads)
+            truth = measure_truth(server, list(extras), truth_seconds, threads, pair.of_text(lengths))
         noise = "loaded" if loaded else "quiet"
         click.echo(f"{pairs} pairs each, {seconds:g} s a pair, {noise}, {facts['cpu']}, {threads} threads")
-        click.echo(f"{'more work':>9} {'true ratios, 512 to 4096':>33} {'found slower':>14} {'off by (median)':>16}")
+        click.echo(f"{'more work':>9} {'true ratios by length':>33} {'found slower':>14} {'off by (median)':>16}")
         answers = {}
         with pair.load(loaded):
             for extra in extras:
                 true, rows = truth[f"{extra:g}"], []
-                for i, workload in enumerate(pair.workloads(pairs, seed, threads)):
+                for i, workload in enumerate(pair.workloads(pairs, seed, threads, pair.of_text(lengths))):
                     answer = pair.attnbench(server, workload, extra, seconds, seed + i)
                     rows.append({"seq": workload.seq, **vars(answer)})
                     click.echo(f"{extra:g}%, pair {i + 1} of {pairs}: {rows[-1]}", err=True)
