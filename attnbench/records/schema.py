@@ -63,7 +63,7 @@ SCHEMA_COLUMNS = (
     Column("l2", "text", "", "whether a GPU's L2 cache was kept or flushed before each call"),
     Column("start_throttled", "text", "", "why the GPU held its clocks down as the cell began; empty for nothing"),
     Column("end_throttled", "text", "", "why it did as the cell ended"),
-    Column("latency_s", "number", "s", "a call: the median over rounds, or the mean of processes' medians"),
+    Column("latency_s", "number", "s", "a call: the median over rounds"),
     Column("latency_low_s", "number", "s", "where the 95% interval of it begins; none where there were too few rounds"),
     Column("latency_high_s", "number", "s", "where it ends"),
     Column("speedup", "number", "x", "the baseline's seconds over this variant's, paired by round"),
