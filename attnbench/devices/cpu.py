@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attnbench.devices import machine
-from attnbench.devices.bursts import Timer
 from attnbench.devices.device import MEMORY, Device
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # mallopt(3). Left alone, malloc maps large allocations afresh at first and from the heap once one was freed.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -49,16 +45,13 @@ class Cpu(Device):
         limit: kept by the process's own limit.
         """
         if not _blind():
-            _libc().mallopt(_M_MMAP_THRESHOLD, _LEAST_MMAP)
+            libc().mallopt(_M_MMAP_THRESHOLD, _LEAST_MMAP)
 
     def before_timing(self) -> None:
         """Back to what malloc settles at in a long-lived process: what is freed is used again."""
         if not _blind():
-            _libc().mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP)
-            _libc().mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP)
-
-    def timer(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "") -> Timer:
-        return Timer(call, tensors, burst_s=self.burst_s)
+            libc().mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP)
+            libc().mallopt(_M_TRIM_THRESHOLD, 2 * _MOST_MMAP)
 
     def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
         """As `Device.peak`, by the kernel's high-water mark of resident pages (proc(5), clear_refs), reset before.
@@ -83,11 +76,11 @@ class Cpu(Device):
         """Resident bytes of this process once freed pages went back to the system."""
         if _blind():
             return None
-        _libc().malloc_trim(0)
+        libc().malloc_trim(0)
         return status_bytes("VmRSS")
 
 
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
@@ -112,7 +105,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def _mallinfo() -> _Mallinfo:
-    told = _libc().mallinfo2
+    told = libc().mallinfo2
     told.restype = _Mallinfo
     found: _Mallinfo = told()
     return found
@@ -122,8 +115,8 @@ def _mallinfo() -> _Mallinfo:
 def _blind() -> str | None:
     """None where memory can be measured, or what this system lacks for it."""
     try:
-        libc = _libc()
-        libc.mallopt, libc.malloc_trim, libc.mallinfo2  # noqa: B018 - the lookup itself tells
+        here = libc()
+        here.mallopt, here.malloc_trim, here.mallinfo2  # noqa: B018 - the lookup itself tells
         status_bytes("VmHWM")
         with open("/proc/self/clear_refs", "w"):
             return None

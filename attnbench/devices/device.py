@@ -82,7 +82,7 @@ class Device:
 
     def timer(self, call: Callable[..., Any], tensors: Sequence[Tensor], l2: str = "") -> Timer:
         """What times this call. l2: one of `l2`."""
-        return Timer(call, tensors, self.synchronise)
+        return Timer(call, tensors, self.synchronise, self.burst_s)
 
     def once(self, call: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[float, Any]:
         """Seconds of one call by the host's clock, from nothing to do to all done, and what it returned."""

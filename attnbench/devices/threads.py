@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
+
+from attnbench.devices.cpu import libc
 
 _GRAIN = 1 << 15  # elements that torch gives a thread at least (ATen, Parallel.h)
 _TASKS = Path("/proc/self/task")
@@ -37,7 +37,7 @@ class Team:
         with suppress(OSError, AttributeError):  # another system, or one that lets nobody choose
             if not self.others:
                 return
-            here = _libc().sched_getcpu()
+            here = libc().sched_getcpu()
             cores = [core for core in sorted(os.sched_getaffinity(0)) if core != here]
             if len(cores) == len(self.others) and set(self.others) <= _ids(self._tasks):
                 for thread, core in zip(self.others, cores, strict=True):
@@ -61,8 +61,3 @@ def at_once(threads: int, tasks: Path = _TASKS) -> int | None:
 
 def _ids(tasks: Path) -> set[int]:
     return {int(entry) for entry in os.listdir(tasks)}
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from attnbench.stats.held_up import Round, Sample, held_up, matters, without
+from attnbench.stats.held_up import Round, Sample, by_round, held_up, matters, without
 from attnbench.stats.intervals import MIN_ROUNDS, by_process
 
 
@@ -122,7 +122,7 @@ def of_samples(
     precision: relative half-width that was asked for. precise: whether the cell's intervals reached it.
     """
     disturbed = ["disturbed"] if matters(samples) else []
-    found = without(_by_round(samples), held_up(samples))
+    found = without(by_round(samples), held_up(samples))
     seconds = np.array(list(found.values()))
     if len(seconds) < MIN_ROUNDS:
         return ["few-rounds", *disturbed]
@@ -137,16 +137,11 @@ def of_samples(
         "noisy": not (precise or bimodal or drifting) and high - low > _NOISY * precision,
         "bimodal": bimodal,
         "drifting": drifting,
-        "uneven": _is_uneven(found, without(_by_round(baseline), held_up(baseline)), precision),
+        "uneven": _is_uneven(found, without(by_round(baseline), held_up(baseline)), precision),
         "processes-differ": _processes_differ(processes, precision),
         "disturbed": bool(disturbed),
     }
     return [kind for kind in KINDS if applies.get(kind)]
-
-
-def _by_round(samples: Sequence[Sample]) -> dict[Round, float]:
-    """Seconds of a call."""
-    return {(s[0], s[1]): s[4] / s[3] for s in samples}
 
 
 def _is_uneven(seconds: Mapping[Round, float], baseline: Mapping[Round, float], precision: float) -> bool:

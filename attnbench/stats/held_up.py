@@ -18,6 +18,11 @@ Round: TypeAlias = tuple[float, float]
 Value = TypeVar("Value")
 
 
+def by_round(samples: Sequence[Sample]) -> dict[Round, float]:
+    """Seconds of a call by (process, round)."""
+    return {(s[0], s[1]): s[_SECONDS] / s[3] for s in samples}
+
+
 def held_up(samples: Sequence[Sample]) -> set[Round]:
     """The (process, round) of bursts whose threads lacked a core for over a fiftieth of the time, and 0.1 ms."""
     return {

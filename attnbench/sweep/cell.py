@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from attnbench.stats.held_up import held_up
+from attnbench.stats.held_up import by_round, held_up
 from attnbench.stats.intervals import CONFIDENCE, MIN_ROUNDS
 from attnbench.sweep.meanwhile import Seen
 from attnbench.sweep.stopping import Schedule, schedule
@@ -132,7 +132,7 @@ class Measured:
     @property
     def seconds(self) -> dict[tuple[float, float], float]:
         """Seconds a call by (process, round)."""
-        return {(s[0], s[1]): s[4] / s[3] for s in self.samples}
+        return by_round(self.samples)
 
     @property
     def held_up(self) -> set[tuple[float, float]]:

@@ -24,10 +24,10 @@ from attnbench.workers.ask import ask
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
-_BUSY_SHARE = 0.1  # of one core, used by others; beside it a block of 20 ms is disturbed now and then
+_BUSY_SHARE = 0.1  # of one core, used by others; beside it a burst is disturbed now and then
 _STOLEN_SHARE = 0.02
 _SPARE_BYTES = 2 << 30
-_FINEST_TICK = 1e-6  # seconds; a block lasts 20 ms
+_FINEST_TICK = 1e-6  # seconds; a burst lasts 3 ms
 _AA_LENGTH = 1024
 
 

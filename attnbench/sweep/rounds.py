@@ -352,9 +352,9 @@ class Session:
             cell.end("error", "no burst of it was timed")
         figures: Row = {}
         if cell.status is None and measured:
-            base = self._baseline and self._baseline.status is None and self._measured.get(self._baseline)
-            figures = rows.figures(cell, measured, base or None, settings)
-            if reason := measured.contradiction(base or None) or impossible(found | figures, settings.ceilings):
+            base = (self._baseline and self._baseline.status is None and self._measured.get(self._baseline)) or None
+            figures = rows.figures(cell, measured, base, settings)
+            if reason := measured.contradiction(base) or impossible(found | figures, settings.ceilings):
                 cell.end("wrong", reason)
                 figures = {"samples": figures["samples"]}
         return found | figures | {"status": cell.status or "ok", "reason": cell.reason, "traceback": cell.traceback}

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pair
 
+from attnbench.sizes import parse_sizes
 from attnbench.workers.server import Forkserver
 
 METHODS = ("attnbench", "torch_timer", "medians_apart", "means_apart")
@@ -43,7 +44,7 @@ def main(
     taken = []
     with Forkserver(threads) as server, pair.load(loaded):
         facts = pair.machine_facts(server)
-        for i, workload in enumerate(pair.workloads(pairs, seed, threads, pair.of_text(lengths))):
+        for i, workload in enumerate(pair.workloads(pairs, seed, threads, parse_sizes(lengths))):
             taken.append(workload.seq)
             answers["attnbench"].append(pair.attnbench(server, workload, extra, seconds, seed + i))
             if i < habits:

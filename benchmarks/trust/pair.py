@@ -129,10 +129,5 @@ def workloads(count: int, seed: int, threads: int, lengths: Sequence[int]) -> It
         yield replace(base, seq=length, kv_seq=length, seed=draws.randrange(1 << 20))
 
 
-def of_text(text: str) -> tuple[int, ...]:
-    """Lengths as an option has them, "512,1024"."""
-    return tuple(map(int, text.split(",")))
-
-
 def machine_facts(server: Forkserver) -> dict[str, object]:
     return dict(ask_machine(server).machine)

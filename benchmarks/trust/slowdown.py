@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pair
 
+from attnbench.sizes import parse_sizes
 from attnbench.workers.server import Forkserver
 
 Ratios = dict[str, dict[str, float]]  # by per cent of more work, by length
@@ -61,15 +62,15 @@ def main(
         if earlier:
             truth: Ratios = json.loads(earlier.read_text())["truth"]
         else:
-            truth = measure_truth(server, list(extras), truth_seconds, threads, pair.of_text(lengths))
+            truth = measure_truth(server, list(extras), truth_seconds, threads, parse_sizes(lengths))
         noise = "loaded" if loaded else "quiet"
         click.echo(f"{pairs} pairs each, {seconds:g} s a pair, {noise}, {facts['cpu']}, {threads} threads")
-        click.echo(f"{'more work':>9} {'true ratios by length':>33} {'found slower':>14} {'off by (median)':>16}")
+        click.echo(f"{'longer by':>9} {'true ratios by length':>33} {'found slower':>14} {'off by (median)':>16}")
         answers = {}
         with pair.load(loaded):
             for extra in extras:
                 true, rows = truth[f"{extra:g}"], []
-                for i, workload in enumerate(pair.workloads(pairs, seed, threads, pair.of_text(lengths))):
+                for i, workload in enumerate(pair.workloads(pairs, seed, threads, parse_sizes(lengths))):
                     answer = pair.attnbench(server, workload, extra, seconds, seed + i)
                     rows.append({"seq": workload.seq, **vars(answer)})
                     click.echo(f"{extra:g}%, pair {i + 1} of {pairs}: {rows[-1]}", err=True)
