@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnbench.registry import find, load
+from attnbench.task.call import Task
 from attnbench.task.inputs import Pools
 from attnbench.workers.messages import Given
 from attnbench.workers.witness import Witness, as_bytes
@@ -57,6 +59,38 @@ def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dty
         assert "over the tolerance" in (problem or "")
     out[:, :, seq // 8 : seq // 4] = 0
     assert witness.judge(w, given, 1, as_bytes(out))[0].rel_l2 > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("block", ["encoder", "decoder", "decoder-only"])
+@pytest.mark.parametrize("seq", [60, 700])
+def test_it_knows_a_right_block_from_one_with_wrong_rows_or_weights(seq: int, block: str, dtype: str) -> None:
+    mask = "full" if block == "encoder" else "causal"
+    w = Workload(
+        seq=seq,
+        kv_seq=seq,
+        heads=2,
+        kv_heads=2,
+        head_dim=32,
+        scope="block",
+        block=block,
+        norm="pre",
+        mask=mask,
+        dtype=dtype,
+    )
+    task = Task(load(find()["sdpa"].target)(), w)
+    out = task.call(*shown(w))
+    witness, given = Witness(), Given((NUMBER, NUMBER + 1), True, NUMBER)
+    error, problem = witness.judge(w, given, 1, as_bytes(out))
+    assert problem is None
+    assert error.rel_l2 < (1e-6 if dtype == "float32" else 1e-2)
+    assert "over the tolerance" in (witness.judge(w, Given((NUMBER,), True, NUMBER), 1, as_bytes(out))[1] or "")
+    cut = out.clone()
+    cut[:, seq // 8 : seq // 4] = 0
+    assert "over the tolerance" in (witness.judge(w, given, 1, as_bytes(cut))[1] or "")
+    with torch.no_grad():
+        next(task.stack.parameters()).mul_(1.5)  # type: ignore[union-attr]
+    assert "over the tolerance" in (witness.judge(w, given, 1, as_bytes(task.call(*shown(w))))[1] or "")
 
 
 def test_it_knows_what_a_call_in_the_middle_of_a_burst_was_given() -> None:

@@ -91,6 +91,7 @@ _CHUNK_ELEMENTS = 1 << 22  # scores held at a time: 32 MiB of float64
 
 
 EVERY_ROW = 1024  # up to which all rows of an output are looked at
+EVERY_IN_BLOCK = 512  # the same of a block: each is projected, and goes through its FFN
 _DRAWN = 164  # rows at random: 156 all miss an eighth of the rows once in 10^9 times, (7 / 8)^156, and some are known
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnbench.judge import deviation, reference
 from attnbench.judge.deviation import Error
-from attnbench.judge.reference import EVERY_ROW, expected_block
+from attnbench.judge.reference import EVERY_IN_BLOCK, EVERY_ROW, expected_block
 from attnbench.plugin import Definition, Recurrence, Softmax
 from attnbench.task.call import Tap, Task, outputs
 from attnbench.task.transformer import Block
@@ -20,7 +20,6 @@ from attnbench.workload import Workload
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
 _GLANCE_ROWS = 4
-_EVERY_IN_BLOCK = 512  # rows up to which all of a block are looked at: each is projected, and goes through its FFN
 _SAMPLED = 256  # the same where an error is only told, or was found before and is looked for again
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
 Errors = dict[str, Error | None]
@@ -47,7 +46,14 @@ def _is_whole(task: Task) -> bool:
 
 
 def judge(
-    task: Task, family: str, tensors: Sequence[Tensor], raw: Any, taps: Sequence[Tap], draw: int, apart: bool = True
+    task: Task,
+    family: str,
+    tensors: Sequence[Tensor],
+    raw: Any,
+    taps: Sequence[Tap],
+    draw: int,
+    apart: bool = True,
+    ends: bool = True,
 ) -> Judgement:
     """Whether an output is that of the function that the variant defines, and how far that is from softmax attention.
 
@@ -58,12 +64,13 @@ def judge(
     tensors: what the call that returned `raw` got. taps: the attentions inside it, as `Task.taps` tells them.
     draw: which rows are looked at, and which heads' gradients.
     apart: tell the approximation error, too, of fewer rows, and whether the attentions inside a whole block are right.
+    ends: judge what a whole block puts out; else the attentions inside it alone, as somebody else judges that.
     """
     w = task.workload
     allowed = deviation.tolerance(w, family)
     columns = {"tolerance": allowed}
     whole = _is_whole(task)
-    found, problems = _end_to_end(task, tensors, outputs(raw)[0], draw, allowed, apart) if whole else ({}, [])
+    found, problems = _end_to_end(task, tensors, outputs(raw)[0], draw, allowed, apart) if whole and ends else ({}, [])
     shown = [each for tap in taps for each in task.problems(tap)]
     for part, tap in shown:
         errors, problem = _tap(task, part, tap, draw, allowed, apart and not whole, _SAMPLED if whole else EVERY_ROW)
@@ -131,7 +138,7 @@ def _end_to_end(
         should = expected_block(w, definitions, block, tensors[0], memory, rows, task.past[0])
         return deviation.compare(out.index_select(1, rows.to(out.device)), should)
 
-    implementation = error(task.definitions, _EVERY_IN_BLOCK if apart else _SAMPLED)
+    implementation = error(task.definitions, EVERY_IN_BLOCK if apart else _SAMPLED)
     found: Errors = {"implementation": implementation}
     if all(d == Softmax() for d in task.definitions.values()):
         found["approximation"] = implementation

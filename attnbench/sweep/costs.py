@@ -11,7 +11,7 @@ from attnbench.sweep.cell import Cell
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _WARM_UP_SECONDS = 0.1  # of short calls
 _ROUND_SECONDS = 4e-3  # to give a burst's calls their values, to look at what came out, and at the machine
-_LOOKS = 1.1  # times a burst's calls, with the looks in passing
+_LOOKS = 1.05  # times a burst's calls, with the looks in passing
 
 
 class Costs:

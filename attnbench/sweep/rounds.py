@@ -369,8 +369,9 @@ def _kind(cell: Cell) -> tuple[Any, ...]:
 def _has_witness(cell: Cell) -> bool:
     """Whether a process without plugins can say how far an output is from attention, and it fits into a message."""
     w = cell.workload
-    size = w.batch * w.heads * w.seq * w.value_dim * w.itemsize
-    return w.is_plain and w.on_host and not w.lengths and cell.family != "recurrent" and size <= _LARGEST_OUTPUT
+    size = w.batch * w.seq * (w.width if w.scope == "block" else w.heads * w.value_dim) * w.itemsize
+    forward = not (w.decodes or w.trains or w.lengths) and w.layers == 1
+    return forward and w.on_host and cell.family != "recurrent" and size <= _LARGEST_OUTPUT
 
 
 class _Rows(list[Row]):

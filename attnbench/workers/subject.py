@@ -40,7 +40,7 @@ from attnbench.workload import DEVICES
 _PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
 _LIBRARIES_BYTES = 8 << 20  # what libraries keep from their first call on, for anybody
-_LOOKS = 0.1  # of the calls' time, what looks at bursts that are not checked may take
+_LOOKS = 0.05  # of the calls' time, what looks at bursts that are not checked may take
 _ALWAYS = 3  # where that is too little for a look at each burst, one of so many gets it nonetheless, drawn
 
 
@@ -197,15 +197,16 @@ class Subject:
         """
         self._untouched()
         seen, family = form.glimpse(outputs(raw), number), self.plugin.family
-        elsewhere = not here and self.show and family == "exact"
+        in_block, elsewhere = self.workload.scope == "block", not here and self.show and family == "exact"
+        inside = apart or values.needs_taps(self.task)
         if self.show and (apart or elsewhere):
             self.output, apart = as_bytes(outputs(raw)[0]), False
         found, calls_s = values.Judgement({"tolerance": deviation.tolerance(self.workload, family)}, None), 0.0
-        if not elsewhere:
+        if not elsewhere or (in_block and inside):
             start = bursts.clock()
-            taps = self.task.taps(given, raw) if apart or values.needs_taps(self.task) else []
-            calls_s = 0.0 if self.workload.scope == "attention" else bursts.clock() - start
-            found = values.judge(self.task, family, given, raw, taps, number, apart)
+            taps = self.task.taps(given, raw) if inside else []
+            calls_s = bursts.clock() - start if in_block else 0.0
+            found = values.judge(self.task, family, given, raw, taps, number, apart, ends=not elsewhere)
         _wrong_if(form.unfinished(outputs(raw), seen))
         if self.pools.are_changed():
             raise Failed("wrong", "a call changes its inputs")

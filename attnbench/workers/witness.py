@@ -8,7 +8,10 @@ from torch import Tensor
 
 from attnbench.judge import deviation, reference
 from attnbench.judge.deviation import Error
+from attnbench.plugin import Softmax
 from attnbench.task.inputs import Pools
+from attnbench.task.transformer import Block
+from attnbench.theory.costs import attentions
 from attnbench.workers.messages import Given
 from attnbench.workload import Workload
 
@@ -22,15 +25,18 @@ class Witness:
     def judge(self, workload: Workload, given: Given, rows: int, output: bytes) -> tuple[Error, str | None]:
         """How far an output is from exact attention, and what is wrong with one that is said to be that.
 
-        rows: from which those to look at are drawn. output: (batch, heads, seq, value_dim), contiguous.
+        rows: from which those to look at are drawn. output: (batch, heads, seq, value_dim), or of a block
+        (batch, seq, width), contiguous.
         """
-        if self._key != (workload, given, rows):
-            self._rows = reference.sample_rows(workload.seq, rows)
-            self._exact = self._made(workload, given)  # (batch, heads, n, value_dim)
-            self._key = workload, given, rows
-        w = workload
-        out = torch.frombuffer(bytearray(output), dtype=getattr(torch, w.dtype)).view(w.batch, w.heads, w.seq, -1)
-        error = deviation.compare(out[:, :, self._rows], self._exact)
+        w, in_block = workload, workload.scope == "block"
+        if self._key != (w, given, rows):
+            every = reference.EVERY_IN_BLOCK if in_block else reference.EVERY_ROW
+            self._rows = reference.sample_rows(w.seq, rows, every=every)
+            self._exact = self._made(w, given)  # as the output, of n rows
+            self._key = w, given, rows
+        shape = (w.batch, w.seq, w.width) if in_block else (w.batch, w.heads, w.seq, w.value_dim)
+        out = torch.frombuffer(bytearray(output), dtype=getattr(torch, w.dtype)).view(shape)
+        error = deviation.compare(out.index_select(-2, self._rows), self._exact)
         if not bool(out.isfinite().all()):  # all rows
             return error, "output has NaN or infinite values"
         return error, deviation.verdict(error, deviation.tolerance(w, "exact"))
@@ -38,13 +44,23 @@ class Witness:
     def _made(self, workload: Workload, given: Given) -> Tensor:
         torch.set_num_threads(workload.threads)
         torch.set_grad_enabled(False)
-        pools, (first, *others) = Pools(workload), given.values
-        pools.draw(first)
-        for i, number in enumerate(others):
+        pools, (drawn, *altered) = Pools(workload), given.values
+        pools.draw(drawn)
+        for i, number in enumerate(altered):
             pools.alter(number, few=i > 0 or not given.thorough)
         views = pools.views(given.calls, given.places)
-        query, key, value = views[given.call % len(views)]
-        return reference.exact(workload, query, key, value, self._rows)
+        first, *more = views[given.call % len(views)]
+        if workload.scope != "block":
+            key, value = more
+            return reference.exact(workload, first, key, value, self._rows)
+        exact = dict.fromkeys(attentions(workload), Softmax())
+        block = Block(workload, dict.fromkeys(exact, _nobody))
+        memory = more[0] if more else None
+        return reference.expected_block(workload, exact, block, first, memory, self._rows)
+
+
+def _nobody(*tensors: Tensor) -> Tensor:
+    raise AssertionError("a block of weights alone is not called")
 
 
 def as_bytes(output: Tensor) -> bytes:
