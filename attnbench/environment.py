@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # attnbench gives its workers values of its own for these: what they change is the workload's `threads`, or nothing.
-_REPLACED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+_REPLACED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _CAPABILITY = "ATEN_CPU_CAPABILITY"
 _INSTRUCTIONS = (
     _CAPABILITY,
@@ -30,7 +30,6 @@ _THREADS = (
     "KMP_HW_SUBSET",
     "MKL_DOMAIN_NUM_THREADS",
 )
-_SPINNING = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _ALLOCATORS = (
     "LD_PRELOAD",
     "PYTORCH_ALLOC_CONF",
@@ -46,7 +45,7 @@ _GPU = (
     "CUDA_LAUNCH_BLOCKING",
 )
 _COMPILERS = ("TORCH_COMPILE_DISABLE",)
-_NAMES = frozenset((*_REPLACED, *_INSTRUCTIONS, *_THREADS, *_SPINNING, *_ALLOCATORS, *_GPU, *_COMPILERS))
+_NAMES = frozenset((*_REPLACED, *_INSTRUCTIONS, *_THREADS, *_ALLOCATORS, *_GPU, *_COMPILERS))
 _BEGIN = ("MALLOC_", "TORCHINDUCTOR_", "TORCHDYNAMO_", "TRITON_")
 # Of those, where things are kept, and what attnbench sets itself.
 _END, _OURS = ("_DIR", "_HOME"), "TORCHINDUCTOR_COMPILE_THREADS"
@@ -58,6 +57,12 @@ _OWN_CHOICE = {"avx512f": "AVX512", "avx2": "AVX2"}
 def given(variables: Mapping[str, str]) -> dict[str, str]:
     """Those of a process's variables that are kept with a run, by name. One that is set to nothing is not set."""
     return {name: value for name, value in sorted(variables.items()) if value and _is_kept(name)}
+
+
+def holds_cpu(variables: Mapping[str, str]) -> bool:
+    """Whether one of them keeps instructions from kernels that the CPU has."""
+    limits = ("ATTNBENCH_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", _CAPABILITY)
+    return any("avx2" in variables.get(name, "").lower() for name in limits)
 
 
 def changes(machine: Mapping[str, Any]) -> str:

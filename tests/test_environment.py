@@ -18,6 +18,7 @@ from attnbench.records.run import identity
 from attnbench.report.page import write_report
 from attnbench.report.prepare import arrange, machine_name, prepared
 from attnbench.sweep import doctor
+from attnbench.workers.server import environment as worker_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 MACHINE = {"cpu": "Some CPU", "cores": 2, "features": ["avx2", "avx512f", "fma"], "libraries": {"torch": "2.13.0"}}
@@ -50,6 +51,15 @@ def test_a_run_keeps_what_the_user_set_and_what_torch_made_of_it(held: tuple[Pat
 
 def test_a_pinned_worker_does_not_count_for_the_machine(held: tuple[Path, str]) -> None:
     assert records.read_meta(held[0])["machine"]["usable_threads"] == len(os.sched_getaffinity(0))
+
+
+def test_workers_wait_as_attnbench_says_whatever_the_user_set() -> None:
+    """OpenMP's own default spins for milliseconds, which would reach into the next worker's burst."""
+    own = worker_environment(
+        {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "infinite", "OMP_NUM_THREADS": "9", "A": "b"}, 2
+    )
+    assert "OMP_WAIT_POLICY" not in own
+    assert (own["GOMP_SPINCOUNT"], own["KMP_BLOCKTIME"], own["OMP_NUM_THREADS"], own["A"]) == ("20000", "1", "2", "b")
 
 
 def capability(**variables: str) -> str:

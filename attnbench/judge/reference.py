@@ -6,7 +6,8 @@ tokens one by one, as it is defined.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from random import Random
 from types import MappingProxyType
 from typing import TypeAlias
@@ -86,6 +87,7 @@ def _quantized(definition: Definition) -> bool:
     return isinstance(definition, Softmax) and definition.operands is not None
 
 
+_SMALL_STATES = 1 << 17  # elements of all states
 _SEGMENT = 128  # tokens of a recurrence whose states are held at a time while it is differentiated
 _CHUNK_ELEMENTS = 1 << 22  # scores held at a time: 32 MiB of float64
 
@@ -199,14 +201,26 @@ def _recurrence(
         return state, *out
 
     out: list[Tensor] = []
-    for start in range(0, length, _SEGMENT):
-        part = [x[:, :, start : start + _SEGMENT] for x in tokens]
-        if torch.is_grad_enabled():  # a state for each token is too much to keep; one a segment is not (Chen 2016)
-            state, *read = checkpoint(several, state, start, *part, use_reentrant=False)
-        else:
-            state, *read = several(state, start, *part)
-        out += read
+    with _alone(state.numel() <= _SMALL_STATES):
+        for start in range(0, length, _SEGMENT):
+            part = [x[:, :, start : start + _SEGMENT] for x in tokens]
+            if torch.is_grad_enabled():  # a state for each token is too much to keep; one a segment is not (Chen 2016)
+                state, *read = checkpoint(several, state, start, *part, use_reentrant=False)
+            else:
+                state, *read = several(state, start, *part)
+            out += read
     return torch.stack(out, 3).flatten(1, 2)
+
+
+@contextmanager
+def _alone(small: bool) -> Iterator[None]:
+    """In one thread, where tensors are so small that to wake another, for each, takes longer than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if small else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def gradients(

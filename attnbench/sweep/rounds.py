@@ -34,6 +34,7 @@ from attnbench.workers.server import Forkserver
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
 _OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times what was allotted stops after so many
 
+_GAP_SECONDS, _SPUN_SECONDS = 5e-3, 1e-3  # between bursts that tell of work left over; a thread's spinning before sleep
 _WATCHED_SECONDS = 1.0  # what a look at processes beside a worker counts for
 _LIKE, _TINY = 2.0, 1e-5  # errors on two samples of rows are alike up to this factor; rounding is what it is
 _LARGEST_OUTPUT = 48 << 20
@@ -283,8 +284,9 @@ class Session:
         which = self._secret.randrange(calls) if check else None
         measured, pid = self._measured[one.cell], one.worker.pid
         began, used = time.monotonic(), machine.cpu_seconds(pid)
-        if one.left_at:
-            measured.idle.add(began - one.left_at, used - one.used_s)
+        if one.left_at and began - one.left_at > _GAP_SECONDS:
+            spun = one.cell.workload.threads * _SPUN_SECONDS
+            measured.idle.add(began - one.left_at, used - one.used_s - spun)
         aimed = self._crew.ask(one.cell, one.worker, Aim(calls, head, number, which))
         if aimed is None:
             return

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, TypeVar
 
@@ -66,30 +67,35 @@ class Worker:
         return self._printed
 
 
+def environment(given: Mapping[str, str], threads: int) -> dict[str, str]:
+    """The variables of all workers, where these are the user's."""
+    ours = {
+        "OMP_NUM_THREADS": str(threads),
+        # A pool's threads spin for half a millisecond after each region and sleep then. Asleep at once, they would have
+        # to be woken for each of many small operations, which takes several times as long as in a process of the
+        # user's, where they spin for some milliseconds; for as long, those of an idle worker would take a core of the
+        # one that is being timed.
+        "GOMP_SPINCOUNT": "20000",
+        "KMP_BLOCKTIME": "1",  # milliseconds, of LLVM's OpenMP
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # its compiler processes outlive a compilation, and spin
+        # Whether there is a GPU is asked of NVML: asking CUDA itself would make it useless in every fork.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        # torch reads its own sources in the locale's encoding.
+        "PYTHONUTF8": "1",
+        # Whoever makes errors of warnings means their own code, not what torch warns of as it is imported.
+        "PYTHONWARNINGS": "",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    return {name: value for name, value in given.items() if name != "OMP_WAIT_POLICY"} | home.environment() | ours
+
+
 class Forkserver:
     """The session's handle of the server process. A context manager: on exit every worker is gone."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        # Idle workers must not spin: a waiting OpenMP pool would take the core of the one that is being timed.
-        # Nor may inductor's compiler processes, which outlive a compilation.
-        self._environment = (
-            os.environ
-            | home.environment()
-            | {
-                "TORCHINDUCTOR_COMPILE_THREADS": "1",
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "OMP_NUM_THREADS": str(threads),
-                "OPENBLAS_NUM_THREADS": "1",  # numpy's would start threads at import, before the forks
-                # Whether there is a GPU is asked of NVML: asking CUDA itself would make it useless in every fork.
-                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-                # torch reads its own sources in the locale's encoding.
-                "PYTHONUTF8": "1",
-                # Whoever makes errors of warnings means their own code, not what torch warns of as it is imported.
-                "PYTHONWARNINGS": "",
-                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            }
-        )
+        self._environment = environment(os.environ, threads)
         self._launch()
 
     def _launch(self) -> None:
@@ -101,6 +107,7 @@ class Forkserver:
             [sys.executable, "-P", "-c", program],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # where ours is closed, what it opens next would take its place
             start_new_session=True,
             env=self._environment,
         )

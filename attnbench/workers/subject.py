@@ -152,6 +152,8 @@ class Subject:
         kept = built + (first if first > _LIBRARIES_BYTES else 0)
         input_bytes = sum(x.nbytes for x in given) + self.task.parameter_bytes + cache_bytes
         workspace = None if held is None else kept + max(0, held - output_bytes - (saved or 0))
+        process_bytes = self.device.process_bytes()
+        self.device.before_timing()  # a reference makes many tensors, each of which would be mapped afresh
         columns, calls_s, wrong = self._judge(raw, given, number, apart=True)
         columns |= {
             "input_bytes": input_bytes,
@@ -164,7 +166,7 @@ class Subject:
             # Gradients take the place of what was saved for them, so the peak may lie below the sum of all.
             "peak_bytes": None if held is None else input_bytes + kept + max(output_bytes, held),
             "reserved_bytes": reserved,
-            "process_bytes": self.device.process_bytes(),
+            "process_bytes": process_bytes,
         }
         return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
 
