@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attnbench.advice.best import best
     from attnbench.errors import AttnbenchError
     from attnbench.judge.conformance import check
     from attnbench.plugin import Attention, Choice, FeatureMap, Implementation, Option, Plugin, Softmax
@@ -28,6 +29,7 @@ _HOMES = {
     "Sweep": "sizes",
     "Workload": "workload",
     "attend": "task.attend",
+    "best": "advice.best",
     "check": "judge.conformance",
     "load": "records.run",
     "run": "sweep.engine",
@@ -35,7 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Attention", "AttnbenchError", "Choice", "FeatureMap", "Implementation", "Option", "Plugin", "Softmax", "Sweep",
-    "Workload", "attend", "check", "load", "run",
+    "Workload", "attend", "best", "check", "load", "run",
 ]  # fmt: skip
 
 

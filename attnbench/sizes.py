@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from attnbench.errors import AttnbenchError
 from attnbench.workload import PHASES, SCOPES, Workload, flag
@@ -121,7 +121,7 @@ def parse_bytes(text: str, name: str = "memory") -> int:
     return value
 
 
-def parse_precision(text: str) -> float:
+def parse_precision(text: str, option: str = "precision") -> float:
     """A relative half-width from "2%" or "0.02".
 
     Raises:
@@ -130,7 +130,7 @@ def parse_precision(text: str) -> float:
     match = re.fullmatch(r"\s*(\d{1,9}\.?\d{0,9}|\.\d{1,9})\s*(%?)\s*", text, re.ASCII)
     value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < value < 1:
-        raise AttnbenchError(f"--precision {text!r} is no precision; write 2% or 0.02")
+        raise AttnbenchError(f"--{option} {text!r} is no share; write 2% or 0.02")
     return value
 
 
@@ -138,8 +138,9 @@ def parse_precision(text: str) -> float:
 class Sweep:
     """Every workload that one run asks for: the product of its axes, each workload once.
 
-    `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is full,
-    and causal in phase decode; block is encoder, and decoder-only in phase decode. Phase decode adds one token to a
+    `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is causal,
+    as in a language model, but full for an encoder or where there are fewer keys than queries; block is encoder where
+    a mask is asked for, else decoder-only, and so it is in phase decode. Phase decode adds one token to a
     past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ` otherwise.
     scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
     tokens: a batch of so many tokens in all at each length, instead of `batch`.
@@ -167,6 +168,28 @@ class Sweep:
     seed: int = 0
     threads: int = 1
 
+    @classmethod
+    def of(cls, w: Workload) -> Self:
+        """The sweep of one workload."""
+        sizes = (
+            "seq",
+            "kv_seq",
+            "batch",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "value_dim",
+            "layers",
+            "dtype",
+            "mask",
+            "phase",
+        )
+        same = ("scope", "lengths", "inputs", "device", "seed", "threads")
+        values: dict[str, Any] = {name: (getattr(w, name),) for name in sizes} | {
+            name: getattr(w, name) for name in same
+        }
+        return cls(**values, block=w.block or None, norm=w.norm or "pre")
+
     @property
     def standard(self) -> int | None:
         """The version of the standard sweep, where this is it."""
@@ -193,9 +216,8 @@ class Sweep:
         same: dict[str, Any] = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
         for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
-            masks = self.mask or ("causal" if _decodes(phase) else "full",)
-            inner = (masks, self._lengths(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
-            for mask, (seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
+            inner = (self._masks(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
+            for (mask, seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
                 if self.tokens:
                     batch = self._entries(max(seq, kv_seq))
                 lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
@@ -204,6 +226,14 @@ class Sweep:
                 own = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
                 values: dict[str, Any] = dict(zip(_AXES, own, strict=True))
                 yield Workload(**values, **same)
+
+    def _masks(self, phase: str) -> list[tuple[str, int, int]]:
+        """(mask, seq, kv_seq) for each mask and length."""
+        lengths = self._lengths(phase)
+        if self.mask:
+            return [(mask, *length) for mask in self.mask for length in lengths]
+        encodes = self.block == "encoder" and not _decodes(phase)
+        return [("full" if encodes or keys < queries else "causal", queries, keys) for queries, keys in lengths]
 
     def _lengths(self, phase: str) -> list[tuple[int, int]]:
         """(seq, kv_seq) for each length."""
@@ -226,7 +256,7 @@ class Sweep:
         return ",".join(str(n) for n in (kv_seq, *(random.randint(least, kv_seq) for _ in range(batch - 1))))
 
     def _block(self, phase: str) -> str:
-        return self.block or ("decoder-only" if _decodes(phase) else "encoder")
+        return self.block or ("decoder-only" if _decodes(phase) or not self.mask else "encoder")
 
     def _scoped(self, attention: Workload) -> Iterator[Workload]:
         if self.scope != "block":

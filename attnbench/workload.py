@@ -123,6 +123,10 @@ class Workload:
             raise AttnbenchError(
                 f"--heads must be a multiple of --kv-heads: {self.heads} heads cannot share {self.kv_heads} kv heads"
             )
+        if self.scope == "block" and self._is_self_attention and self.kv_seq != self.seq:
+            raise AttnbenchError(
+                f"--block {self.block} is self-attention: --kv-seq must equal --seq ({self.kv_seq} is not {self.seq})"
+            )
         own_keys = self.block != "decoder" or self.decodes
         if self.mask == "causal" and self.kv_seq < self.seq and own_keys:
             raise AttnbenchError(
@@ -135,11 +139,6 @@ class Workload:
             raise AttnbenchError(
                 "--block encoder sees all tokens at once and decodes none; use decoder-only or decoder"
             )
-        if self.scope == "block" and self._is_self_attention and self.kv_seq != self.seq:
-            raise AttnbenchError(
-                f"--block {self.block} is self-attention: --kv-seq must equal --seq ({self.kv_seq} is not {self.seq})"
-            )
-
         if self.lengths:
             self._check_lengths()
 

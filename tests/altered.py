@@ -42,7 +42,8 @@ def attnbench(folder: Path, at_start: str, *words: str, codes: tuple[int, ...] =
 
 def measured(folder: Path, at_start: str, *words: str) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Of a small run of `willing` and its report: what it says of the machine, the one row, and the page."""
-    small = ("--seq", "64", "--heads", "2", "--scope", "attention", "--budget", "300", "--precision", "0.9")
+    small = ("--seq", "64", "--heads", "2", "--scope", "attention", "--budget", "300", "--precision", "0.9",
+             "--mask", "full")  # fmt: skip
     chosen = ("--plugins", "willing", "--baseline", "willing", "--out", "results")
     attnbench(folder, at_start, "run", *chosen, *small, *words)
     attnbench(folder, at_start, "report")

@@ -55,7 +55,20 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[attnbench.plugins]\nshort = faulty:Short\n")
-    sizes = ("--seq", "16,32", "--heads", 2, "--scope", "attention", "--threads", 1)
+    sizes = (
+        "--seq",
+        "16,32",
+        "--heads",
+        2,
+        "--scope",
+        "attention",
+        "--threads",
+        1,
+        "--mask",
+        "full",
+        "--dtype",
+        "float32",
+    )
     done = attnbench(
         "run", "--plugins", "naive,short", "--baseline", "naive", *sizes, *QUICK, "--out", root / "results", path=root
     )

@@ -17,7 +17,7 @@ CALLS["inference"] = lambda task, *tensors: torch.inference_mode()(task.plain)(*
 
 
 def test_a_phase_is_its_line_and_its_call(tmp_path: Path) -> None:
-    _, row, page = measured(tmp_path, NEW_PHASE, "--phase", "inference")
+    _, row, page = measured(tmp_path, NEW_PHASE, "--phase", "inference", "--dtype", "float32")
     assert (row["phase"], row["status"]) == ("inference", "ok")
     assert row["implementation_rel_l2"] < 1e-6
     assert "--phase inference" in page  # the command that repeats it

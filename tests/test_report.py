@@ -58,7 +58,7 @@ RUN: dict[str, Any] = {
 
 def rows(*names: str, run: str = "2025-01-01-cpu", noise: float = 0.01, **axes: Any) -> pd.DataFrame:
     """A frame as `records.load` gives it: every variant at every workload, all of them fine."""
-    sweep = Sweep(**({"seq": (512, 1024, 2048), "threads": 2} | axes))
+    sweep = Sweep(**({"seq": (512, 1024, 2048), "threads": 2, "mask": ("full",)} | axes))
     table = []
     for workload in sweep.workloads():
         for plugin in names or tuple(VARIANTS):

@@ -105,7 +105,7 @@ def test_precision(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "%", ".", "0", "0%", "100%", "1", "2", "-2%", "nan", "inf", "1e-2", "2%%"])
 def test_precisions_that_are_none(text: str) -> None:
-    with pytest.raises(AttnbenchError, match=r"^--precision .* is no precision; write 2%"):
+    with pytest.raises(AttnbenchError, match=r"^--precision .* is no share; write 2%"):
         parse_precision(text)
 
 
@@ -190,7 +190,7 @@ def test_label(values: dict[str, Any], label: str) -> None:
     assert Workload(**(SQUARE | values)).label() == label
 
 
-def test_defaults_are_attention_at_every_length_and_the_encoder_block_up_to_4096() -> None:
+def test_defaults_are_causal_attention_at_every_length_and_the_decoder_only_block_up_to_4096() -> None:
     found = Sweep(seq=parse_sizes("512..16384")).workloads()
     assert [(w.scope, w.seq) for w in found] == [
         *((scope, seq) for seq in (512, 1024, 2048, 4096) for scope in ("attention", "block")),
@@ -199,17 +199,19 @@ def test_defaults_are_attention_at_every_length_and_the_encoder_block_up_to_4096
     ]
     for w in found:
         assert (w.batch, w.heads, w.kv_heads, w.head_dim, w.value_dim) == (1, 8, 8, 64, 64)
-        assert (w.kv_seq, w.dtype, w.mask, w.device) == (w.seq, "float32", "full", "cpu")
-        assert (w.block, w.norm) == (("encoder", "pre") if w.scope == "block" else ("", ""))
+        assert (w.kv_seq, w.dtype, w.mask, w.device) == (w.seq, "float32", "causal", "cpu")
+        assert (w.block, w.norm) == (("decoder-only", "pre") if w.scope == "block" else ("", ""))
 
 
 @pytest.mark.parametrize(
     ("sweep", "cells"),
     [
-        ({}, [("attention", "", "full"), ("block", "encoder", "full")]),
-        ({"scope": "attention"}, [("attention", "", "full")]),
-        ({"scope": "block"}, [("block", "encoder", "full")]),
-        ({"scope": "all"}, [("attention", "", "full"), ("block", "encoder", "full")]),
+        ({}, [("attention", "", "causal"), ("block", "decoder-only", "causal")]),
+        ({"mask": ("full",)}, [("attention", "", "full"), ("block", "encoder", "full")]),
+        ({"block": "encoder"}, [("attention", "", "full"), ("block", "encoder", "full")]),
+        ({"scope": "attention"}, [("attention", "", "causal")]),
+        ({"scope": "block"}, [("block", "decoder-only", "causal")]),
+        ({"scope": "all"}, [("attention", "", "causal"), ("block", "decoder-only", "causal")]),
         (
             {"scope": "block", "mask": ("full", "causal")},
             [("block", "encoder", "full"), ("block", "encoder", "causal")],
@@ -222,8 +224,9 @@ def test_defaults_are_attention_at_every_length_and_the_encoder_block_up_to_4096
             [("attention", "", "full"), ("attention", "", "causal"), ("block", "decoder-only", "causal")],
         ),
         # Without a scope, what fits no self-attention block is measured alone; asked for, it is an error (below).
-        ({"kv_seq": (16,)}, [("attention", "", "full")]),
-        ({"kv_seq": (16,), "block": "decoder"}, [("attention", "", "full"), ("block", "decoder", "causal")]),
+        ({"kv_seq": (16,)}, [("attention", "", "causal")]),
+        ({"kv_seq": (4,)}, [("attention", "", "full")]),  # a causal mask would leave queries without keys
+        ({"kv_seq": (16,), "block": "decoder"}, [("attention", "", "causal"), ("block", "decoder", "causal")]),
         ({"kv_seq": (4,), "block": "decoder", "scope": "block"}, [("block", "decoder", "causal")]),
     ],
 )
@@ -324,15 +327,15 @@ def test_decoding_adds_one_token_unless_both_lengths_are_given(given: dict, leng
 def test_phases_together_take_the_same_lengths() -> None:
     found = Sweep(phase=("forward", "decode", "train"), scope="all", seq=(64,), layers=(1, 2)).workloads()
     assert [(w.phase, w.scope, w.block, w.mask, w.seq, w.kv_seq, w.layers) for w in found] == [
-        ("forward", "attention", "", "full", 64, 64, 1),
-        ("forward", "block", "encoder", "full", 64, 64, 1),
-        ("forward", "block", "encoder", "full", 64, 64, 2),
+        ("forward", "attention", "", "causal", 64, 64, 1),
+        ("forward", "block", "decoder-only", "causal", 64, 64, 1),
+        ("forward", "block", "decoder-only", "causal", 64, 64, 2),
         ("decode", "attention", "", "causal", 1, 64, 1),
         ("decode", "block", "decoder-only", "causal", 1, 64, 1),
         ("decode", "block", "decoder-only", "causal", 1, 64, 2),
-        ("train", "attention", "", "full", 64, 64, 1),
-        ("train", "block", "encoder", "full", 64, 64, 1),
-        ("train", "block", "encoder", "full", 64, 64, 2),
+        ("train", "attention", "", "causal", 64, 64, 1),
+        ("train", "block", "decoder-only", "causal", 64, 64, 1),
+        ("train", "block", "decoder-only", "causal", 64, 64, 2),
     ]
 
 

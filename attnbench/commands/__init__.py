@@ -14,7 +14,20 @@ from attnbench.commands.options import INTERRUPTED, USAGE, tell
 from attnbench.errors import AttnbenchError
 
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-COMMANDS = ("calibrate", "doctor", "export", "generate", "plugins", "report", "run", "theory")
+COMMANDS = (
+    "best",
+    "calibrate",
+    "compare",
+    "completion",
+    "doctor",
+    "export",
+    "generate",
+    "plugins",
+    "report",
+    "run",
+    "show",
+    "theory",
+)
 """Each is `command` in the module of its name here."""
 
 

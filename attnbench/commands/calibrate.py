@@ -7,8 +7,11 @@ import click
 from attnbench.commands.options import (
     CELL_FAILED,
     DEVICE,
+    JSON,
     THREADS,
+    print_json,
     print_table,
+    tell,
     warn_of_packages,
     warn_of_pinning,
     warn_of_threads,
@@ -19,7 +22,8 @@ from attnbench.devices.machine import default_threads
 @click.command()
 @DEVICE
 @THREADS
-def command(device: str, threads: int | None) -> None:
+@JSON
+def command(device: str, threads: int | None, as_json: bool) -> None:
     """Measure this machine's ceilings: its fastest matrix products, and its fastest reads.
 
     They are kept for later runs with this device and these threads, whose report then tells how much of what is
@@ -46,12 +50,16 @@ def command(device: str, threads: int | None) -> None:
     rows.append(("reading memory", f"{units.size(found.bytes_per_s)}/s", found.at["memory"]))
     if found.cache_bytes:
         rows.append(("last-level cache", units.size(found.cache_bytes), "as the machine says"))
-    print_table(("", "ceiling", "reached at"), rows, pad_edge=False)
+    say = tell if as_json else click.echo
+    if as_json:
+        print_json(found.as_dict() | {"kept": found.disturbed <= roofline.QUIET})
+    else:
+        print_table(("", "ceiling", "reached at"), rows, pad_edge=False)
     if found.disturbed > roofline.QUIET:
-        click.echo(
+        say(
             f"not kept: others used {found.disturbed * threads:.1f} of the {units.count(threads, 'core')} meanwhile, "
             "so these are too low to judge by; calibrate again when the machine is quiet"
         )
         sys.exit(CELL_FAILED)
     where = ceilings.store(found, facts)
-    click.echo(f"kept for runs on {found.device} with {units.count(threads, 'thread')}: {where}")
+    say(f"kept for runs on {found.device} with {units.count(threads, 'thread')}: {where}")

@@ -4,7 +4,16 @@ import sys
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, COUNT, Seconds, option, print_table, warn_of_packages
+from attnbench.commands.options import (
+    CELL_FAILED,
+    COUNT,
+    JSON,
+    Seconds,
+    option,
+    print_json,
+    print_table,
+    warn_of_packages,
+)
 from attnbench.devices.machine import default_threads
 from attnbench.sizes import parse_precision
 
@@ -13,7 +22,8 @@ from attnbench.sizes import parse_precision
 @option("--threads", type=COUNT, help="Threads that variants would use.  [default: all usable cores]")
 @option("--seconds", type=Seconds(1), default=10.0, help="How long to try, for the A/A.")
 @option("--precision", default="2%", help="What the A/A should reach.")
-def command(threads: int | None, seconds: float, precision: str) -> None:
+@JSON
+def command(threads: int | None, seconds: float, precision: str, as_json: bool) -> None:
     """Say whether this machine is fit to measure on, and what to mend.
 
     The last line is tried: sdpa is measured against itself, and what differs by less than the interval of their
@@ -28,8 +38,10 @@ def command(threads: int | None, seconds: float, precision: str) -> None:
     with Forkserver(threads) as server:
         checks = look(ask.ask_machine(server).machine, threads)
         checks.append(smallest_difference(server, threads, seconds, wanted))
-    rows = [(check.name, check.found, check.advice) for check in checks]
-    print_table(("", "found", "advice"), rows, pad_edge=False)
     amiss = sum(bool(check.advice) for check in checks)
-    click.echo("fit to measure on" if not amiss else f"{amiss} of {len(checks)} to mend")
+    if as_json:
+        print_json({"checks": [check._asdict() for check in checks], "amiss": amiss})
+    else:
+        print_table(("", "found", "advice"), [(c.name, c.found, c.advice) for c in checks], pad_edge=False)
+        click.echo("fit to measure on" if not amiss else f"{amiss} of {len(checks)} to mend")
     sys.exit(CELL_FAILED if amiss else 0)

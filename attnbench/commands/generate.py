@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from attnbench.commands.options import CELL_FAILED, COUNT, PATH, THREADS, Seconds, option, print_table, warn_of_packages
+from attnbench.commands.options import (
+    CELL_FAILED,
+    COUNT,
+    JSON,
+    PATH,
+    THREADS,
+    Seconds,
+    option,
+    print_json,
+    print_table,
+    tell,
+    warn_of_packages,
+)
 from attnbench.devices.machine import default_threads
 from attnbench.errors import refusals
 from attnbench.workload import DTYPES, NORMS
@@ -32,7 +44,8 @@ if TYPE_CHECKING:
 @option("--repeats", type=COUNT, default=5, help="Of the whole; medians are shown.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for a plugin.")
 @option("--out", type=PATH, help="Also write generation.json, .png and .svg here.")
-def command(plugins: str, out: Path | None, threads: int | None, **sizes: "Unpack[Sizes]") -> None:
+@JSON
+def command(plugins: str, out: Path | None, threads: int | None, as_json: bool, **sizes: "Unpack[Sizes]") -> None:
     """Generate token by token, with a cache and without: the two phases of inference.
 
     A prompt goes through a stack of blocks at once, or with --block decoder through a stack of encoder blocks; then new
@@ -42,10 +55,13 @@ def command(plugins: str, out: Path | None, threads: int | None, **sizes: "Unpac
 
     warn_of_packages()
     found = generate(plugins, threads or default_threads(), **sizes)
-    show(found)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        show(found)
     if out:
         write(found, out)
-        click.echo(f"written: {out / 'generation.json'}")
+        (tell if as_json else click.echo)(f"written: {out / 'generation.json'}")
     sys.exit(0 if len(_done(found)) == len(found.results) else CELL_FAILED)
 
 

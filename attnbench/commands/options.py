@@ -1,11 +1,12 @@
 """What commands share: exit codes, kinds of parameters, and how a table is printed."""
 
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -14,9 +15,11 @@ from attnbench import environment
 from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
 from attnbench.packages import left_out
-from attnbench.workload import DEVICES
+from attnbench.records import strict
+from attnbench.workload import BLOCKS, DEVICES, DTYPES, INPUTS, NORMS, PHASES
 
 option = partial(click.option, show_default=True)
+F = TypeVar("F", bound=Callable[..., Any])
 CELL_FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -30,7 +33,69 @@ class Seconds(click.FloatRange):
 
 THREADS = option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
 COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 DEVICE = option("--device", type=click.Choice(["auto", *DEVICES]), default="auto")
+
+
+def _plugins(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """What may come next of a list of names: for a shell that completes."""
+    from attnbench.registry import find
+
+    before, comma, begun = incomplete.rpartition(",")
+    return [before + comma + name for name in ("all", *find()) if name.startswith(begun)]
+
+
+_LENGTHS = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
+_SWEEP = (
+    option(
+        "--plugins",
+        default="all",
+        shell_complete=_plugins,
+        help="all, names (a,b), patterns (block*), name:key=value.",
+    ),
+    option("--seq", help=f"Query lengths: {_LENGTHS}.  [default: 512..16384]"),
+    option(
+        "--kv-seq",
+        help="Key lengths, likewise; to decode, give either for them: one token is new.  [default: as --seq]",
+    ),
+    option("--batch", help="[default: 1]"),
+    option("--tokens", type=COUNT, help="Of the whole batch at each length, instead of --batch."),
+    option("--heads", help="[default: 8]"),
+    option("--kv-heads", help="Fewer than --heads is grouped-query.  [default: as --heads]"),
+    option("--head-dim", help="[default: 64]"),
+    option("--value-dim", help="[default: as --head-dim]"),
+    option(
+        "--preset",
+        help="Heads, kv heads and dims of a model, such as llama-3-8b; or standard, the sweep that compares machines.",
+    ),
+    option(
+        "--dtype",
+        help=f"{', '.join(DTYPES)}; lists too.  [default: bfloat16 where it is multiplied as such, else float32]",
+    ),
+    DEVICE,
+    option("--mask", help="full, causal or both.  [default: causal; full for an encoder]"),
+    option("--phase", help=f"{', '.join(PHASES)}; lists too.  [default: forward]"),
+    option(
+        "--scope",
+        type=click.Choice(["attention", "block", "all"]),
+        help="Attention alone, inside the block, or both.  [default: both, the block up to 4096]",
+    ),
+    option("--block", type=click.Choice(BLOCKS), help="[default: decoder-only; with --mask encoder]"),
+    option("--norm", type=click.Choice(NORMS), help="[default: pre]"),
+    option("--layers", help="Blocks stacked on each other.  [default: 1]"),
+    option("--lengths", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn."),
+    option("--inputs", type=click.Choice(INPUTS), help="How inputs are drawn.  [default: normal]"),
+    option("--baseline", default="sdpa", help="What speedups refer to; always run. none: nothing."),
+    option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
+    THREADS,
+)
+
+
+def sweep(command: F) -> F:
+    """Adds the options that say which variants are measured on which workloads."""
+    for each in reversed(_SWEEP):
+        command = each(command)
+    return command
 
 
 def tell(line: str) -> None:
@@ -68,12 +133,32 @@ def typed(ctx: click.Context) -> set[str]:
     return {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], pad_edge: bool = True) -> None:
-    """On a terminal as wide as that is; into a file or a pipe wide enough for every row."""
+def width() -> int:
+    """Columns of the terminal; into a file or a pipe what COLUMNS says, or a hundred."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def print_json(value: Any) -> None:
+    click.echo(strict.dumps(value, indent=1))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    pad_edge: bool = True,
+    right: bool = False,
+    within: int | None = None,
+) -> None:
+    """On a terminal as wide as that is; into a file or a pipe wide enough for every row, or `within` so many columns.
+
+    right: flush right.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, box=None, pad_edge=pad_edge)
+    table = Table(box=None, pad_edge=pad_edge)
+    for column in columns:
+        table.add_column(column, justify="right" if right else "left", no_wrap=right)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    Console(width=within or (None if sys.stdout.isatty() else 200), markup=False, highlight=False).print(table)

@@ -1,51 +1,94 @@
 """`attnbench plugins`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnbench.commands.options import print_table, warn_of_packages
-from attnbench.workload import DEVICES, Workload
+from attnbench.commands.options import JSON, print_json, print_table, warn_of_packages, width
+from attnbench.workload import DEVICES, DTYPES, Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from attnbench.task.promise import Promise
     from attnbench.workers.messages import Choice
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
-def command(names: tuple[str, ...], device: str) -> None:
-    """List the variants installed, or show NAMES in full.
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Asked about.  [default: as for run]")
+@JSON
+def command(names: tuple[str, ...], device: str, dtype: str | None, as_json: bool) -> None:
+    """List the variants installed, or show NAMES with their options.
 
     Listing reads package metadata only. What a plugin says of itself is asked in a process of its own, for
     attnbench's own plugins and for those that NAMES asks for: loading a plugin runs its code.
+
+    \b
+    attnbench plugins            # what there is, and what would run here
+    attnbench plugins int8       # its options
     """
-    from attnbench.devices.device import of
-    from attnbench.registry import Request, find, select
-    from attnbench.workers.ask import ask
-    from attnbench.workers.messages import Failure
-    from attnbench.workers.server import Forkserver
+    from attnbench.registry import find, select
 
     warn_of_packages()
     found = find()
     chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
-    probe = Workload(seq=128, kv_seq=128, device=device, dtype=of(device).dtype)
-    rows = []
+    told = _told(chosen, device, dtype, bool(names))
+    if as_json:
+        print_json({"device": device, "plugins": told})
+        return
+    heads = ("plugin", "family", f"here on {device}", "from")
+    rows = [[each["plugin"], each["family"], each["here"], each["from"]] for each in told]
+    print_table(heads, rows, pad_edge=False, within=width())
+    for each in told if names else ():
+        options = [
+            (f"{o['name']}={o['default']}", "|".join(map(str, o["choices"])), o["help"]) for o in each["options"]
+        ]
+        click.echo(f"\n{each['plugin']}, for {' and '.join(each['devices']) or 'no device'}")
+        if options:
+            print_table(("option", "choices", "what it is"), options, pad_edge=False, within=width())
+
+
+def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, load: bool) -> list[dict[str, Any]]:
+    """What each says of itself. load: also those that are not attnbench's own."""
+    from attnbench.registry import Request
+    from attnbench.workers.ask import ask, ask_machine
+    from attnbench.workers.messages import Failure
+    from attnbench.workers.server import Forkserver
+
+    told = []
     with Forkserver(1) as server:
+        dtype = dtype or ask_machine(server).devices[device].dtype
+        same: dict[str, Any] = {"seq": 128, "kv_seq": 128, "device": device, "dtype": dtype}
+        probes = [Workload(mask=mask, **same) for mask in ("causal", "full")]
         for plugin in chosen:
-            facts = ["", "", "", f"not loaded; attnbench plugins {plugin.name}"]
-            if names or plugin.distribution == "attnbench":
-                answer = ask(server, Request(plugin), [probe])
-                if isinstance(answer, Failure):
-                    facts[-1] = f"{answer.status}: {answer.reason}"
-                else:
-                    options = "\n".join(_option(key, value) for key, value in answer.options.items())
-                    fit = answer.instances[0].promises[0].unsupported or "yes"
-                    facts = [answer.family, options, " ".join(answer.devices), fit]
-            rows.append([plugin.name, *facts, plugin.origin])
-    print_table(("plugin", "family", "options", "devices", f"here on {device}", "from"), rows, pad_edge=False)
+            facts: dict[str, Any] = {"plugin": plugin.name, "family": "", "here": "", "from": plugin.origin}
+            facts |= {"devices": [], "options": []}
+            told.append(facts)
+            if not load and plugin.distribution != "attnbench":
+                facts["here"] = f"not loaded; attnbench plugins {plugin.name}"
+                continue
+            answer = ask(server, Request(plugin), probes)
+            if isinstance(answer, Failure):
+                facts["here"] = f"{answer.status}: {answer.reason}"
+                continue
+            facts |= {
+                "family": answer.family,
+                "devices": list(answer.devices),
+                "here": _here(answer.instances[0].promises),
+            }
+            facts["options"] = [_option(name, option) for name, option in answer.options.items()]
+    return told
 
 
-def _option(name: str, option: "Choice") -> str:
-    choices = "|".join(str(c) for c in option.choices)
-    return f"{name}={option.default}  {choices and f'({choices}) '}{option.help}"
+def _here(promises: "Sequence[Promise]") -> str:
+    """causal, full: what a plugin says of both masks."""
+    causal, full = promises
+    if causal.unsupported:
+        return causal.unsupported if full.unsupported else f"full mask only: {full.runs or 'yes'}"
+    return f"{'causal mask only: ' if full.unsupported else ''}{causal.runs or 'yes'}"
+
+
+def _option(name: str, option: "Choice") -> dict[str, Any]:
+    return {"name": name, "default": option.default, "choices": list(option.choices), "help": option.help}

@@ -4,62 +4,33 @@ import atexit
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
 from attnbench.commands import options
-from attnbench.commands.options import COUNT, DEVICE, PATH, THREADS, Seconds, option, tell
+from attnbench.commands.options import JSON, PATH, Seconds, option, print_json, tell
+from attnbench.commands.show import print_numbers
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Given
-from attnbench.workload import BLOCKS, DTYPES, INPUTS, NORMS, PHASES, flag
+from attnbench.workload import flag
 
 if TYPE_CHECKING:
     from attnbench.records.run import Run
     from attnbench.records.schema import Row
+    from attnbench.sweep.cell import Cell
+    from attnbench.sweep.costs import Costs
     from attnbench.sweep.engine import Plan
 
-_SIZES = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
 _RESUMED = {"resume", "budget", "timeout", "memory"}
 
 
 @click.command()
-@option("--plugins", default="all", help="all, names (a,b), patterns (block*), name:key=value.")
-@option("--seq", help=f"Query lengths: {_SIZES}.  [default: 512..16384]")
-@option(
-    "--kv-seq",
-    help="Key lengths, in the same grammar; to decode, give either for them: one token is new.  [default: as --seq]",
-)
-@option("--batch", help="[default: 1]")
-@option("--tokens", type=COUNT, help="Of the whole batch at each length, instead of --batch.")
-@option("--heads", help="[default: 8]")
-@option("--kv-heads", help="Fewer than --heads is grouped-query.  [default: as --heads]")
-@option("--head-dim", help="[default: 64]")
-@option("--value-dim", help="[default: as --head-dim]")
-@option(
-    "--preset",
-    help="Heads, kv heads and dims of a model, such as llama-3-8b; or standard, the sweep that compares machines.",
-)
-@option("--dtype", help=f"{', '.join(DTYPES)}; lists too.  [default: float32 on a CPU, bfloat16 on CUDA]")
-@DEVICE
-@option("--mask", help="full, causal or both.  [default: full, to decode causal]")
-@option("--phase", help=f"{', '.join(PHASES)}; lists too.  [default: forward]")
-@option(
-    "--scope",
-    type=click.Choice(["attention", "block", "all"]),
-    help="Attention alone, inside the block, or both.  [default: both, the block up to 4096]",
-)
-@option("--block", type=click.Choice(BLOCKS), help="[default: encoder, to decode decoder-only]")
-@option("--norm", type=click.Choice(NORMS), help="[default: pre]")
-@option("--layers", help="Blocks stacked on each other.  [default: 1]")
-@option("--lengths", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn.")
-@option("--inputs", type=click.Choice(INPUTS), help="How inputs are drawn.  [default: normal]")
-@option("--baseline", default="sdpa", help="What speedups refer to; always run. none: nothing.")
-@option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]")
-@THREADS
+@options.sweep
 @option("--precision", default=PRECISION, help="Half-width at which an interval has converged.")
 @option("--budget", type=Seconds(1, 1e7), default=BUDGET, help="Seconds for the sweep.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=TIMEOUT, help="Seconds for a cell.")
@@ -69,11 +40,28 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
 @option("--name", help="The run's folder is DATE-NAME.  [default: the device]")
 @option("--resume", type=PATH, help="Go on with this run; takes its sweep from it.")
 @option("--dry-run", is_flag=True, help="Show the cells with predicted memory and time; run nothing.")
+@option("--quiet", is_flag=True, help="Say what failed and where the run is, no more.")
+@JSON
 @click.pass_context
 def command(
-    ctx: click.Context, /, out: Path, name: str | None, resume: Path | None, dry_run: bool, **given: Unpack[Given]
+    ctx: click.Context,
+    /,
+    out: Path,
+    name: str | None,
+    resume: Path | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **given: Unpack[Given],
 ) -> None:
-    """Measure attention variants over a sweep of workloads."""
+    """Measure attention variants over a sweep of workloads.
+
+    \b
+    attnbench run                                            # every variant, 512 to 16384 tokens
+    attnbench run --plugins sdpa,int8 --seq 4096 --budget 30 # two variants at one length
+    attnbench run --preset llama-3-8b --phase decode         # a model's shape, token by token
+    attnbench run --resume results/RUN                       # go on where it was cut off
+    """
     began = monotonic()
     _let_second_interrupt_stop()
     options.warn_of_packages()
@@ -85,7 +73,7 @@ def command(
     options.warn_of_threads(asked.sweep.threads)
     with engine.planned(asked) as plan:
         if dry_run:
-            _show(plan)
+            _show(plan, as_json)
             return
         if resume:
             record = Run.open(resume)
@@ -94,7 +82,7 @@ def command(
             meta = engine.meta(plan, ["attnbench", *sys.argv[1:]])
             record = Run.create(out, name or plan.asked.sweep.device, meta)
         with record:
-            _measure(plan, record, began)
+            _measure(plan, record, began, quiet, as_json)
 
 
 def _asked(ctx: click.Context, resume: Path | None, given: Given) -> Asked:
@@ -125,45 +113,73 @@ def _let_second_interrupt_stop() -> None:
         signal.signal(signal.SIGINT, first)
 
 
-def _measure(plan: "Plan", record: "Run", began: float) -> None:
+def _measure(plan: "Plan", record: "Run", began: float, quiet: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from attnbench import environment, records
+    from attnbench import records
     from attnbench.commands.watch import Watch
     from attnbench.sweep import engine
 
     record.repair()  # a broken run is refused before anything is said of it
-    tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, into {record.path}")
+    if not quiet:
+        _announce(plan, record)
+    try:
+        with Watch(Console(stderr=True, quiet=quiet), len(plan.cells)) as watch:
+            rows = engine.measure(plan, record, watch, began)
+    except KeyboardInterrupt:
+        _summarise(records.rows(record.path), record, len(plan.cells), quiet, as_json)
+        click.echo(f"interrupted; go on with: attnbench run --resume {record.path}", err=True)
+        sys.exit(options.INTERRUPTED)
+    _summarise(rows, record, len(plan.cells), quiet, as_json)
+    sys.exit(0 if all(row["status"] in records.WELL for row in rows) else options.CELL_FAILED)
+
+
+def _announce(plan: "Plan", record: "Run") -> None:
+    from attnbench import environment
+
+    sweep, masks = plan.asked.sweep, dict.fromkeys(cell.workload.mask for cell in plan.cells)
+    where = f"{', '.join(masks)} mask, {', '.join(sweep.dtype)} on {sweep.device}, {sweep.threads} threads"
+    tell(f"{len(plan.cells)} cells, {where}, budget {plan.asked.budget:.0f} s, into {record.path}")
     if changed := environment.words(plan.facts):
         tell(f"with {changed}: only runs under the same compare with this one")
     options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
         tell(f"without {what}: {why}")
-    try:
-        with Watch(Console(stderr=True), len(plan.cells)) as watch:
-            rows = engine.measure(plan, record, watch, began)
-    except KeyboardInterrupt:
-        _summarise(records.rows(record.path), record, len(plan.cells))
-        click.echo(f"interrupted; go on with: attnbench run --resume {record.path}", err=True)
-        sys.exit(options.INTERRUPTED)
-    _summarise(rows, record, len(plan.cells))
-    sys.exit(0 if all(row["status"] in records.WELL for row in rows) else options.CELL_FAILED)
 
 
-def _summarise(rows: "list[Row]", record: "Run", planned: int) -> None:
-    from collections import Counter
+def _summarise(rows: "list[Row]", record: "Run", planned: int, quiet: bool, as_json: bool) -> None:
+    from attnbench.records.schema import COLUMNS, WELL
 
-    from attnbench.records.schema import STATUSES, WELL
-    from attnbench.stats.doubts import explain
+    if as_json:
+        cells = [{name: row.get(name) for name in COLUMNS} for row in rows]
+        print_json({"run": str(record.path), "planned": planned, "cells": cells})
+        return
+    if not quiet:
+        _count(rows, planned)
+    for row in rows:
+        if row["status"] not in WELL:
+            click.echo(f"  {row['status']}: {row['plugin']}, {row['scope']} at {row['seq']}: {row['reason']}")
+    if not quiet:
+        _warn(rows, record)
+    if rows and not quiet:
+        print_numbers([record.path])
+        click.echo("")
+    click.echo(f"run: {record.path}")
+
+
+def _count(rows: "list[Row]", planned: int) -> None:
+    from attnbench.records.schema import STATUSES
 
     count = Counter(row["status"] for row in rows)
     text = ", ".join(f"{count[s]} {s}" for s in STATUSES if count[s])
     converged = sum(bool(row.get("converged")) for row in rows)
     click.echo(f"{len(rows)} of {planned} cells: {text or 'none'}; {converged} converged")
-    for row in rows:
-        if row["status"] not in WELL:
-            click.echo(f"  {row['status']}: {row['plugin']}, {row['scope']} at {row['seq']}: {row['reason']}")
+
+
+def _warn(rows: "list[Row]", record: "Run") -> None:
+    from attnbench.stats.doubts import explain
+
     warned = Counter(kind for row in rows for kind in row.get("warnings", []))
     for kind, cells in sorted(warned.items(), key=lambda item: -item[1]):
         click.echo(f"  {kind}, {cells} cell{'s' * (cells > 1)}: {'; '.join(explain(kind))}")
@@ -173,10 +189,9 @@ def _summarise(rows: "list[Row]", record: "Run", planned: int) -> None:
             f"wall time {seconds['wall']:.0f} s: {seconds['calls']:.0f} s in calls of the variants, "
             f"{seconds['compilation']:.0f} s in compilation, {seconds['elsewhere'] / seconds['wall']:.0%} elsewhere"
         )
-    click.echo(f"run: {record.path}")
 
 
-def _show(plan: "Plan") -> None:
+def _show(plan: "Plan", as_json: bool) -> None:
     from attnbench.sweep.costs import Costs
     from attnbench.sweep.plan import allot, skip_too_dear, skip_too_large
 
@@ -185,6 +200,9 @@ def _show(plan: "Plan") -> None:
     skip_too_large(cells, asked.memory)
     skip_too_dear(cells, cells, costs, asked.budget, asked.budget)
     rounds = allot(cells, costs, asked.budget)
+    if as_json:
+        print_json({"cells": [_planned(cell, costs, rounds) for cell in cells]})
+        return
     rows = []
     for cell in cells:
         need = "unknown" if cell.predicted_bytes is None else f"{cell.predicted_bytes / 2**20:.0f} MiB"
@@ -198,3 +216,9 @@ def _show(plan: "Plan") -> None:
         f"{len(cells)} cells, budget {asked.budget:.0f} s, memory {asked.memory / 2**30:.1f} GiB. Seconds are a guess "
         "from counted operations until a run has measured; nothing was run."
     )
+
+
+def _planned(cell: "Cell", costs: "Costs", rounds: "dict[Cell, int]") -> dict[str, Any]:
+    told = {"plugin": cell.plugin, **cell.workload.as_dict(), "predicted_bytes": cell.predicted_bytes}
+    guess = {"seconds_a_call": costs.call(cell) if cell.flops else None, "rounds": rounds.get(cell)}
+    return {**told, **guess, "status": cell.status, "reason": cell.reason}

@@ -1,10 +1,12 @@
 """`attnbench theory`: what formulas say of a block and of a model. Nothing is run."""
 
+from dataclasses import asdict
 from itertools import accumulate
+from typing import Any
 
 import click
 
-from attnbench.commands.options import COUNT, option, print_table, typed
+from attnbench.commands.options import COUNT, JSON, option, print_json, print_table, typed
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.theory import footprint
@@ -25,10 +27,11 @@ ITEM = 2  # bytes of an element in bfloat16
 @option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
 @option("--phase", type=click.Choice(PHASES), default="forward")
 @option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
+@JSON
 @click.pass_context
 def command(
     ctx: click.Context, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
-    phase: str, device_memory: str | None,
+    phase: str, device_memory: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run."""
     if name and (given := typed(ctx) & {"heads", "head_dim"}):
@@ -38,6 +41,10 @@ def command(
     model = shape if isinstance(shape, Model) else None
     if memory and not model:
         raise AttnbenchError("--device-memory needs --preset with a whole model, such as gpt2-xl-1.5b")
+    inside = "" if name and not model else block or _block(model, phase)
+    if as_json:
+        print_json(_figures_of(shape, seq, batch, inside, phase, memory))
+        return
     if model:
         stacks = f"{model.layers} + {model.decoder_layers}" if model.decoder_layers else str(model.layers)
         click.echo(
@@ -47,7 +54,7 @@ def command(
     elif name:
         heads_of = f"{shape.heads} heads of {shape.head_dim} and {shape.value_dim}"
         click.echo(f"{name}: {heads_of}, {shape.kv_heads} kv heads ({shape.source}); attention alone")
-    _products(shape, seq, batch, "" if name and not model else block or _block(model, phase), phase)
+    _products(shape, seq, batch, inside, phase)
     if model:
         _memory(model, batch, seq, memory)
 
@@ -59,14 +66,40 @@ def _block(model: Model | None, phase: str) -> str:
     return "decoder" if model.decoder_layers else "decoder-only"
 
 
-def _products(shape: Shape, seq: int, batch: int, block: str, phase: str) -> None:
+def _figures_of(shape: Shape, seq: int, batch: int, block: str, phase: str, memory: int | None) -> dict[str, Any]:
+    """All that is printed, as numbers; bytes and operations."""
     model = shape if isinstance(shape, Model) else None
-    workload = Workload(
+    workload = _workload(shape, seq, batch, block, phase)
+    found = products(workload, model.d_ff if model else None, bool(model and model.gated))
+    each = [
+        {"layer": p.layer, "product": p.name, "count": p.count, "flops": p.flops, "bytes": ITEM * p.elements}
+        for p in found
+    ]
+    told: dict[str, Any] = {"workload": workload.as_dict(), "products": each}
+    if model:
+        lines = {
+            "training": footprint.training(model, batch, seq),
+            "inference": footprint.inference(model, batch, seq),
+            "workspaces": footprint.workspaces(model, batch, seq),
+        }
+        told |= {name: [asdict(line) for line in part] for name, part in lines.items()}
+        told["parameters"] = model.parameters()
+        if memory:
+            told["fits"] = footprint.total(lines["training"]) <= memory
+    return told
+
+
+def _workload(shape: Shape, seq: int, batch: int, block: str, phase: str) -> Workload:
+    return Workload(
         seq=1 if PHASES[phase].past else seq, kv_seq=seq, phase=phase, batch=batch, heads=shape.heads,
         kv_heads=shape.kv_heads, head_dim=shape.head_dim, value_dim=shape.value_dim, dtype="bfloat16",
         scope="block" if block else "attention", block=block,
         norm="pre" if block else "", mask="full" if block == "encoder" else "causal",
     )  # fmt: skip
+
+
+def _products(shape: Shape, seq: int, batch: int, block: str, phase: str) -> None:
+    model, workload = shape if isinstance(shape, Model) else None, _workload(shape, seq, batch, block, phase)
     found = products(workload, model.d_ff if model else None, bool(model and model.gated))
     what = f"{block or 'attention'}{' block' if block else ''}"
     tokens = f"one new token on {seq}" if workload.decodes else f"{seq} tokens"

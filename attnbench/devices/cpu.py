@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from attnbench import environment
 from attnbench.devices import machine
 from attnbench.devices.device import MEMORY, Device
 
@@ -32,6 +34,11 @@ class Cpu(Device):
         import torch
 
         return {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+    def usual_dtype(self) -> str:
+        """bfloat16 where the CPU multiplies it by itself and nothing holds torch back from that, else float32."""
+        held = str(self.facts()["cpu_capability"]) in ("DEFAULT", "AVX2") or environment.holds_cpu(os.environ)
+        return "bfloat16" if machine.multiplies_bfloat16() and not held else "float32"
 
     def unmeasured(self) -> dict[str, str]:
         return dict.fromkeys(MEMORY, why) if (why := _blind()) else {}

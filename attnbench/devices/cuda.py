@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 class Cuda(Device):
     """The GPU that torch uses in this process."""
 
-    dtype = "bfloat16"
     l2 = ("kept", "flushed")
     guessed_flops_per_s = 5e13
+
+    def usual_dtype(self) -> str:
+        return "bfloat16"
 
     def missing(self) -> str | None:
         import torch

@@ -26,9 +26,6 @@ class Device:
     `begin` on is for a worker, about the process that asks.
     """
 
-    dtype: ClassVar[str] = "float32"
-    """Computed in where nothing is asked."""
-
     l2: ClassVar[tuple[str, ...]] = ()
     """What can be asked of its L2 cache, the default first: see `cuda_timer`."""
 
@@ -50,6 +47,10 @@ class Device:
     def missing(self) -> str | None:
         """None, or why there is none here, in a few words."""
         return "attnbench knows no such device"
+
+    def usual_dtype(self) -> str:
+        """Computed in where nothing is asked: what models run in where it is fast."""
+        return "float32"
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of it beside the machine, all JSON."""

@@ -129,6 +129,13 @@ def _git() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has products of bfloat16: AVX512-BF16, AMX or SVE's."""
+    import cpuinfo
+
+    return not {"avx512_bf16", "amx_bf16", "svebf16"}.isdisjoint(cpuinfo.get_cpu_info().get("flags", []))
+
+
 def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
     """Bytes of all last-level caches together, as Linux tells; None where it does not.
 

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,10 +176,15 @@ def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
     Raises:
         AttnbenchError: see `rows`.
     """
+    named = labelled(paths).items()
+    return as_frame([{**row, "run": name} for name, folder in named for row in rows(folder)])
+
+
+def as_frame(rows: Iterable[Row]) -> "pd.DataFrame":
+    """Rows as that table; those without a run's name have an empty one."""
     import pandas as pd
 
-    named = labelled(paths).items()
-    table = [{"run": name, **{c: row.get(c) for c in COLUMNS}} for name, folder in named for row in rows(folder)]
+    table = [{"run": row.get("run", ""), **{c: row.get(c) for c in COLUMNS}} for row in rows]
     frame = pd.DataFrame(table, columns=["run", *COLUMNS])
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
@@ -231,14 +236,21 @@ def _check_schema(content: dict[str, Any], path: Path) -> None:
         raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
 
 
-def identity(machine: dict[str, Any]) -> tuple[Any, ...]:
+_HARDWARE = ("cpu", "hardware_threads", "memory_bytes", "gpu")
+
+
+def hardware(machine: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a machine from another, or from itself under variables that change kernels or where threads run."""
+    return *(machine.get(k) for k in _HARDWARE), environment.changes(machine) or "nothing set"
+
+
+def identity(machine: Mapping[str, Any]) -> tuple[Any, ...]:
     """What must be the same for a run to be resumed: its numbers would not compare otherwise.
 
     One element more where variables change the kernels or where threads run: see `environment.changes`.
     """
-    torch_version = machine.get("libraries", {}).get("torch")
     return (
-        *(machine.get(k) for k in ("cpu", "hardware_threads", "memory_bytes", "gpu")),
-        torch_version,
+        *(machine.get(k) for k in _HARDWARE),
+        machine.get("libraries", {}).get("torch"),
         *filter(None, [environment.changes(machine)]),
     )

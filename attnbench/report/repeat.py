@@ -13,22 +13,20 @@ _REST = ("dtype", "device", "mask", "phase", "scope", "block", "norm", "layers",
 def repeat_command(row: Mapping[str, Any]) -> str:
     """`attnbench run ...` for the one workload of a row, quoted for a POSIX shell.
 
-    Batch, heads, length, dtype, device, scope and threads are always spelled out, since their defaults depend on the
-    machine or are what a reader looks for; any other flag only where it differs from its default. The row's baseline
-    is measured along with it, so that a speedup results.
+    Batch, heads, length, dtype, device, mask, scope, block and threads are always spelled out, since their defaults
+    depend on the machine or are what a reader looks for; any other flag only where it differs from its default. The
+    row's baseline is measured along with it, so that a speedup results.
     """
     plugin, baseline = str(row["plugin"]), row.get("baseline")
     baseline = baseline if isinstance(baseline, str) else ""
     decodes, own_masks = row["phase"] == "decode", row["scope"] == "block" and row["block"] != "encoder"
-    usual_mask, usual_block = ("causal", "decoder-only") if decodes else ("full", "encoder")
     usual = {
         "kv_seq": None if decodes else row["seq"],
         "kv_heads": row["heads"],
         "head_dim": 64,
         "value_dim": row["head_dim"],
-        "mask": row["mask"] if own_masks else usual_mask,
+        "mask": row["mask"] if own_masks else None,
         "phase": "forward",
-        "block": usual_block,
         "norm": "pre",
         "layers": 1,
         "inputs": "normal",

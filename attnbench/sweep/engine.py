@@ -60,7 +60,9 @@ def planned(asked: Asked) -> Iterator[Plan]:
         AttnbenchError: a size, a plugin, an option or the device is not to be had.
     """
     early = next(iter(DEVICES)) if asked.sweep.device == "auto" else asked.sweep.device
-    _on(asked.sweep, early).workloads()  # what is wrong whatever the machine is said before anything is started
+    _on(
+        asked.sweep, early, "float32"
+    ).workloads()  # what is wrong whatever the machine is said before anything is started
     requests, base = choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads) as server:
         found = ask_machine(server)
@@ -71,7 +73,7 @@ def planned(asked: Asked) -> Iterator[Plan]:
             raise AttnbenchError(f"--l2 is for --device {able}: what the caches of {device} hold can't be chosen")
         settled = replace(
             asked,
-            sweep=_on(asked.sweep, device),
+            sweep=_on(asked.sweep, device, here.dtype),
             memory=asked.memory or int(_MEMORY_SHARE * here.free_bytes),
             l2=asked.l2 or next(iter(choices), None),
         )
@@ -91,8 +93,9 @@ def device_of(asked: str, devices: Mapping[str, Found]) -> str:
     return here[-1] if asked == "auto" else asked
 
 
-def _on(sweep: Sweep, device: str) -> Sweep:
-    return replace(sweep, device=device, dtype=sweep.dtype or (of(device).dtype,))
+def _on(sweep: Sweep, device: str, dtype: str) -> Sweep:
+    """dtype: where none is asked for."""
+    return replace(sweep, device=device, dtype=sweep.dtype or (dtype,))
 
 
 def resumed(path: Path, budget: float | None = None, timeout: float | None = None, memory: int | None = None) -> Asked:
@@ -146,28 +149,33 @@ def check_same_machine(run: Run, facts: dict[str, Any]) -> None:
         )
 
 
-def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]:
-    """Measures what the run, which is open, does not hold yet and returns all its rows.
-
-    began: monotonic seconds at which the command started; wall time counts from there.
-    """
-    rows, asked = run.repair(), plan.asked
+def settings_of(plan: Plan, known: Ceilings | None) -> Settings:
+    """How a session measures the plan. known: what this machine can do at best."""
+    asked = plan.asked
     assert asked.memory is not None
-    done = {key(row)[1] for row in rows}
-    todo = [c for _, g in groupby(plan.cells, key=lambda c: c.workload) for c in g if c.workload not in done]
-    settings = Settings(
+    return Settings(
         baseline=plan.baseline,
         precision=asked.precision,
         budget=asked.budget,
         timeout=asked.timeout,
         memory=asked.memory,
         seed=asked.sweep.seed,
-        ceilings=Ceilings.from_dict(run.meta.get("ceilings")),
+        ceilings=known,
         l2=asked.l2 or "",
         reuse=of(asked.sweep.device).reuses,
         at_once=plan.facts["threads_at_once"],
     )
-    session = Session(plan.server, settings)
+
+
+def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]:
+    """Measures what the run, which is open, does not hold yet and returns all its rows.
+
+    began: monotonic seconds at which the command started; wall time counts from there.
+    """
+    rows = run.repair()
+    done = {key(row)[1] for row in rows}
+    todo = [c for _, g in groupby(plan.cells, key=lambda c: c.workload) for c in g if c.workload not in done]
+    session = Session(plan.server, settings_of(plan, Ceilings.from_dict(run.meta.get("ceilings"))))
     before = run.meta.get("seconds") or {}
     try:
         session.run(todo, run, progress)

@@ -122,6 +122,7 @@ def _sweep(given: Given) -> Sweep:
     values: dict[str, Any] = dict(given)
     preset = values.get("preset")
     asked: dict[str, Any] = {name: as_sizes(values.get(name), name) for name in _SIZES}
+    values["dtype"] = None if values.get("dtype") == "auto" else values.get("dtype")
     asked |= {name: as_names(values.get(name), name, known) for name, known in _NAMES.items()}
     asked |= {name: values.get(name) for name in _PLAIN}
     asked = {name: value for name, value in asked.items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnbench.plugin import Plugin
+from attnbench.plugin import Choice, Plugin
 from attnbench.theory import costs
 from attnbench.workload import PHASES, Workload
 
@@ -15,11 +15,13 @@ class Promise:
 
     unsupported: why it can't, None where it can. workspace: bytes beside inputs and output, None if unknown.
     flops: operations as it counts them, those of a block around it included.
+    runs: which of its implementations, and why not a better one; empty where it has only one.
     """
 
     unsupported: str | None
     workspace: int | None = None
     flops: int = 0
+    runs: str = ""
 
 
 def promise(plugin: Plugin, workload: Workload) -> Promise:
@@ -36,7 +38,15 @@ def promise(plugin: Plugin, workload: Workload) -> Promise:
         None,
         None if None in workspaces else max(int(w) for w in workspaces if w is not None),
         int(others + workload.layers * sum(own)),
+        ", ".join(dict.fromkeys(_runs(plugin, part) for part in parts)),
     )
+
+
+def _runs(plugin: Plugin, part: Workload) -> str:
+    if not isinstance(plugin, Choice):
+        return ""
+    chosen, why = plugin.chosen(part)
+    return f"{chosen.name} ({why})" if chosen and why else chosen.name if chosen else ""
 
 
 def refusal(plugin: Plugin, part: Workload) -> str | None:

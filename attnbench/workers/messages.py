@@ -33,12 +33,13 @@ class Failure(Answer, frozen=True):
 class Found(msgspec.Struct, frozen=True):
     """A device. missing: why there is none here, None where there is. free_bytes: of its memory.
 
-    unmeasured: what of a row can't be had on it here, and why.
+    unmeasured: what of a row can't be had on it here, and why. dtype: what is computed in where nothing is asked.
     """
 
     missing: str | None
     free_bytes: int = 0
     unmeasured: dict[str, str] = {}
+    dtype: str = "float32"
 
 
 class Facts(Answer, frozen=True):

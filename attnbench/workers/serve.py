@@ -124,7 +124,7 @@ def _found(name: str) -> messages.Found:
     if missing := on.missing():
         return messages.Found(missing)
     limits = system.unlimited() if on.limits_process else {}
-    return messages.Found(None, on.free_bytes(), on.unmeasured() | limits)
+    return messages.Found(None, on.free_bytes(), on.unmeasured() | limits, on.usual_dtype())
 
 
 def _describe(request: messages.Describe) -> messages.Described:
@@ -149,7 +149,7 @@ def _describe(request: messages.Describe) -> messages.Described:
 
 def _promised(plugin: Plugin, workload: Workload) -> Promise:
     said = promise(plugin, workload)
-    return replace(said, unsupported=said.unsupported and printable(said.unsupported))
+    return replace(said, unsupported=said.unsupported and printable(said.unsupported), runs=printable(said.runs))
 
 
 def _generate(request: messages.Generate) -> messages.Generated:

@@ -61,7 +61,8 @@ class Sweep:
         self._mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "attnbench", "run"]
         if "--resume" not in arguments:
-            command += [*shape, "--out", str(self.results)]
+            # What these plugins can do. A later option of the same name counts.
+            command += [*shape, "--mask", "full", "--dtype", "float32", "--out", str(self.results)]
         environment = os.environ | {"PYTHONPATH": _path(), _MARK: self._mark}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(

@@ -1,0 +1,1 @@
+"""Answers from measurements: each file one question, asked of records or of a short sweep."""
