@@ -21,6 +21,7 @@ from attnbench.analysis.frames import finished
 from attnbench.records.schema import Meta
 from attnbench.report import drawing
 from attnbench.report.figures import block, deviation, latency, memory, overview, roofline, speedup, tradeoff
+from attnbench.report.findings import findings
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
@@ -138,6 +139,7 @@ def _content(
     return {
         "machines": _machines(runs),
         "subtitle": "; ".join([*dict.fromkeys(map(_when_and_where, runs)), f"attnbench {version('attnbench')}"]),
+        "findings": findings(done, style),
         "summary": summary(frame, panels, runs, style),
         "best": [best.best_by_length(panel, style) for panel in done],
         "pictures": pictures,
