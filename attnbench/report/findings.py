@@ -31,7 +31,7 @@ def _of_panel(panel: Panel, style: Style) -> list[str]:
     if done.empty:
         return []
     base = style.names.get(str(done["baseline"].iloc[0]), "the baseline")
-    where = f"{panel.title[:1].upper()}{panel.title[1:]}: " if panel.title else ""
+    where = f"{panel.title[:1].upper()}{panel.title[1:]}" if panel.title else ""
     error, exact = done["approximation_rel_l2"], done["family"] == "exact"
     bound = units.percent(ERROR_BOUND)
     kinds = (
@@ -42,19 +42,19 @@ def _of_panel(panel: Panel, style: Style) -> list[str]:
     lines, beaten = [], 1.0
     for kind, rows in kinds:
         best = _best(rows)
-        if (
-            best is None
-            or best["speedup"] <= beaten
-            or not (best["speedup_low"] > 1 or best["speedup_low"] != best["speedup_low"])
-        ):
-            if kind == "exact" and len(rows):
-                lines.append(
-                    f"{where}nothing exact is faster than {base} at {units.lengths(sorted(set(rows['length'])))}."
-                )
-            continue
-        beaten = best["speedup"]
-        lines.append(f"{where}{kind}, {_figures(best, rows, style, base)}.")
+        begin = f"{where}, {kind}" if where else f"{kind[:1].upper()}{kind[1:]}"
+        if best is not None and best["speedup"] > beaten and _is_certain(best):
+            beaten = best["speedup"]
+            lines.append(f"{begin}: {_figures(best, rows, style, base)}.")
+        elif kind == "exact" and len(rows):
+            lengths = units.lengths(sorted(set(rows["length"])))
+            lines.append(f"{begin}: nothing is faster than {base} for certain at {lengths}.")
     return lines
+
+
+def _is_certain(row: Row) -> bool:
+    """Whether its interval, where it has one, lies above 1."""
+    return not units.known(row["speedup_low"]) or row["speedup_low"] > 1
 
 
 def _best(rows: pd.DataFrame) -> Row | None:
@@ -68,7 +68,11 @@ def _best(rows: pd.DataFrame) -> Row | None:
 def _figures(best: Row, rows: pd.DataFrame, style: Style, base: str) -> str:
     """ "tiled is 2.62x sdpa at 8k, 4.36x at 512" """
     error = best["approximation_rel_l2"]
-    off = f" for an error of {units.percent(error)}" if best["family"] != "exact" and units.known(error) else ""
+    off = (
+        f" for an error of {units.percent(error, digits='.2g')}"
+        if best["family"] != "exact" and units.known(error)
+        else ""
+    )
     own = min(as_rows(rows[rows["plugin"] == best["plugin"]]), key=lambda row: float(row["length"]))
     told = (
         f"{style.names[best['plugin']]} is {units.ratio(best['speedup'])} {base} at {units.length(best['length'])}{off}"
