@@ -80,6 +80,7 @@ SMALL = [
     (r"(?<=--layers )4(?!\S)", "2"),
     (r"--preset standard", "--preset standard --dry-run"),  # one fixed sweep, which can't be cut
     (r"^attnbench run (?!.*--(resume|dry-run))", "attnbench run --budget 5 --precision 50% "),
+    (r"^attnbench best ", "attnbench best --budget 5 "),
     (r"^attnbench generate ", "attnbench generate --prompt 16 --tokens 2 --repeats 1 "),
 ]
 
