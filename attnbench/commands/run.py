@@ -138,8 +138,8 @@ def _announce(plan: "Plan", record: "Run") -> None:
     from attnbench import environment
 
     sweep, masks = plan.asked.sweep, dict.fromkeys(cell.workload.mask for cell in plan.cells)
-    where = f"{', '.join(masks)} mask, {', '.join(sweep.dtype)} on {sweep.device}, {sweep.threads} threads"
-    tell(f"{len(plan.cells)} cells, {where}, budget {plan.asked.budget:.0f} s, into {record.path}")
+    what = f"{', '.join(masks)} mask, {', '.join(sweep.dtype)} on {sweep.device}, {sweep.threads} threads"
+    tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, {what}, into {record.path}")
     if changed := environment.words(plan.facts):
         tell(f"with {changed}: only runs under the same compare with this one")
     options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)

@@ -169,6 +169,9 @@ def smallest_difference(server: Forkserver, threads: int, seconds: float, precis
     half = (
         None if row["status"] != "ok" else Interval(row["speedup"], row["speedup_low"], row["speedup_high"]).half_width
     )
+    if half is None and row["status"] == "ok":
+        found = f"none in {seconds:g} s at {_AA_LENGTH}: one process and the next differ by more than their rounds tell"
+        return Check("smallest difference", found, "stop what runs beside it, or give it longer with --seconds")
     if half is None:
         raise AttnbenchError(f"the A/A of sdpa gave no interval: {row['status']} {row['reason']}".strip())
     found = (
