@@ -44,6 +44,7 @@ class Watch:
         best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
-        line = f"[{self._done}/{self._cells}] {Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
+        of = f"[{self._done}/{self._cells}] " if self._cells else ""  # nobody counted them
+        line = f"{of}{Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
         with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
