@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,10 @@ from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import as_frame, identity, read_meta, rows
 from attnbench.records.schema import Row, key
-from attnbench.sizes import Sweep, parse_bytes
+from attnbench.report import units
+from attnbench.sizes import Sweep, parse_bytes, parse_precision
 from attnbench.sweep.engine import Plan, planned, settings_of
-from attnbench.sweep.plan import skip_too_large
-from attnbench.sweep.rounds import Progress, Session, Unwatched
+from attnbench.sweep.rounds import Progress, measure
 from attnbench.sweep.settings import PRECISION, TIMEOUT, Asked
 from attnbench.workload import Workload
 
@@ -39,8 +38,6 @@ class Limits:
 
     def broken_by(self, row: Row) -> str | None:
         """Which of them a row breaks, in words; None where it holds them."""
-        from attnbench.report import units
-
         if row["status"] != "ok" or not units.known(row["latency_s"]):
             return f"{row['status']}: {row['reason']}"
         error, size = row["approximation_rel_l2"], row["peak_bytes"]
@@ -104,8 +101,6 @@ def choose(frame: pd.DataFrame, limits: Limits, source: str = "") -> Answer:
 
 def _times(row: Row, best: Row) -> float:
     """The seconds of a row over the best's, by their paired speedups where there are such."""
-    from attnbench.report import units
-
     if units.known(row["speedup"], best["speedup"]):
         return float(best["speedup"] / row["speedup"])
     return float(row["latency_s"] / best["latency_s"]) if units.known(row["latency_s"]) else float("inf")
@@ -133,7 +128,7 @@ def answer(
             )
         if not fresh and results and (found := _recorded(plan, limits, results)):
             return found
-        return choose(_measured(plan, limits, progress or Unwatched()), limits)
+        return choose(_measured(plan, limits, progress), limits)
 
 
 def _recorded(plan: Plan, limits: Limits, results: Path) -> Answer | None:
@@ -161,32 +156,21 @@ def _recorded(plan: Plan, limits: Limits, results: Path) -> Answer | None:
     return None
 
 
-def _measured(plan: Plan, limits: Limits, progress: Progress) -> pd.DataFrame:
+def _measured(plan: Plan, limits: Limits, progress: Progress | None) -> pd.DataFrame:
     """All for a part of the budget, then those near the front once more, beside the baseline, for the rest."""
     asked, facts = plan.asked, plan.facts
     settings = settings_of(plan, ceilings.stored(facts, asked.sweep.device, asked.sweep.threads))
     first = replace(settings, budget=_FIRST_SHARE * asked.budget, precision=max(asked.precision, _FIRST_PRECISION))
     fresh = [replace(cell) for cell in plan.cells]
-    frame = _session(plan, first, plan.cells, progress)
+    frame = as_frame(measure(plan.server, first, plan.cells, progress))
     finalists = _near(frame, limits)
     if len(finalists) > 1:
         again = [cell for cell in fresh if cell.plugin in (*finalists, plan.baseline) and cell.status is None]
-        second = _session(plan, replace(settings, budget=(1 - _FIRST_SHARE) * asked.budget), again, progress)
+        rest = replace(settings, budget=(1 - _FIRST_SHARE) * asked.budget)
+        second = as_frame(measure(plan.server, rest, again, progress))
         better = finished(second)["plugin"]
         frame = as_frame([*as_rows(frame[~frame["plugin"].isin(better)]), *as_rows(finished(second))])
     return frame
-
-
-def _session(plan: Plan, settings: Any, cells: Sequence[Any], progress: Progress) -> pd.DataFrame:
-    kept = _Rows()
-    skip_too_large(cells, settings.memory)
-    Session(plan.server, settings).run(cells, kept, progress)
-    return as_frame(kept)
-
-
-class _Rows(list[Row]):
-    def append(self, rows: Sequence[Row]) -> None:  # type: ignore[override]
-        self.extend(rows)
 
 
 def _near(frame: pd.DataFrame, limits: Limits) -> list[str]:
@@ -223,7 +207,7 @@ def best(
         plugins=plugins,
         baseline="sdpa",
         sweep=Sweep.of(workload),
-        precision=float(PRECISION.rstrip("%")) / 100,
+        precision=parse_precision(PRECISION),
         budget=budget,
         timeout=TIMEOUT,
     )

@@ -389,8 +389,10 @@ class Unwatched:
     def rows(self, rows: Sequence[Row], seconds_left: float) -> None: ...
 
 
-def measure(server: Forkserver, settings: Settings, cells: Sequence[Cell]) -> list[Row]:
-    """The rows of all cells, kept in memory, with nobody watching."""
+def measure(
+    server: Forkserver, settings: Settings, cells: Sequence[Cell], progress: Progress | None = None
+) -> list[Row]:
+    """The rows of all cells, kept in memory."""
     kept = _Rows()
-    Session(server, settings).run(cells, kept, Unwatched())
+    Session(server, settings).run(cells, kept, progress or Unwatched())
     return list(kept)
