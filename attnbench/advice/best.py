@@ -10,7 +10,7 @@ from attnbench.analysis import compare
 from attnbench.analysis.frames import as_rows, finished, workload_of
 from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
-from attnbench.records.run import as_frame, identity, read_meta, rows
+from attnbench.records.run import as_frame, identity, newest_first, read_meta, rows
 from attnbench.records.schema import Row, key
 from attnbench.report import units
 from attnbench.sizes import Sweep, parse_bytes, parse_precision
@@ -134,13 +134,8 @@ def answer(
 def _recorded(plan: Plan, limits: Limits, results: Path) -> Answer | None:
     """By the newest run of this machine that has each cell, of the same plugins, and tells which is the fastest."""
     wanted = {(cell.plugin, cell.workload): cell for cell in plan.cells}
-    runs = []
-    for path in (meta.parent for meta in results.glob("*/run.json")):
-        try:
-            runs.append((str((meta := read_meta(path)).get("started", "")), path, meta))
-        except AttnbenchError:
-            continue  # a broken neighbour does not hide the good ones
-    for _, path, meta in sorted(runs, key=lambda run: run[0], reverse=True):
+    for path in newest_first(results):
+        meta = read_meta(path)
         begun = meta.get("distributions") or {}
         same = all(begun.get(cell.variant) == cell.distribution for cell in plan.cells)
         if not same or identity(meta.get("machine") or {}) != identity(plan.facts):

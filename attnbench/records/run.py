@@ -198,15 +198,20 @@ def as_frame(rows: Iterable[Row]) -> "pd.DataFrame":
 
 def newest(root: Path) -> Path:
     """The run under `root` that was started last. Raises: AttnbenchError: there is none."""
+    if not (runs := newest_first(root)):
+        raise AttnbenchError(f"no run under {root}; make one with: attnbench run")
+    return runs[0]
+
+
+def newest_first(root: Path) -> list[Path]:
+    """The runs under `root` that can be read, the one that was started last first."""
     runs = []
     for meta in root.glob("*/run.json"):
         try:
             runs.append((str(read_meta(meta.parent).get("started", "")), meta.parent))
         except AttnbenchError:
             continue  # a broken neighbour does not hide the good ones
-    if not runs:
-        raise AttnbenchError(f"no run under {root}; make one with: attnbench run")
-    return max(runs)[1]
+    return [path for _, path in sorted(runs, reverse=True)]
 
 
 def _read_lines(path: Path) -> tuple[list[Row], int]:
