@@ -15,7 +15,7 @@ from attnbench.devices.others import waited_s
 from attnbench.stats.doubts import of_samples
 from attnbench.stats.held_up import held_up, matters, without
 from attnbench.sweep.cell import Measured
-from attnbench.sweep.meanwhile import Meanwhile
+from attnbench.sweep.meanwhile import Meanwhile, Seen
 from attnbench.sweep.precision import intervals
 
 Sample = list[float | None]
@@ -102,7 +102,26 @@ def test_a_process_that_has_to_share_its_core_is_seen_to_wait() -> None:
     assert 0.1 < seen.cpu_s < 0.9
     assert seen.sample[-1] == pytest.approx(seen.waited_s, abs=1e-6)
     assert less.waited_s == 0.1  # what it says itself, as far as that is seen from here
+    assert less.took_s < seen.took_s - 0.05  # the rest delayed its telling, which is no part of what it tells
     assert meanwhile.seen(None).waited_s is None
+
+
+@pytest.mark.parametrize(
+    ("claimed_s", "took_s", "rounds", "lies"),
+    [
+        (0.00083, 0.0049, 1, False),  # a tick of a busy machine, in the only burst
+        (0.010, 0.060, 1, True),
+        (0.003, 0.0035, 20, False),
+        (0.003, 0.009, 20, True),
+        (0.003, 0.009, 5, False),  # no interval, so nothing is claimed for it
+    ],
+)
+def test_a_clock_is_contradicted_by_more_than_a_busy_machine_does(
+    claimed_s: float, took_s: float, rounds: int, lies: bool
+) -> None:
+    seen = Seen(took_s, claimed_s, None, None, None, None)
+    one = Measured({}, bursts=[(claimed_s, seen)] * rounds)
+    assert (one.contradiction(None) is not None) == lies
 
 
 def test_who_is_gone_or_nowhere_told_of_waits_for_nothing(tmp_path: Path) -> None:

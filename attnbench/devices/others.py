@@ -56,15 +56,17 @@ def _cores(stat: Path) -> tuple[float | None, float | None]:
     return (user + nice + system + interrupts + soft) / ticks, stolen / ticks
 
 
-def waited_s(pid: int, root: Path = Path("/proc")) -> float | None:
+def waited_s(pid: int, root: Path = Path("/proc"), thread: int | None = None) -> float | None:
     """Seconds that the threads of a process were ready to run and had no core, up to now; None where nobody tells.
 
     By the scheduler's own statistics (Linux, sched-stats: the second field of schedstat, in nanoseconds).
+
+    thread: one of them alone.
     """
     total, told = 0, False
     threads = root / str(pid) / "task"
     with suppress(OSError):
-        for thread in os.listdir(threads):
+        for one in [str(thread)] if thread else os.listdir(threads):
             with suppress(OSError, ValueError, IndexError):
-                total, told = total + int((threads / thread / "schedstat").read_bytes().split()[1]), True
+                total, told = total + int((threads / one / "schedstat").read_bytes().split()[1]), True
     return total / 1e9 if told else None

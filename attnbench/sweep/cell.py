@@ -19,6 +19,7 @@ from attnbench.workload import Workload
 _MOST_CLAIMED, _BEST_CLAIMED = 0.5, 0.85
 # Seconds that telling it may take: at most, and beside a baseline at least, of which it may take this many times.
 _TELLING, _LEAST_TELLING, _LIKE_BASELINE = 2e-3, 6e-4, 2.0
+_TELLING_ONCE = 2e-2  # of bursts so few that a machine may have been slow to tell of each
 _LEFT_SECONDS, _LEFT_CORES = 0.1, 0.25  # what a process that waits may use: a pool of threads falls asleep
 
 
@@ -105,9 +106,10 @@ class Measured:
         """
         if self.idle.cpu_s > _LEFT_SECONDS and self.idle.cores > _LEFT_CORES:
             return f"it keeps {self.idle.cores:.1f} cores busy between its calls"
-        telling = _TELLING
-        if base is not None and base is not self:
-            telling = min(telling, max(_LEAST_TELLING, _LIKE_BASELINE * base.telling_s))
+        telling = _TELLING_ONCE
+        if len(self.bursts) >= MIN_ROUNDS:
+            beside = _LIKE_BASELINE * base.telling_s if base is not None and base is not self else _TELLING
+            telling = min(_TELLING, max(_LEAST_TELLING, beside))
         if self.bursts and self._understates(telling):
             claimed = sum(own for own, _ in self.bursts)
             return f"its clock says that bursts took {claimed:.2g} s, the session's {self.used.wall_s:.2g} s"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import NamedTuple
 
@@ -11,9 +13,9 @@ from attnbench.devices import machine, others
 class Seen(NamedTuple):
     """Of one burst, in seconds; None where the system does not tell.
 
-    took_s: by the session's clock. cpu_s: of all cores, by the worker and its children. others_s: by everybody else.
-    steal_s: taken by the host of this virtual machine. throttled_s: halted for a quota. waited_s: that the worker's
-    threads were ready to run and had no core.
+    took_s: by the session's clock, less what it waited itself for a core, and the worker around its calls. cpu_s: of
+    all cores, by the worker and its children. others_s: by everybody else. steal_s: taken by the host of this virtual
+    machine. throttled_s: halted for a quota. waited_s: that the worker's threads were ready to run and had no core.
     """
 
     took_s: float
@@ -35,6 +37,7 @@ class Meanwhile:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._host, self._waited, self._used = others.host(), others.waited_s(pid), machine.cpu_seconds(pid)
+        self._delayed = self._delays()
         self._began = time.monotonic()
 
     def seen(self, told_s: float | None) -> Seen:
@@ -43,6 +46,8 @@ class Meanwhile:
         It knows better, as what wakes it is no part of them; and it can't tell of more than is seen from here.
         """
         took = time.monotonic() - self._began
+        own, its = (now - then for now, then in zip(self._delays(), self._delayed, strict=True))
+        took -= own + max(0.0, its - (told_s or 0.0))
         cpu, waited = machine.cpu_seconds(self._pid) - self._used, others.waited_s(self._pid)
         host = others.host().since(self._host)
         if waited is not None and self._waited is not None and told_s is not None:
@@ -57,3 +62,11 @@ class Meanwhile:
             host.throttled_s,
             waited,
         )
+
+    def _delays(self) -> tuple[float, float]:
+        """Seconds that this thread, and the worker's first, were ready to run and had no core."""
+        own, its = (
+            others.waited_s(os.getpid(), thread=threading.get_native_id()),
+            others.waited_s(self._pid, thread=self._pid),
+        )
+        return own or 0.0, its or 0.0
