@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from attnbench.stats.intervals import CONFIDENCE, MIN_ROUNDS, effective_size, interval, median_interval
-from attnbench.sweep.stopping import processes, schedule
+from attnbench.sweep.stopping import further, schedule
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
@@ -91,18 +91,30 @@ def test_the_looks_share_what_an_interval_may_miss(rounds: int, count: int) -> N
     early = len(plan.looks) * (1 - plan.confidence(early=True)) if plan.looks else 0
     assert early + 1 - plan.confidence(early=False) == pytest.approx(1 - CONFIDENCE)
     assert all(look < (rounds if count == 1 else count) for look in plan.looks)
-    assert plan.rounds * count <= rounds
+    assert plan.rounds * count < rounds + count
 
 
 @pytest.mark.parametrize(
-    ("rounds", "rounds_s", "start_s", "count"),
+    ("rounds", "round_s", "start_s", "before", "found"),
     [
-        (200, 10, 0.2, 16),
-        (200, 60, 0.2, 20),
-        (12, 10, 0.2, 6),  # two rounds in each
-        (200, 2, 0.2, 1),  # five would take half of the time
-        (9, 100, 0.1, 1),
+        (200, 0.05, 0.2, 1, (200, 16)),
+        (200, 0.3, 0.2, 1, (200, 20)),
+        (12, 0.8, 0.2, 1, (12, 6)),  # two rounds in each
+        (200, 0.01, 0.2, 1, (200, 4)),  # with the one before it is five, for two fifths of the time
+        (20, 0.01, 0.2, 1, (160, 4)),  # starting takes half of what the rounds do
+        (20, 0.01, 0.2, 5, (20, 1)),  # there are enough already
+        (200, 0.01, 2.0, 1, (200, 1)),  # starting takes too long
+        (6, 10, 0.1, 1, (8, 4)),
     ],
 )
-def test_several_processes_where_they_are_affordable(rounds: int, rounds_s: float, start_s: float, count: int) -> None:
-    assert processes(rounds, rounds_s, start_s) == count
+def test_several_processes_where_they_are_affordable(
+    rounds: int, round_s: float, start_s: float, before: int, found: tuple[int, int]
+) -> None:
+    assert further(rounds, round_s, start_s, before) == found
+    assert further(rounds, round_s, start_s, before, most=1) == (rounds, 1), "one process serves all"
+
+
+def test_looks_count_what_was_measured_before() -> None:
+    assert schedule(30, 1, rounds_before=20).looks == (25,)
+    assert schedule(100, 9, rounds_before=6, processes_before=1).looks == (5,)
+    assert schedule(100, 9, rounds_before=60, processes_before=5).looks == ()

@@ -25,7 +25,7 @@ def costs() -> Costs:
     """A call for each millisecond, and 0.1 s to make ready."""
     known = Costs()
     for name in "abcdefgh":
-        known.learn(cell(name, 1.0), 1.0, 0.1)
+        known.learn(cell(name, 1.0), 1.0, 0.1, 0.1)
     return known
 
 
@@ -73,7 +73,7 @@ def test_a_cell_over_its_part_of_the_budget_names_the_budget_that_would_do() -> 
 @given(calls=CALLS, budget=st.floats(1, 500))
 def test_rounds_fit_into_the_time_and_the_dearest_get_fewest(calls: list[float], budget: float) -> None:
     cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()
-    rounds = allot(cells, known, budget)
+    rounds = allot(cells, known, budget, budget)
     assert list(rounds) == affordable(cells, known, budget)
     takes = sum(known.ready(c) + n * known.round(c) for c, n in rounds.items())
     saved = [known.round(c) for c, n in rounds.items() if n >= MIN_ROUNDS and known.round(c) < 1e-3 * budget]
@@ -87,7 +87,7 @@ def test_what_is_ready_has_paid() -> None:
     cells, known = [cell("a", 10.0), cell("b", 1.0)], costs()
     assert affordable(cells, known, 5.0) == [cells[1]]
     assert affordable(cells, known, 5.0, ready=cells) == cells
-    assert allot(cells, known, 5.0, ready=cells)[cells[0]] == 0
+    assert allot(cells, known, 5.0, 5.0, ready=cells)[cells[0]] == 0
 
 
 def test_a_cell_joins_the_first_group_with_room() -> None:

@@ -13,9 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnbench.plugin import Attention, Plugin
 from attnbench.sweep import rounds
 from attnbench.sweep.cell import Cell, Measured
+from attnbench.sweep.contest import Contest
 from attnbench.sweep.precision import look
-from attnbench.sweep.rounds import Session, measure
+from attnbench.sweep.returns import Worth
 from attnbench.sweep.rows import figures
+from attnbench.sweep.session import Session, measure
 from attnbench.sweep.settings import Settings
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.server import Forkserver
@@ -41,9 +43,12 @@ def test_a_baseline_without_looks_of_its_own_leaves_with_the_last_of_the_others(
     known = {base: measured(40, 5), other: measured(200, 1)}
     settings = Settings("base", precision=0.02, budget=1, timeout=1, memory=1)
 
-    look([base, other], base, known, 24, by_process=False, precision=0.02)
+    last = {c: known[c].samples.pop() for c in known}
+    look([base, other], base, known, by_process=False, precision=0.02)
     assert not known[base].converged
-    look([base, other], base, known, 25, by_process=False, precision=0.02)
+    for c, sample in last.items():
+        known[c].samples.append(sample)
+    look([base, other], base, known, by_process=False, precision=0.02)
     assert known[other].converged
     assert known[base].converged
     theirs, ours = (figures(c, known[c], known[base], settings) for c in (other, base))
@@ -57,9 +62,8 @@ def test_what_no_machine_can_do_is_wrong() -> None:
     one = cell("base")
     one.family = "exact"
     took = 1e-3  # seconds, for 8.4e6 operations
-    session._measured = {one: Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
-    session._baseline = one
-    row = session._ended(one)
+    known = {one: Measured({}, samples=[[0, i, 0.0, 1, took] for i in range(8)])}
+    row = session._row(Contest([one], one, known), one)
     assert row["status"] == "wrong"
     assert "ceiling for float32 is 0.001" in row["reason"]
     assert row.get("latency_s") is None
@@ -79,12 +83,15 @@ class Named(Plugin):
 
 def test_what_is_too_dear_for_a_round_keeps_the_call_that_measured_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "allot", lambda cells, *_, **__: dict.fromkeys(cells, 0))
+    nothing: Worth = lambda *_: {}  # noqa: E731
     cells = [
         Cell(name, name, "", "test_session:Named", Workload(seq=64, kv_seq=64, heads=1, kv_heads=1))
         for name in ("one", "other")
     ]
     with Forkserver(1) as server:
-        rows = measure(server, Settings("one", precision=0.5, budget=600, timeout=300, memory=8 << 30), cells)
+        rows = measure(
+            server, Settings("one", precision=0.5, budget=600, timeout=300, memory=8 << 30), cells, worth=nothing
+        )
     for row in rows:
         assert (row["status"], row["reason"], row["rounds"], row["converged"]) == ("ok", "", 1, False)
         ((process, turn, start, calls, seconds),) = row["samples"]
@@ -131,10 +138,9 @@ def test_what_ended_before_keeps_its_status_whatever_it_does_between_its_calls(s
     one.family = "exact"
     busy = Measured({}, samples=[[0, i, 0.0, 1, 1 + i / 100] for i in range(8)])
     busy.idle.add(1.0, 1.0)
-    session._measured = {one: busy}
     if status:
         one.end(status, "why")
-    row = session._ended(one)
+    row = session._row(Contest([one], None, {one: busy}), one)
     assert (row["status"], row["reason"]) == (
         ("crashed", "why") if status else ("wrong", "it keeps 1.0 cores busy between its calls")
     )

@@ -15,7 +15,8 @@ from attnbench.records.schema import Row, key
 from attnbench.report import units
 from attnbench.sizes import Sweep, parse_bytes, parse_precision
 from attnbench.sweep.engine import Plan, planned, settings_of
-from attnbench.sweep.rounds import Progress, measure
+from attnbench.sweep.rounds import Progress
+from attnbench.sweep.session import measure
 from attnbench.sweep.settings import PRECISION, TIMEOUT, Asked
 from attnbench.workload import Workload
 

@@ -31,7 +31,7 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
 
 @click.command()
 @options.sweep
-@option("--precision", default=PRECISION, help="Half-width at which an interval has converged.")
+@option("--precision", default=PRECISION, help="Half-width at which a speedup's interval has converged.")
 @option("--budget", type=Seconds(1, 1e7), default=BUDGET, help="Seconds for the sweep.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=TIMEOUT, help="Seconds for a cell.")
 @option("--l2", type=click.Choice(["kept", "flushed"]), help="A GPU's L2 cache before each call.  [default: kept]")
@@ -183,6 +183,10 @@ def _warn(rows: "list[Row]", record: "Run") -> None:
     warned = Counter(kind for row in rows for kind in row.get("warnings", []))
     for kind, cells in sorted(warned.items(), key=lambda item: -item[1]):
         click.echo(f"  {kind}, {cells} cell{'s' * (cells > 1)}: {'; '.join(explain(kind))}")
+    if gained := (outlook := record.meta.get("outlook") or {}).get("workloads"):
+        what = ", ".join(f"{count} at {label}" for label, count in gained)
+        budget = record.meta["args"]["budget"] + outlook["seconds"]
+        click.echo(f"{outlook['seconds']:.0f} s more (--budget {budget:.0f}) may make precise enough: {what}")
     seconds = record.meta.get("seconds")
     if seconds and seconds["wall"]:
         click.echo(
@@ -199,7 +203,7 @@ def _show(plan: "Plan", as_json: bool) -> None:
     assert asked.memory is not None
     skip_too_large(cells, asked.memory)
     skip_too_dear(cells, cells, costs, asked.budget, asked.budget)
-    rounds = allot(cells, costs, asked.budget)
+    rounds = allot(cells, costs, asked.budget, asked.budget)
     if as_json:
         print_json({"cells": [_planned(cell, costs, rounds) for cell in cells]})
         return
@@ -211,7 +215,7 @@ def _show(plan: "Plan", as_json: bool) -> None:
         what = f"{cell.status}: {cell.reason}" if cell.status else "run"
         rows.append([cell.workload.label(), cell.plugin, need, seconds, times, what])
     options.warn_of_pinning(asked.sweep.threads, plan.facts)
-    options.print_table(("workload", "plugin", "memory", "s a call", "rounds", "what will happen"), rows)
+    options.print_table(("workload", "plugin", "memory", "s a call", "first rounds", "what will happen"), rows)
     click.echo(
         f"{len(cells)} cells, budget {asked.budget:.0f} s, memory {asked.memory / 2**30:.1f} GiB. Seconds are a guess "
         "from counted operations until a run has measured; nothing was run."

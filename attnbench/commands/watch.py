@@ -36,6 +36,13 @@ class Watch:
 
     def rows(self, rows: Sequence[Row], seconds_left: float) -> None:
         self._done += len(rows)
+        of = f"[{self._done}/{self._cells}] " if self._cells else ""  # nobody counted them
+        self._tell(of, rows, seconds_left)
+
+    def again(self, rows: Sequence[Row], seconds_left: float) -> None:
+        self._tell("further rounds, ", rows, seconds_left)
+
+    def _tell(self, begin: str, rows: Sequence[Row], seconds_left: float) -> None:
         # The planner spends the budget: what is left of it is the best estimate of when it ends.
         left = f"at most {seconds_left:.0f} s left"
         self._bar.update(self._task, completed=self._done, left=left)
@@ -44,7 +51,6 @@ class Watch:
         best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
-        of = f"[{self._done}/{self._cells}] " if self._cells else ""  # nobody counted them
-        line = f"{of}{Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
+        line = f"{begin}{Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
         with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

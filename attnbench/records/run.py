@@ -1,7 +1,8 @@
 """A run on disk: `run.json` says what was asked and where, `cells.jsonl` holds what came of it.
 
 A line of cells.jsonl is one workload with the rows of all its variants and their samples; it is written and fsynced
-whole, so that a run that was killed at any moment holds whole workloads and at most one torn last line.
+whole, so that a run that was killed at any moment holds whole workloads and at most one torn last line. A workload that
+is measured more closely has a further line: its rows stand for those before.
 """
 
 import errno
@@ -11,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +21,8 @@ from filelock import FileLock, Timeout
 from attnbench import environment
 from attnbench.errors import AttnbenchError, refusals
 from attnbench.records import flaws, strict
-from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
+from attnbench.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,10 +88,9 @@ class Run:
 
     def save(self) -> None:
         """Writes run.json in one step: the old one stays whole until the new one is."""
-        temporary, path = self.path / "run.json.new", self.path / "run.json"
+        path = self.path / "run.json"
         with refusals(f"write {path}"):
-            temporary.write_text(strict.dumps(self.meta, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            _replace(path, (strict.dumps(self.meta, indent=1) + "\n").encode())
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds one workload's rows.
@@ -96,7 +98,7 @@ class Run:
         Raises:
             AttnbenchError: the disk is full or the file can't be written; what it held before is untouched.
         """
-        line = (strict.dumps({"schema": SCHEMA, "cells": list(rows)}) + "\n").encode()
+        line = _line(rows)
         before = self.cells.stat().st_size if self.cells.exists() else 0
         intact = f"what it holds is intact, go on with --resume {self.path}"
         with refusals(f"write {self.cells}", intact), self.cells.open("ab", buffering=0) as file:
@@ -109,12 +111,32 @@ class Run:
                 file.truncate(before)
                 raise
 
+    def settle(self) -> list[Row]:
+        """Leaves out, in one step, the rows that others stand for, and returns the rest."""
+        rows = self.repair()
+        lines = [_line(list(group)) for _, group in groupby(rows, key=lambda row: key(row)[1])]
+        if rows and sum(map(len, lines)) < self.cells.stat().st_size:
+            with suppress(OSError):  # a full disk: nothing is lost
+                _replace(self.cells, b"".join(lines))
+        return rows
+
     def repair(self) -> list[Row]:
         """Cuts a torn last line off and returns the rows of all whole ones."""
         rows, whole = _read_lines(self.cells)
         if self.cells.exists() and whole < self.cells.stat().st_size:
             os.truncate(self.cells, whole)
         return rows
+
+
+def _line(rows: Sequence[Row]) -> bytes:
+    return (strict.dumps({"schema": SCHEMA, "cells": list(rows)}) + "\n").encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file in one step: the old one stays whole until the new one is."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -218,7 +240,7 @@ def _read_lines(path: Path) -> tuple[list[Row], int]:
     """The rows, and how many bytes of the file are whole lines."""
     with refusals(f"read {path}"):
         data = path.read_bytes() if path.exists() else b""
-    found: list[Row] = []
+    found: dict[tuple[str, Workload], Row] = {}
     whole = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
@@ -227,12 +249,12 @@ def _read_lines(path: Path) -> tuple[list[Row], int]:
             for row in content["cells"]:
                 if wrong := flaws.of_row(row):
                     raise AttnbenchError(f"line {number} of {path}: {wrong} to use the rest")
-                found.append(dict(row))
+                found[key(row)] = dict(row)
         except AttnbenchError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise AttnbenchError(f"line {number} of {path} is broken; delete that line to use the rest") from None
-    return found, whole
+    return list(found.values()), whole
 
 
 def _check_schema(content: dict[str, Any], path: Path) -> None:

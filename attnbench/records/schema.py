@@ -72,7 +72,12 @@ SCHEMA_COLUMNS = (
     Column("rounds", "count", "", "bursts of calls that were timed"),
     Column("held_up", "count", "", "of them, those that waited for a core: see docs/measuring.md", "0.2.0"),
     Column("processes", "count", "", "in how many processes, one after the other"),
-    Column("converged", "flag", "", "whether the intervals are within the precision that was asked for"),
+    Column(
+        "converged",
+        "flag",
+        "",
+        "whether the speedup's interval is within the precision asked for; without a baseline, a call's",
+    ),
     Column("confidence", "number", "", "of the intervals, by the look that ended the cell"),
     Column("peak_bytes", "count", "bytes", "the most that a call holds: inputs, output and workspace"),
     Column("workspace_bytes", "count", "bytes", "of that, what is neither inputs nor output nor saved for training"),

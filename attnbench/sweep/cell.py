@@ -83,20 +83,19 @@ class Measured:
     """Seconds of each by the worker's clock, and what the session saw of it."""
     idle: Spent = field(default_factory=Spent)
     """Between bursts."""
-    planned: int = 0
-    """Rounds, in all processes together."""
     launches: int = 1
-    """Processes, one after the other."""
+    """Processes of the rounds planned last, one after the other."""
     schedule: Schedule = field(default_factory=lambda: Schedule(1, ()))
     confidence: float = CONFIDENCE
     """Of its intervals: the end's, or that of the early look at which it left."""
     converged: bool = False
-    """Whether it left at an early look."""
+    """Whether it left the rounds planned last at an early look."""
     samples: list[list[Any]] = field(default_factory=list)  # as records.SAMPLE
 
     def plan(self, rounds: int, launches: int) -> None:
-        """Fixes, before its first round, in how many rounds and launches it is measured, and when it is looked at."""
-        self.launches, self.schedule = launches, schedule(rounds, launches)
+        """Fixes, before the first of them, in how many launches it is measured for further rounds, and its looks."""
+        self.converged = False
+        self.launches, self.schedule = launches, schedule(rounds, launches, len(self.samples), self.processes)
         self.confidence = self.schedule.confidence(early=False)
 
     def contradiction(self, base: Measured | None) -> str | None:
@@ -119,6 +118,10 @@ class Measured:
         shares = sorted(own / max(own, seen.took_s - telling_s, 1e-9) for own, seen in self.bursts)
         most, best = shares[len(shares) // 2], shares[-1 - len(shares) // 4]
         return most < _MOST_CLAIMED or (len(shares) >= MIN_ROUNDS and best < _BEST_CLAIMED)
+
+    @property
+    def processes(self) -> int:
+        return len({sample[0] for sample in self.samples})
 
     @property
     def telling_s(self) -> float:

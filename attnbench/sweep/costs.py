@@ -20,11 +20,17 @@ class Costs:
     def __init__(self) -> None:
         self._calls: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
         self._fixed: dict[tuple[Any, ...], float] = {}
+        self._starts: dict[Cell, float] = {}
 
-    def learn(self, cell: Cell, call_s: float, fixed_s: float) -> None:
-        """fixed_s: seconds to make the cell ready beside the calls that this took."""
+    def learn(self, cell: Cell, call_s: float, fixed_s: float, start_s: float) -> None:
+        """fixed_s: seconds to make the cell ready beside the calls that this took; start_s: to start it once more."""
         self._calls.setdefault(self._like(cell), []).append((cell.flops, call_s))
         self._fixed[self._like(cell)] = fixed_s
+        self._starts[cell] = start_s
+
+    def start(self, cell: Cell) -> float:
+        """Seconds to start a cell's process once more."""
+        return self._starts.get(cell, _START_SECONDS)
 
     def call(self, cell: Cell) -> float:
         """Seconds of one call. Where none like it was measured, at the rate of the plugin's others, or of anyone's."""

@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.registry import Request, find
 from attnbench.stats.intervals import Interval
 from attnbench.sweep.plan import cells_of
-from attnbench.sweep.rounds import measure
+from attnbench.sweep.session import measure
 from attnbench.sweep.settings import Settings
 from attnbench.workers.ask import ask
 from attnbench.workers.server import Forkserver

@@ -22,7 +22,8 @@ from attnbench.registry import find
 from attnbench.sizes import Names, Sizes, Sweep
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import choose, plan
-from attnbench.sweep.rounds import Progress, Session, Unwatched
+from attnbench.sweep.rounds import Progress
+from attnbench.sweep.session import Session, Unwatched
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Settings
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.ask import ask_machine
@@ -33,6 +34,7 @@ from attnbench.workload import DEVICES
 if TYPE_CHECKING:
     import pandas as pd
 
+_OUTLOOK = 60.0  # seconds more, of which a run says what they would buy
 _MEMORY_SHARE = 0.8  # of what is available
 
 
@@ -184,8 +186,9 @@ def measure(plan: Plan, run: Run, progress: Progress, began: float) -> list[Row]
         with suppress(AttnbenchError):  # what ended the run matters more than that this can't be written either
             _account(run, session, before, began)
         raise
+    run.meta["outlook"] = {"seconds": _OUTLOOK, "workloads": session.outlook(_OUTLOOK)}
     _account(run, session, before, began)
-    return run.repair()
+    return run.settle()
 
 
 def _account(run: Run, session: Session, before: Mapping[str, float], began: float) -> None:
@@ -210,6 +213,8 @@ class _Told(Unwatched):
 
     def rows(self, rows: Sequence[Row], seconds_left: float) -> None:
         self._callback(rows, seconds_left)
+
+    again = rows
 
 
 def run(
@@ -256,7 +261,8 @@ def run(
     scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
     baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
     budget, timeout: seconds for the sweep and for a cell. memory: what may be in use, such as "16GiB".
-    out: the run's folder, not there yet; None keeps nothing. progress: called with a workload's rows and seconds left.
+    out: the run's folder, not there yet; None keeps nothing. progress: called with a workload's rows and seconds left,
+    once more each time that they were measured more closely.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.
 

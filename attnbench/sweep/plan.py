@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from math import ceil, sqrt
+from math import ceil
 from typing import Any
 
 from attnbench.devices.device import of
@@ -26,6 +26,7 @@ from attnbench.workload import Workload
 FEW_ROUNDS = (3, 0)
 MOST_ROUNDS = 600
 _BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
+_LATER = 0.4  # of the budget, what is kept for further rounds as long as some cell has no number
 _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 
 
@@ -111,38 +112,26 @@ def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Seque
     return [c for c in need if c in kept or c in ready]
 
 
-def allot(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> dict[Cell, int]:
-    """Rounds for each cell, so that all together take about `seconds`; none for those that are not `affordable`.
+def allot(
+    cells: Sequence[Cell], costs: Costs, seconds: float, budget: float, ready: Sequence[Cell] = ()
+) -> dict[Cell, int]:
+    """Rounds for a first look at each cell, within `seconds`; none for those that are not `affordable`.
 
-    Every cell first gets the rounds that an interval needs; where that is too much, the dearest get fewer. What is
-    left is spread so that rounds go with 1 / sqrt(cost), which makes the summed variance least (Neyman 1934).
-    Cells that are `ready` have paid for that already.
+    Every cell gets the rounds that an interval needs; where that is too much, the dearest get fewer. A part of the
+    budget is kept for what `Returns` makes of it. Cells that are `ready` have paid for that already.
     """
     open_cells = affordable(cells, costs, seconds, ready)
     each = [costs.round(c) for c in open_cells]
     rounds = [MIN_ROUNDS] * len(each)
-    left = seconds - sum(costs.ready(c) for c in open_cells if c not in ready) - sum(MIN_ROUNDS * c for c in each)
+    left = seconds - min(seconds, _LATER * budget)
+    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(MIN_ROUNDS * c for c in each)
     for fewer in FEW_ROUNDS:
         for i in sorted(range(len(each)), key=lambda i: -each[i]):
             if left >= 0 or each[i] < _CHEAP * seconds:
                 break
             left += (rounds[i] - fewer) * each[i]
             rounds[i] = fewer
-    if left > 0 and each:
-        rounds = _spread(each, rounds, left + sum(n * c for n, c in zip(rounds, each, strict=True)))
     return dict(zip(open_cells, rounds, strict=True))
-
-
-def _spread(each: Sequence[float], least: Sequence[int], seconds: float) -> list[int]:
-    def at(share: float) -> list[int]:
-        return [min(MOST_ROUNDS, max(n, int(share / sqrt(c)))) for n, c in zip(least, each, strict=True)]
-
-    low, high = 0.0, MOST_ROUNDS * sqrt(max(each))
-    for _ in range(50):
-        middle = (low + high) / 2
-        fits = sum(n * c for n, c in zip(at(middle), each, strict=True)) <= seconds
-        low, high = (middle, high) if fits else (low, middle)
-    return at(low)
 
 
 def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:

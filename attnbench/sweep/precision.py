@@ -26,27 +26,31 @@ def intervals(cell: Measured, base: Measured | None, confidence: float) -> tuple
 
 
 def is_precise(latency: Interval, speedup: Interval | None, precision: float) -> bool:
-    """Whether both half-widths are within the precision that was asked for."""
-    widths = [found.half_width for found in (latency, speedup) if found]
-    return all(w is not None and w <= precision for w in widths)
+    """Whether the half-width of its speedup is within the precision asked for; of a call, where that is all there is.
+
+    A speedup is paired, so that it is known more closely than either of its calls on a machine that drifts.
+    """
+    is_baseline = speedup is not None and speedup.low == speedup.high == 1
+    width = latency.half_width if speedup is None or is_baseline else speedup.half_width
+    return width is not None and width <= precision
 
 
 def look(
     alive: Sequence[Cell],
     baseline: Cell | None,
     known: Mapping[Cell, Measured],
-    done: int,
     by_process: bool,
     precision: float,
 ) -> None:
     """At a look fixed beforehand, cells that are precise enough leave; the baseline stays with the last of them.
 
-    done: rounds, or with `by_process` processes, that have been measured.
+    by_process: whether a process has ended, and no round.
     """
     others = [cell for cell in alive if cell is not baseline and cell.status is None]
     base = known.get(baseline) if baseline and baseline.status is None else None
     for cell in others or [cell for cell in alive if cell.status is None]:
         measured = known[cell]
+        done = measured.processes if by_process else len(measured.samples)
         if by_process == (measured.launches > 1) and done in measured.schedule.looks:
             confidence = measured.schedule.confidence(early=True)
             if is_precise(*intervals(measured, base, confidence), precision):

@@ -40,7 +40,7 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
     rounds, precise = len(measured.samples), is_precise(latency, speedup, settings.precision)
     speedup = speedup or Interval(float("nan"), None, None)
     kinds = doubts.of_samples(measured.samples, settings.precision, precise, base.samples if base else ())
-    number = len({sample[0] for sample in measured.samples})
+    number = measured.processes
     if number < MIN_PROCESSES and rounds >= MIN_ROUNDS:
         kinds.append("one-process")
     if measured.used.wall_s > _SEEN_SECONDS and measured.used.cores > cell.workload.threads + _OVER:

@@ -20,7 +20,7 @@ from attnbench.registry import Found, Request
 from attnbench.stats.intervals import Interval
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import cells_of
-from attnbench.sweep.rounds import measure
+from attnbench.sweep.session import measure
 from attnbench.sweep.settings import Settings
 from attnbench.task import inputs
 from attnbench.workers.ask import ask, ask_machine
