@@ -57,6 +57,17 @@ def test_every_command_is_understood(line: str) -> None:
         choose(asked.plugins, asked.baseline)
 
 
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_shows_examples_that_are_understood(name: str) -> None:
+    told = commands.find(name).help or ""
+    lines = [re.split(r"\s+[#>]", line.strip())[0] for line in told.splitlines() if "attnbench " in line]
+    examples = [line for line in lines if line.startswith(f"attnbench {name}")]
+    assert examples, told
+    for line in examples:
+        if name != "compare":  # which wants runs that are there
+            test_every_command_is_understood(line)
+
+
 def test_the_pages_have_commands() -> None:
     assert len(README) > 15
     for name, least in (("cpu-kernels", 2), ("gpu", 1), ("measuring", 3)):
@@ -80,7 +91,7 @@ SMALL = [
     (r"(?<=--layers )4(?!\S)", "2"),
     (r"--preset standard", "--preset standard --dry-run"),  # one fixed sweep, which can't be cut
     (r"^attnbench run (?!.*--(resume|dry-run))", "attnbench run --budget 5 --precision 50% "),
-    (r"^attnbench best ", "attnbench best --budget 5 "),
+    (r"^attnbench best ", "attnbench best --budget 10 "),
     (r"^attnbench generate ", "attnbench generate --prompt 16 --tokens 2 --repeats 1 "),
 ]
 
@@ -124,7 +135,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     call, plugin = blocks(PAGES[0])
-    for long, short in (('"512..4096"', '"64,128"'), ("budget=60", "budget=5"), ("1024", "64")):
+    for long, short in (('"512..4096"', '"64,128"'), ("budget=60", "budget=10"), ("1024", "64")):
         assert long in call
         call = call.replace(long, short)
     shown = "print(len(frame), attnbench.load('results/mine').equals(frame))"

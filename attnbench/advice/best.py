@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnbench.analysis import compare
-from attnbench.analysis.frames import as_rows, finished, workload_of
+from attnbench.analysis.frames import as_rows, workload_of
 from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import as_frame, identity, newest_first, read_meta, rows
 from attnbench.records.schema import Row, key
 from attnbench.report import units
 from attnbench.sizes import Sweep, parse_bytes, parse_precision
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.contest import Contest
 from attnbench.sweep.engine import Plan, planned, settings_of
+from attnbench.sweep.returns import verdicts
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
 from attnbench.sweep.settings import PRECISION, TIMEOUT, Asked
@@ -26,8 +30,6 @@ if TYPE_CHECKING:
     from attnbench.plugin import Attention
 
 BUDGET, MAX_ERROR = 60.0, 1e-2
-_FIRST_SHARE, _FIRST_PRECISION = 0.4, 0.05  # of the budget, for a look at all; the rest is for those near the front
-_NEAR, _FINALISTS = 1.3, 4  # times the fastest's seconds, and how many at most are measured once more
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class Limits:
         """Which of them a row breaks, in words; None where it holds them."""
         if row["status"] != "ok" or not units.known(row["latency_s"]):
             return f"{row['status']}: {row['reason']}"
-        error, size = row["approximation_rel_l2"], row["peak_bytes"]
+        return self.over(row)
+
+    def over(self, columns: Mapping[str, Any]) -> str | None:
+        """Which of them is broken by the error or the memory among these columns, in words; None where none is."""
+        error: Any = columns.get("approximation_rel_l2")
+        size: Any = columns.get("peak_bytes")
         if self.error is not None and not units.known(error):
             return "it approximates no softmax attention, so no error of it is known"
         if self.error is not None and error > self.error:
@@ -153,29 +160,14 @@ def _recorded(plan: Plan, limits: Limits, results: Path) -> Answer | None:
 
 
 def _measured(plan: Plan, limits: Limits, progress: Progress | None) -> pd.DataFrame:
-    """All for a part of the budget, then those near the front once more, beside the baseline, for the rest."""
-    asked, facts = plan.asked, plan.facts
-    settings = settings_of(plan, ceilings.stored(facts, asked.sweep.device, asked.sweep.threads))
-    first = replace(settings, budget=_FIRST_SHARE * asked.budget, precision=max(asked.precision, _FIRST_PRECISION))
-    fresh = [replace(cell) for cell in plan.cells]
-    frame = as_frame(measure(plan.server, first, plan.cells, progress))
-    finalists = _near(frame, limits)
-    if len(finalists) > 1:
-        again = [cell for cell in fresh if cell.plugin in (*finalists, plan.baseline) and cell.status is None]
-        rest = replace(settings, budget=(1 - _FIRST_SHARE) * asked.budget)
-        second = as_frame(measure(plan.server, rest, again, progress))
-        better = finished(second)["plugin"]
-        frame = as_frame([*as_rows(frame[~frame["plugin"].isin(better)]), *as_rows(finished(second))])
-    return frame
+    """A number for all; what time is left is for those that hold the limits and are not told from the fastest."""
 
+    def worth(contest: Contest, precision: float) -> Mapping[Cell, float]:
+        able = {c: m for c, m in contest.measured.items() if c is contest.baseline or not limits.over(m.columns)}
+        return {cell: 1.0 for cell, value in verdicts(replace(contest, measured=able), precision).items() if value > 1}
 
-def _near(frame: pd.DataFrame, limits: Limits) -> list[str]:
-    """The plugins that may be the fastest within the limits, as far as a first look can tell."""
-    found = choose(frame, limits)
-    if found.row is None:
-        return []
-    near = [row["plugin"] for row, _ in found.others if not limits.broken_by(row) and _times(row, found.row) < _NEAR]
-    return [found.row["plugin"], *near][:_FINALISTS]
+    settings = settings_of(plan, ceilings.stored(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads))
+    return as_frame(measure(plan.server, settings, plan.cells, progress, worth))
 
 
 def best(

@@ -29,6 +29,10 @@ def command(device: str, threads: int | None, as_json: bool) -> None:
     They are kept for later runs with this device and these threads, whose report then tells how much of what is
     attainable each variant reached. Nothing else should run meanwhile: a disturbed calibration is not kept, with exit
     code 1.
+
+    \b
+    attnbench calibrate              # once a machine; later runs know their ceilings
+    attnbench calibrate --threads 1
     """
     from attnbench.records import ceilings
     from attnbench.report import units

@@ -36,6 +36,10 @@ def command(
 
     A ratio is BASE's time over NEW's: above 1x NEW is faster. Where both runs have the same baseline it is the ratio of
     the speedups over it, in which a machine that was slower on one of the days cancels out.
+
+    \b
+    attnbench compare results/RUN results/OTHER
+    attnbench compare results/RUN results/OTHER --fail-over 5%
     """
     from attnbench.analysis import between
     from attnbench.records.run import load, read_meta

@@ -28,6 +28,10 @@ def command(threads: int | None, seconds: float, precision: str, as_json: bool) 
 
     The last line is tried: sdpa is measured against itself, and what differs by less than the interval of their
     ratio can't be told apart here. Exit code 1 where something is amiss.
+
+    \b
+    attnbench doctor                 # before a run that matters
+    attnbench doctor --seconds 60    # what a minute could tell apart
     """
     from attnbench.sweep.doctor import look, smallest_difference
     from attnbench.workers import ask

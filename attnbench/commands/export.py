@@ -19,6 +19,10 @@ def command(runs: tuple[Path, ...], kind: str, out: Path | None) -> None:
 
     csv and parquet hold every row. pytest-benchmark is the JSON that `pytest-benchmark compare` reads, github-action
     that of github-action-benchmark's customSmallerIsBetter; both hold the rows that have a value.
+
+    \b
+    attnbench export results/RUN > cells.csv
+    attnbench export results/RUN --format parquet --out cells.parquet
     """
     from attnbench.records.exports import FORMATS, without_value
 

@@ -50,6 +50,10 @@ def command(plugins: str, out: Path | None, threads: int | None, as_json: bool, 
 
     A prompt goes through a stack of blocks at once, or with --block decoder through a stack of encoder blocks; then new
     tokens come one by one. Each is timed with the state that the variant keeps, and by computing all tokens again.
+
+    \b
+    attnbench generate --plugins sdpa,int8 --prompt 512 --tokens 64
+    attnbench generate --plugins retention --layers 4
     """
     from attnbench.sweep.generation import generate
 

@@ -12,7 +12,12 @@ from attnbench.commands.options import PATH, option
 @option("--results", type=PATH, multiple=True, help="The newest run in it; several may be given.  [default: results]")
 @option("--out", type=PATH, default=Path("reports"))
 def command(runs: tuple[Path, ...], results: tuple[Path, ...], out: Path) -> None:
-    """Draw figures and write a page from RUNS and the newest one in each of --results."""
+    """Draw figures and write a page from RUNS and the newest one in each of --results.
+
+    \b
+    attnbench report                 # the newest run under results, into reports
+    attnbench report results/RUN results/OTHER
+    """
     from attnbench.records.run import load, newest, read_metas
     from attnbench.report.page import write_report
 

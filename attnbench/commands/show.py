@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 @option("--memory", is_flag=True, help="Peak memory, too.")
 @JSON
 def command(runs: tuple[Path, ...], results: Path, memory: bool, as_json: bool) -> None:
-    """Print the numbers of RUNS, as `attnbench run` does when it ends."""
+    """Print the numbers of RUNS, as `attnbench run` does when it ends.
+
+    \b
+    attnbench show                   # the newest run
+    attnbench show results/RUN --memory
+    """
     from attnbench.analysis.frames import as_rows
     from attnbench.records.run import load, newest
 

@@ -33,7 +33,12 @@ def command(
     ctx: click.Context, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
     phase: str, device_memory: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run."""
+    """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run.
+
+    \b
+    attnbench theory --preset llama-3-8b --seq 8192
+    attnbench theory --seq 4096 --heads 16 --head-dim 64
+    """
     if name and (given := typed(ctx) & {"heads", "head_dim"}):
         raise AttnbenchError(f"--preset says it already; drop {flag(sorted(given)[0])}")
     shape = preset(name) if name else Shape(heads, heads, head_dim, head_dim, "as asked")
