@@ -203,7 +203,7 @@ def _show(plan: "Plan", as_json: bool) -> None:
     assert asked.memory is not None
     skip_too_large(cells, asked.memory)
     skip_too_dear(cells, cells, costs, asked.budget, asked.budget)
-    rounds = allot(cells, costs, asked.budget, asked.budget)
+    rounds = allot(cells, costs, asked.budget, asked.budget, plan.baseline)
     if as_json:
         print_json({"cells": [_planned(cell, costs, rounds) for cell in cells]})
         return

@@ -5,6 +5,8 @@ Nothing here runs a variant: plugins answer in worker processes, and costs are p
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from math import ceil
@@ -113,25 +115,33 @@ def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Seque
 
 
 def allot(
-    cells: Sequence[Cell], costs: Costs, seconds: float, budget: float, ready: Sequence[Cell] = ()
+    cells: Sequence[Cell], costs: Costs, seconds: float, budget: float, baseline: str, ready: Sequence[Cell] = ()
 ) -> dict[Cell, int]:
     """Rounds for a first look at each cell, within `seconds`; none for those that are not `affordable`.
 
-    Every cell gets the rounds that an interval needs; where that is too much, the dearest get fewer. A part of the
-    budget is kept for what `Returns` makes of it. Cells that are `ready` have paid for that already.
+    Every cell gets the rounds that an interval needs; where that is too much, some get fewer, those first that save
+    most by it; the baseline's serve all cells beside them. A part of the budget is kept for what `Returns` makes of it.
+    Cells that are `ready` have paid for that already.
     """
     open_cells = affordable(cells, costs, seconds, ready)
-    each = [costs.round(c) for c in open_cells]
-    rounds = [MIN_ROUNDS] * len(each)
+    each = {c: costs.round(c) for c in open_cells}
+    beside = Counter(c.workload for c in open_cells)
+    rounds = dict.fromkeys(open_cells, MIN_ROUNDS)
     left = seconds - min(seconds, _LATER * budget)
-    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(MIN_ROUNDS * c for c in each)
-    for fewer in FEW_ROUNDS:
-        for i in sorted(range(len(each)), key=lambda i: -each[i]):
-            if left >= 0 or each[i] < _CHEAP * seconds:
-                break
-            left += (rounds[i] - fewer) * each[i]
-            rounds[i] = fewer
-    return dict(zip(open_cells, rounds, strict=True))
+    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(MIN_ROUNDS * cost for cost in each.values())
+    saves = [(-each[c] / (beside[c.workload] if c.plugin == baseline else 1), i) for i, c in enumerate(open_cells)]
+    heapq.heapify(saves)
+    while left < 0 and saves:
+        weight, i = heapq.heappop(saves)
+        cell = open_cells[i]
+        if each[cell] < _CHEAP * seconds:
+            continue
+        fewer = next(n for n in FEW_ROUNDS if n < rounds[cell])
+        left += (rounds[cell] - fewer) * each[cell]
+        rounds[cell] = fewer
+        if fewer:
+            heapq.heappush(saves, (weight, i))
+    return rounds
 
 
 def groups(cells: Sequence[Cell], baseline: Cell | None, memory: int) -> list[list[Cell]]:

@@ -24,7 +24,7 @@ Worth = Callable[[Contest, float], Mapping[Cell, float]]
 _OPEN = 3.0  # what a cell counts whose verdict more rounds may change, beside one that they only make more precise
 _UNKNOWN_ROUNDS = 40  # what a cell needs of which too little is known
 _MEDIAN = 1.96 * 1.2533  # half-width of a normal sample's median, in deviations over the root of their number
-_SPARE = 1.3  # times the rounds that a spread calls for, as that is known from few rounds itself
+_SPARE = 1.6  # times the rounds that a spread calls for, as that is known from few rounds itself
 _LIMIT_SHARE = 0.8  # of what is left of a cell's time limit, what rounds may be planned for
 _FREE = 0.2  # the least share of rounds that is counted on not to be held up
 
