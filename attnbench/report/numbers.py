@@ -75,7 +75,8 @@ def _grid(panel: Panel, names: Mapping[str, str], machines: Mapping[str, str], m
     heading = ", ".join(dict.fromkeys(filter(None, (panel.title, panel.shared))))
     where = [f"on {machines[run]}" for run in frame["run"].unique() if run in machines]
     told = "a call (median)" + (f", speedup over {names.get(base, base)} with half its 95% interval" if base else "")
-    return Grid(f"{'; '.join([heading, *where])}: {told}", [panel.axis, *(names[p] for p in able)], table, notes)
+    heads = [names[p] + (" (emulated)" if any(row["emulated"] for row in rows[p]) else "") for p in able]
+    return Grid(f"{'; '.join([heading, *where])}: {told}", [panel.axis, *heads], table, notes)
 
 
 def _rank(rows: Sequence[Row]) -> tuple[bool, float]:

@@ -29,7 +29,7 @@ def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
     frame = filled(frame.reset_index(drop=True))
     frame["variant"] = frame["variant"].astype(object).fillna(frame["plugin"].astype(str).str.split(":").str[0])
     frame["run"] = frame["run"].fillna("").astype(str)
-    frame["converged"] = frame["converged"].ne(False)
+    frame["converged"], frame["emulated"] = frame["converged"].ne(False), frame["emulated"].eq(True)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
     return frame.join([shares.attention_share(frame), shares.amdahl(frame), attainable.columns(frame, runs)])
 
