@@ -458,7 +458,9 @@ def test_a_line_is_named_at_its_end_in_its_colour(drawn: dict[str, Figure], name
 
 def test_a_family_has_a_colour_and_its_members_have_shades_of_it() -> None:
     plugins = {"a": "exact", "b": "exact", "c": "sparse", "d": "sparse", "e": "unheard-of"}
-    style = Style.of(pd.DataFrame({"plugin": list(plugins), "variant": list(plugins), "family": list(plugins.values())}))
+    style = Style.of(
+        pd.DataFrame({"plugin": list(plugins), "variant": list(plugins), "family": list(plugins.values())})
+    )
     assert len(set(style.colours.values())) == 5
     hue = {p: rgb_to_hsv(to_rgb(style.colours[p]))[0] for p in plugins}
     assert abs(hue["a"] - hue["b"]) < 0.03
@@ -825,7 +827,10 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     assert figure is not None
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters stay letters
         figure.savefig(tmp_path / "x.svg")
-    drawn = {text.strip("\u200a").removesuffix(" 0.375x") for text in ElementTree.parse(tmp_path / "x.svg").getroot().itertext()}
+    drawn = {
+        text.strip("\u200a").removesuffix(" 0.375x")
+        for text in ElementTree.parse(tmp_path / "x.svg").getroot().itertext()
+    }
     assert set(EVIL) <= drawn
 
 

@@ -19,6 +19,7 @@ class Watch:
 
     def __init__(self, console: Console, cells: int) -> None:
         self._console, self._cells, self._done = console, cells, 0
+        self._wins: Counter[str] = Counter()
         what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
         columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
@@ -37,14 +38,22 @@ class Watch:
     def rows(self, rows: Sequence[Row], seconds_left: float) -> None:
         self._done += len(rows)
         # The planner spends the budget: what is left of it is the best estimate of when it ends.
-        left = f"at most {seconds_left:.0f} s left"
-        self._bar.update(self._task, completed=self._done, left=left)
         statuses = Counter(row["status"] for row in rows)
         ok = [row for row in rows if row["status"] == "ok" and known(row.get("latency_s"))]
         best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
+        self._wins.update([best["variant"]] if best else [])
+        left = "; ".join([f"at most {seconds_left:.0f} s left", *self._leader()])
+        self._bar.update(self._task, completed=self._done, left=left)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
         of = f"[{self._done}/{self._cells}] " if self._cells else ""  # nobody counted them
         line = f"{of}{Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
         with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _leader(self) -> list[str]:
+        """Who was the fastest most often so far, where there has been more than one workload."""
+        if self._wins.total() < 2:
+            return []
+        (variant, wins), *_ = self._wins.most_common(1)
+        return [f"leading: {variant}, fastest in {wins} of {self._wins.total()}"]

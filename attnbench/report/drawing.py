@@ -93,7 +93,14 @@ def ends(values: Iterable[pd.Series | pd.DataFrame]) -> tuple[float, float]:
 
 
 def lines(
-    ax: Axes, rows: pd.DataFrame, style: Style, y: str, low: str = "", high: str = "", more: Mapping[str, str] = _NONE
+    ax: Axes,
+    rows: pd.DataFrame,
+    style: Style,
+    y: str,
+    low: str = "",
+    high: str = "",
+    *,
+    more: Mapping[str, str] = _NONE,
 ) -> None:
     """One line a plugin, named at its end, with a band and bars for its interval.
 

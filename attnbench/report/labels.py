@@ -91,15 +91,16 @@ def _apart(places: Sequence[float], step: float) -> list[float]:
 
 def below(ax: Axes, panel: Panel, style: Style) -> None:
     """What has no number in one line below the axes, and why, so that a line that ends says that it ends."""
-    width = int(ax.figure.get_figwidth() / _columns(ax) * 13)  # characters
+    width = int(panel_width(ax) * 13)  # characters
     if told := missing(panel, style, width):
         place = ax.transAxes + ScaledTranslation(0, -40 / 72, ax.figure.dpi_scale_trans)
         ax.text(0, 0, told.replace("$", r"\$"), transform=place, va="top", fontsize=_SIZE, color=GREY, gid=_BELOW)
 
 
-def _columns(ax: Axes) -> int:
-    spec = ax.get_subplotspec()
-    return spec.get_gridspec().ncols if spec else 1
+def panel_width(ax: Axes) -> float:
+    """Inches that axes have with all that is around them."""
+    figure, spec = ax.get_figure(root=True), ax.get_subplotspec()
+    return (figure.get_figwidth() if figure else 0.0) / (spec.get_gridspec().ncols if spec else 1)
 
 
 def missing(panel: Panel, style: Style, width: int) -> str:

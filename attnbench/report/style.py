@@ -67,7 +67,7 @@ def shade(family: str, which: int = 0) -> str:
 
 
 def _shaded(families: dict[str, str], which: int) -> dict[str, str]:
-    colours = {}
+    colours: dict[str, str] = {}
     for family, ends in SHADES.items():
         members = [plugin for plugin in families if families[plugin] == family]
         shades = sns.blend_palette(ends[which], len(members)).as_hex() if len(members) > 1 else [shade(family, which)]

@@ -89,7 +89,7 @@ function makeChart(holder, plugins, facts) {
   });
   picture.addEventListener("pointerleave", () => !pinned && hide());
   picture.addEventListener("click", (event) => { const point = nearest(event); point ? tellOf(point, true) : hide(); });
-  tip.addEventListener("keydown", (event) => { if (event.key === "Escape") { const node = now?.node; hide(); node?.focus(); } });
+  tip.addEventListener("keydown", (event) => { if (event.key === "Escape") { const node = now?.node; node?.focus(); hide(); } });
 
   return function draw({ series, kind, log, axis, length, ticks, one }) {
     hide();

@@ -39,7 +39,7 @@ def _fill_share(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> Non
 
 def _fill_amdahl(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
     rows, columns = drawing.drawable(panel.frame, "amdahl"), ["speedup", "speedup_low", "speedup_high"]
-    drawing.lines(ax, rows, style, *columns, drawing.ratios(rows, "speedup"))
+    drawing.lines(ax, rows, style, *columns, more=drawing.ratios(rows, "speedup"))
     for plugin, part in rows.groupby("plugin"):
         ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle=":", linewidth=1.4)
     scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))

@@ -19,9 +19,8 @@ READ = (
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
     """See `drawing.Fill`."""
     columns = ["latency_s", "latency_low_s", "latency_high_s"]
-    drawing.lines(
-        ax, drawing.drawable(panel.frame, "latency_s"), style, *columns, drawing.exponents(panel, "latency_s")
-    )
+    more = drawing.exponents(panel, "latency_s")
+    drawing.lines(ax, drawing.drawable(panel.frame, "latency_s"), style, *columns, more=more)
     scales.time_axis(ax, *drawing.ends([drawing.drawable(each.frame, "latency_s")[columns] for each in shared]))
     drawing.against_length(ax, panel, "median latency of a call")
 

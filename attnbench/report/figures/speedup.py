@@ -30,7 +30,7 @@ def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
     others = rows[rows["plugin"] != rows["baseline"]]
     # One call for all names, so that they are told apart; the baseline has no interval over itself.
     own = rows.loc[rows["plugin"] == rows["baseline"]].assign(speedup_low=math.nan, speedup_high=math.nan)
-    drawing.lines(ax, pd.concat([others, own]), style, *columns, drawing.ratios(others, "speedup"))
+    drawing.lines(ax, pd.concat([others, own]), style, *columns, more=drawing.ratios(others, "speedup"))
     ax.axhline(1.0, color=drawing.GREY, linewidth=1, zorder=1)
     everywhere = [drawing.drawable(each.frame, "speedup")[columns] for each in shared]
     scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), *everywhere]))

@@ -50,8 +50,8 @@ def fill(ax: Axes, rows: pd.DataFrame, style: Style, all_rows: pd.DataFrame) -> 
     ax.step(front["error"], front["speedup"], where="post", color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
     ax.scatter(front["error"], front["speedup"], s=190, fc="none", ec=drawing.GREY, linewidth=1.2, zorder=2)
     for plugin, part in rows.groupby("plugin"):
-        looks = {"marker": style.markers[str(plugin)], "color": style.colours[str(plugin)], "edgecolor": "white"}
-        ax.scatter(part["error"], part["speedup"], s=60, zorder=3, **looks)
+        ax.scatter(part["error"], part["speedup"], s=60, zorder=3, marker=style.markers[str(plugin)],
+                   color=style.colours[str(plugin)], edgecolor="white")  # fmt: skip
     low, high = all_rows["error"].min(), all_rows["error"].max()
     scales.error_axis(ax, low / 2, high * 2, axis="x")
     scales.ratio_axis(ax, min(1.0, all_rows["speedup"].min()) / 1.15, max(1.0, all_rows["speedup"].max()) * 1.15)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from attnbench.analysis import compare
-from attnbench.report.labels import GREY
+from attnbench.report.labels import GREY, panel_width
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
 
@@ -63,8 +63,7 @@ def spans(rows: pd.DataFrame, limits: tuple[float, float]) -> Iterator[Span]:
 def _points(ax: Axes, span: Span) -> float:
     """About how wide a span will be."""
     left, right = ax.get_xlim()
-    width = ax.figure.get_figwidth() / 2 * 0.62 * 72
-    return width * math.log(span.right / span.left) / math.log(right / left)
+    return panel_width(ax) * 0.62 * 72 * math.log(span.right / span.left) / math.log(right / left)
 
 
 def _cut(name: str, room: float) -> str:
