@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -157,6 +158,23 @@ def test_phase_and_dtype_are_chosen(browser: Browser, several: Path) -> None:
     choose(tab, "dtype", "float32")
     expect(tab.locator("[data-choice=phase] select")).to_have_value("forward")  # the only one measured in float32
     assert "int8" in named(tab)
+    tab.close()
+
+
+def test_a_run_whose_baseline_failed_is_compared_with_another(browser: Browser, tmp_path: Path) -> None:
+    frame = load([RESULTS / BFLOAT16])
+    numbers = [name for name in frame if name.startswith(("speedup", "approximation"))]
+    frame[numbers] = math.nan
+    frame["status"] = frame["status"].mask(frame["variant"] == "sdpa", "crashed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "FIGURES", {})
+        index = write_report(frame, read_metas([RESULTS / BFLOAT16]), tmp_path)
+    tab = browser.new_page()
+    tab.goto(index.as_uri())
+    expect(tab.locator("#paired")).to_contain_text("Unpaired: the run measured in pairs with sdpa.")
+    assert len(named(tab)) == 10
+    choose(tab, "show", "Error")
+    expect(tab.locator("#picture")).to_have_text("Nothing here has a number of this kind.")
     tab.close()
 
 

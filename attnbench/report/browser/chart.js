@@ -93,6 +93,8 @@ function makeChart(holder, plugins, facts) {
 
   return function draw({ series, kind, log, axis, length, ticks, one }) {
     hide();
+    points = [];
+    if (!series.length) return picture.replaceChildren(made("p", { class: "dim" }, "Nothing here has a number of this kind."));
     const dark = theme.isDark && !matchMedia("print").matches;
     const colour = (plugin) => plugins[plugin][dark ? "night" : "day"];
     const width = Math.max(280, picture.clientWidth || 640), narrow = width < 520;
@@ -113,7 +115,6 @@ function makeChart(holder, plugins, facts) {
     if (one) svg.append("line").attr("class", "one").attr("x1", edge.left).attr("x2", width - edge.right).attr("y1", y(1)).attr("y2", y(1));
     if (length >= x.domain()[0]) svg.append("line").attr("class", "chosen").attr("x1", x(length)).attr("x2", x(length)).attr("y1", edge.top).attr("y2", height - edge.bottom);
     const groups = svg.selectAll("g.series").data(series).join("g").attr("class", "series").style("color", (each) => colour(each.plugin));
-    points = [];
     groups.each(function (each) { points.push(...lineOf(d3.select(this), each, { x, y, floor: height - edge.bottom, plugins, kind })); });
     names(groups, series, { x, y, edge, width, height, plugins });
     points.forEach((point, i) => {

@@ -59,7 +59,7 @@ addEventListener("DOMContentLoaded", () => {
 
   function settle() {
     const rows = panel().rows, has = new Set(rows.filter((row) => row.seconds !== null).map((row) => row.plugin));
-    if (state.baseline === null || !has.has(state.baseline)) state.baseline = panel().baseline ?? [...has][0] ?? null;
+    if (state.baseline === null || !has.has(state.baseline)) state.baseline = has.has(panel().baseline) ? panel().baseline : [...has][0] ?? null;
     const lengths = [...new Set(rows.filter((row) => row.seconds !== null).map((row) => row.length))];
     if (!lengths.includes(state.length)) {
       const sure = rows.filter((row) => row.ratioLow !== null && row.plugin !== panel().baseline).map((row) => row.length);
