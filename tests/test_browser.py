@@ -101,6 +101,16 @@ def test_tables_are_sorted_by_click_and_by_key(opened: Page) -> None:
     assert len(numbers(opened, 3)) == 66
 
 
+def test_a_row_of_results_has_its_command_under_the_pointer(opened: Page) -> None:
+    for panel, scope in (("0", "attention"), ("1", "block")):
+        for row in opened.locator(f"table[data-panel='{panel}'] tbody tr").all()[::13]:
+            length, variant = row.locator("td").all_text_contents()[:2]
+            command = row.get_attribute("title") or ""
+            assert f"--plugins {variant}:" in command or f"--plugins {variant}," in command
+            assert f"--scope {scope} " in command
+            assert f"--seq {int(length.removesuffix('k')) * (1024 if 'k' in length else 1)} " in command
+
+
 def test_results_are_filtered_by_text_and_by_family(opened: Page) -> None:
     opened.locator("#filter-text").fill("8k")
     expect(opened.locator("#filter-count")).to_have_text("11 of 110 rows")

@@ -37,6 +37,16 @@ function sortable(table) {
   });
 }
 
+// Under the pointer a row of results tells its command, which stands below its table behind "# name at length".
+function commanded(table) {
+  const pre = document.querySelectorAll("pre.commands")[table.dataset.panel], command = new Map();
+  for (const entry of pre.textContent.split(/\n?(?=^# )/m)) {
+    const [what, ...lines] = entry.split("\n");
+    command.set(what.replace(/^# /, ""), lines.join("\n"));
+  }
+  for (const row of table.tBodies[0].rows) row.title = command.get(`${row.cells[1].textContent} at ${row.cells[0].textContent}`) ?? "";
+}
+
 function filterable(data) {
   const family = new Map(data.plugins.map(([name, of]) => [name, of]));
   const tables = [...document.querySelectorAll("table[data-panel]")];
@@ -71,5 +81,6 @@ function filterable(data) {
 
 addEventListener("DOMContentLoaded", () => {
   filterable(JSON.parse(document.getElementById("data").textContent));
+  document.querySelectorAll("table[data-panel]").forEach(commanded);
   document.querySelectorAll("main table").forEach(sortable);
 });
