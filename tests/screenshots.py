@@ -17,7 +17,7 @@ PICTURES = {"light": (1280, 940, "light"), "dark": (1280, 940, "dark"), "390": (
 
 
 def main() -> None:
-    """docs/page-*.png of the committed report, in 128 colours."""
+    """docs/page-*.png of the committed report, in 256 colours."""
     with chromium() as browser:
         for name, (width, height, scheme) in PICTURES.items():
             tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
@@ -25,7 +25,7 @@ def main() -> None:
             if name != "390":
                 tab.evaluate("document.getElementById('explore').scrollIntoView()")
                 tab.get_by_label("tiled at 2k").hover(force=True)
-            picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
             picture.save(ROOT / f"docs/page-{name}.png", optimize=True)
 
 

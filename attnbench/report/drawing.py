@@ -165,7 +165,7 @@ def legend(figure: Figure, style: Style, plugins: Iterable[str], extra: Sequence
     handles += extra
     if not handles:
         return
-    room = figure.get_figwidth() * 12  # characters
+    room = figure.get_figwidth() * 13  # characters
     columns = next((n for n in range(len(handles), 1, -1) if _characters(handles, n) <= room), 1)
     by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=by_rows, loc="outside lower center", ncols=columns)

@@ -20,7 +20,7 @@ READ = (
 )
 
 FRONT = Line2D([], [], color=drawing.GREY, marker="o", linestyle=":", linewidth=1, markersize=11,
-               markerfacecolor="none", label="Pareto front: nothing is both faster and closer")  # fmt: skip
+               markerfacecolor="none", label="ringed: nothing is faster and closer")  # fmt: skip
 
 
 @drawing.styled
