@@ -209,6 +209,11 @@ class Plugin:
         """Floating-point (or integer) operations of one call as this variant does it; None: as exact attention."""
         return None
 
+    def emulated(self, workload: Workload) -> bool:
+        """Whether what computes it stands in for what the variant is about: integers multiplied as floats, another
+        library's operator in plain torch. Its answers count, its time says nothing of the real thing."""
+        return False
+
     def gates(self, workload: Workload) -> tuple[int, ...]:
         """Further inputs that a block projects from each token beside key and value: numbers for each kv head.
 
@@ -254,7 +259,7 @@ class Implementation:
     build: as `Plugin.build`.
     unsupported: None, or in a few words why it can't, on this machine included.
     passed_over: None, or why `impl=auto` leaves this to others even where it can.
-    workspace_bytes, flops: as those of `Plugin`.
+    workspace_bytes, flops: as those of `Plugin`. emulated: as `Plugin.emulated`, whatever the workload.
     decoding: as `Plugin.decoding`; None where that is right, over `build`'s call.
     """
 
@@ -265,6 +270,7 @@ class Implementation:
     workspace_bytes: Callable[[Workload], int | None] = _nothing
     flops: Callable[[Workload], int | None] = _nothing
     decoding: Callable[[Workload], Decoding] | None = None
+    emulated: bool = False
 
 
 class Choice(Plugin):
@@ -301,6 +307,9 @@ class Choice(Plugin):
 
     def flops(self, workload: Workload) -> int | None:
         return self._certain(workload)[0].flops(workload)
+
+    def emulated(self, workload: Workload) -> bool:
+        return self._certain(workload)[0].emulated
 
     def build(self, workload: Workload) -> Attention:
         chosen, reason = self._certain(workload)

@@ -58,6 +58,9 @@ class Xformers(Plugin):
             return None
         return _Tiles(workload, self.query_chunk, self.key_chunk).bytes()
 
+    def emulated(self, workload: Workload) -> bool:
+        return workload.device == "cpu"
+
     def build(self, workload: Workload) -> Attention:
         if workload.device == "cpu":
             tiles = _Tiles(workload, self.query_chunk, self.key_chunk)

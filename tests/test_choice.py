@@ -14,13 +14,17 @@ from typing import Any, ClassVar
 import pytest
 from attnbench_plugins.block_sparse import BlockSparse
 from attnbench_plugins.int8 import Int8
+from attnbench_plugins.int8.plain import multiplies_int8
 from attnbench_plugins.linear import Linear
 from attnbench_plugins.native import compiler
 from attnbench_plugins.tiled import Tiled
+from attnbench_plugins.xformers import Xformers
 
 from attnbench.errors import AttnbenchError
 from attnbench.plugin import Attention, Choice, Decoding, Implementation, Option
 from attnbench.registry import find, instances, load
+from attnbench.task.call import Task
+from attnbench.task.promise import promise
 from attnbench.workload import Workload
 
 W = Workload(seq=4, kv_seq=4)
@@ -49,8 +53,9 @@ class Three(Choice):
                 return Attention(lambda query, key, value: value, f"the {name}")
 
             return Implementation(
-                name, build, says(no or None), says(slow or None), lambda w: size, lambda w: 10 * size
-            )
+                name, build, says(no or None), says(slow or None), lambda w: size, lambda w: 10 * size,
+                emulated=name == "last",
+            )  # fmt: skip
 
         second = made("second", 2, self.no_second, self.slow_second)
         return made("first", 1, self.no_first), second, made("last", 3)
@@ -75,6 +80,15 @@ def test_auto_is_the_first_that_can_and_says_why_not_the_others(
     assert plugin.build(W).implementation == implementation
     assert plugin.decoding(W.replace(phase="decode")).implementation == implementation
     assert (plugin.workspace_bytes(W), plugin.flops(W)) == (size, 10 * size)
+
+
+def test_what_stands_in_for_a_variant_is_emulated_wherever_it_is_asked() -> None:
+    for options, emulated in (({}, False), ({"no_first": "too long", "no_second": "too wide"}, True)):
+        plugin = Three(**options)
+        assert promise(plugin, W).emulated == Task(plugin, W).emulated == plugin.emulated(W) == emulated
+    assert Int8(impl="torch").emulated(W) != multiplies_int8()
+    assert Xformers().emulated(W)
+    assert not Tiled().emulated(W)
 
 
 def test_what_is_asked_for_is_never_another() -> None:

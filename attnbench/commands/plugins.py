@@ -86,8 +86,12 @@ def _here(promises: "Sequence[Promise]") -> str:
     """causal, full: what a plugin says of both masks."""
     causal, full = promises
     if causal.unsupported:
-        return causal.unsupported if full.unsupported else f"full mask only: {full.runs or 'yes'}"
-    return f"{'causal mask only: ' if full.unsupported else ''}{causal.runs or 'yes'}"
+        return causal.unsupported if full.unsupported else f"full mask only: {_runs(full)}"
+    return f"{'causal mask only: ' if full.unsupported else ''}{_runs(causal)}"
+
+
+def _runs(promise: "Promise") -> str:
+    return f"{promise.runs or 'yes'}{' (emulated)' if promise.emulated else ''}"
 
 
 def _option(name: str, option: "Choice") -> dict[str, Any]:

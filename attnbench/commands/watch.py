@@ -19,6 +19,8 @@ class Watch:
 
     def __init__(self, console: Console, cells: int) -> None:
         self._console, self._cells, self._done = console, cells, 0
+        self._first: dict[Workload, str] = {}
+        """The fastest variant of each workload."""
         what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
         columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
@@ -44,13 +46,23 @@ class Watch:
 
     def _tell(self, begin: str, rows: Sequence[Row], seconds_left: float) -> None:
         # The planner spends the budget: what is left of it is the best estimate of when it ends.
-        left = f"at most {seconds_left:.0f} s left"
-        self._bar.update(self._task, completed=self._done, left=left)
         statuses = Counter(row["status"] for row in rows)
         ok = [row for row in rows if row["status"] == "ok" and known(row.get("latency_s"))]
         best = min(ok, key=lambda row: float(row["latency_s"]), default=None)
+        workload = Workload.from_dict(rows[0])
+        if best:
+            self._first[workload] = best["variant"]
+        left = "; ".join([f"at most {seconds_left:.0f} s left", *self._leader()])
+        self._bar.update(self._task, completed=self._done, left=left)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
-        line = f"{begin}{Workload.from_dict(rows[0]).label()}: {text}{fastest} ({left})"
+        line = f"{begin}{workload.label()}: {text}{fastest} ({left})"
         with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _leader(self) -> list[str]:
+        """Who was the fastest most often so far, where there has been more than one workload."""
+        if len(self._first) < 2:
+            return []
+        (variant, wins), *_ = Counter(self._first.values()).most_common(1)
+        return [f"leading: {variant}, fastest in {wins} of {len(self._first)}"]

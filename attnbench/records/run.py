@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from attnbench import environment
 from attnbench.errors import AttnbenchError, refusals
 from attnbench.records import flaws, strict
-from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key
+from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key, of_kind
 from attnbench.workload import Workload
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def as_frame(rows: Iterable[Row]) -> "pd.DataFrame":
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
     frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
-    frame["converged"] = frame["converged"].map(bool).astype(bool)
+    for flag in of_kind("flag"):
+        frame[flag] = frame[flag].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])
     for column in TEXTS:
         frame[column] = frame[column].fillna("")

@@ -36,6 +36,7 @@ SCHEMA_COLUMNS = (
     Column("variant", "name", "", "its bare name"),
     Column("family", "name", "", "exact, sparse, quantized, kernel or recurrent: which tolerance it is held to"),
     Column("implementation", "text", "", "what ran, as the variant says"),
+    Column("emulated", "flag", "", "whether that stands in for what the variant is about, as int8 by float32", "0.2.0"),
     Column("distribution", "text", "", "the package that brought it, with its version"),
     Column("baseline", "text", "", "what speedup refers to; empty for nothing"),
     Column("scope", "name", "", "attention alone or inside a block"),

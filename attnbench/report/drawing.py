@@ -5,8 +5,9 @@ stays behind.
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 import numpy as np
@@ -16,19 +17,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
 
 from attnbench.analysis.frames import finished
-from attnbench.report import scales
+from attnbench.report import labels, scales, units
 from attnbench.report.prepare import Panel
-from attnbench.report.style import FONT, Style
+from attnbench.report.style import FONT, SHADES, Style, shade
 from attnbench.stats import powers
 
 PANELS = 6
 """A figure holds at most so many panels; a report with more draws several figures."""
 
-GREY = "#555555"
+GREY = labels.GREY
 LINE = 0.21  # inches a line of a legend
+_NONE: Mapping[str, str] = MappingProxyType({})
 _SMALLEST_ERROR = 1e-9  # a smaller error, or none at all, is drawn here: a logarithm has no zero
 
 styled = matplotlib.rc_context(
@@ -88,52 +89,52 @@ def ends(values: Iterable[pd.Series | pd.DataFrame]) -> tuple[float, float]:
     return float(flat.min()), float(flat.max())
 
 
-def _gone(panel: Panel) -> pd.DataFrame:
-    """A panel's cells without a number."""
-    return panel.frame.drop(index=finished(panel.frame).index)
-
-
-def any_loose(rows: pd.DataFrame) -> bool:
-    return bool(rows["converged"].eq(False).any())
-
-
 # Marks
 
 
-def lines(ax: Axes, rows: pd.DataFrame, style: Style, y: str, low: str = "", high: str = "") -> None:
-    """One line a plugin, with a band and bars for its interval; a hollow marker where it did not converge."""
-    if rows.empty:
-        return
-    size = {"markersize": 6.5, "markeredgewidth": 0.8}
-    sns.lineplot(rows, x="length", y=y, dashes=False, estimator=None, ax=ax, zorder=3, **style.marks, **size)
-    for plugin, part in rows.groupby("plugin"):
-        colour, marker = style.colours[str(plugin)], style.markers[str(plugin)]
+def lines(
+    ax: Axes,
+    rows: pd.DataFrame,
+    style: Style,
+    y: str,
+    low: str = "",
+    high: str = "",
+    *,
+    more: Mapping[str, str] = _NONE,
+) -> None:
+    """One line a plugin, named at its end, with a band and bars for its interval.
+
+    Dashed where what ran only stands in for the variant, a hollow marker where it did not converge. more: what is told
+    of a plugin behind its name.
+    """
+    for name, part in rows.groupby("plugin"):
+        plugin = str(name)
+        colour, marker = style.colours[plugin], style.markers[plugin]
+        dashes = "--" if part["emulated"].any() else "-"
+        ax.plot(part["length"], part[y], dashes, color=colour, marker=marker, markersize=6.5, markeredgecolor="white",
+                markeredgewidth=0.8, zorder=3)  # fmt: skip
         if low:
             known = part.dropna(subset=[low, high])
-            ax.fill_between(known["length"], known[low], known[high], color=colour, alpha=0.2, linewidth=0, zorder=2)
+            ax.fill_between(known["length"], known[low], known[high], color=colour, alpha=0.13, linewidth=0, zorder=2)
             ax.vlines(known["length"], known[low], known[high], color=colour, linewidth=1.2, zorder=2)
             loose = part[part["converged"].eq(False)]
             ax.plot(loose["length"], loose[y], linestyle="", marker=marker, markersize=6.5, markerfacecolor="white",
                     markeredgecolor=colour, markeredgewidth=1.4, zorder=4)  # fmt: skip
+    labels.at_ends(ax, rows, y, style, more)
 
 
-def mark_missing(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
-    """A cross at the top for each cell without a number, so that a line that ends says that it ends.
+def exponents(panel: Panel, column: str) -> dict[str, str]:
+    """Of each plugin the power of the length l that `column` grows by."""
+    found = {}
+    for plugin, part in drawable(panel.frame, column).groupby("plugin"):
+        if fit := powers.fit_exponent(list(part["length"]), list(part[column])):
+            found[str(plugin)] = f"$l^{{\\,{fit.value:z.2f}}}$"  # z: what rounds to zero has no sign
+    return found
 
-    Panels that share a scale leave the same room for it.
-    """
-    height = max(0.045 * _gone(each)["plugin"].nunique() for each in shared)
-    if not height:
-        return
-    gone = _gone(panel)
-    plugins = [plugin for plugin in style.plugins if plugin in set(gone["plugin"])]
-    height += 0.02
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** (height / (1 - height)))
-    for row, plugin in enumerate(plugins):
-        lengths = gone.loc[gone["plugin"] == plugin, "length"]
-        ax.plot(lengths, [1 - 0.025 - 0.045 * row] * len(lengths), linestyle="", marker="x", markersize=6,
-                markeredgewidth=1.6, color=style.colours[plugin], transform=ax.get_xaxis_transform())  # fmt: skip
+
+def ratios(rows: pd.DataFrame, column: str) -> dict[str, str]:
+    """Of each plugin the last of its ratios."""
+    return {str(plugin): units.ratio(float(part[column].iloc[-1])) for plugin, part in rows.groupby("plugin")}
 
 
 def against_length(ax: Axes, panel: Panel, label: str, always: bool = False) -> None:
@@ -144,56 +145,37 @@ def against_length(ax: Axes, panel: Panel, label: str, always: bool = False) -> 
 
 # Legends and layout
 
-LOOSE = Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white", markeredgewidth=1.4,
+_LOOSE = Line2D([], [], color=GREY, marker="o", linestyle="", markerfacecolor="white", markeredgewidth=1.4,
                label="hollow: less precise than asked")  # fmt: skip
-_MISSING = Line2D([], [], color=GREY, marker="x", linestyle="", markeredgewidth=1.6, label="no number (see the tables)")
+_EMULATED = Line2D([], [], color=GREY, linestyle="--", label="dashed: emulated, its time is not the variant's own")
 
 
-def _handle(style: Style, plugin: str, label: str) -> Line2D:
-    return Line2D([], [], color=style.colours[plugin], marker=style.markers[plugin], markeredgecolor="white",
-                  markersize=7, label=label)  # fmt: skip
-
-
-def explained(panel: Panel) -> list[Line2D]:
-    """Entries for the marks that a panel has: hollow ones and crosses."""
-    loose = [LOOSE] if any_loose(finished(panel.frame)) else []
-    return [*loose, *([_MISSING] if len(_gone(panel)) else [])]
-
-
-def entries(panel: Panel, style: Style, column: str) -> list[Line2D]:
-    """A panel's legend: each plugin, a cross or a line, with the exponent fitted to its `column`."""
-    rows = drawable(panel.frame, column)
-    handles = []
-    for plugin in style.plugins:
-        if plugin in set(panel.frame["plugin"]):
-            part = rows[rows["plugin"] == plugin]
-            fit = powers.fit_exponent(list(part["length"]), list(part[column]))
-            # z: what rounds to zero has no sign
-            growth = f"   $l^{{\\,{fit.value:z.2f}}}$  [{fit.low:z.2f}, {fit.high:z.2f}]" if fit else ""
-            handles.append(_handle(style, plugin, style.figure_name(plugin) + growth))
-    return [*handles, *(mark for mark in explained(panel) if mark is not LOOSE or column == "latency_s")]
-
-
-def _legend_below(ax: Axes, handles: Sequence[Line2D]) -> None:
-    below = ax.transAxes + ScaledTranslation(0, -42 / 72, ax.figure.dpi_scale_trans)
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, borderaxespad=0)
+def explained(frame: pd.DataFrame, loose: bool = True) -> list[Line2D]:
+    """Entries of a legend for the marks that rows have: hollow ones, where those are drawn, and dashes."""
+    rows = finished(frame)
+    hollow = [_LOOSE] if loose and rows["converged"].eq(False).any() else []
+    return [*hollow, *([_EMULATED] if rows["emulated"].any() else [])]
 
 
 def legend(figure: Figure, style: Style, plugins: Iterable[str], extra: Sequence[Line2D] = ()) -> None:
-    """One legend for the whole figure, under it; the figure grows by what the legend takes."""
-    present = set(plugins)
-    handles = [_handle(style, p, style.figure_name(p)) for p in style.plugins if p in present]
+    """What the colours of families mean, and `extra`, under the whole figure, which grows by what they take."""
+    present = {style.families[plugin] for plugin in plugins}
+    handles = [Line2D([], [], color=shade(family), linewidth=5, solid_capstyle="butt", label=family)
+               for family in SHADES if family in present and family]  # fmt: skip
     handles += extra
+    if not handles:
+        return
     room = figure.get_figwidth() * 13  # characters
     columns = next((n for n in range(len(handles), 1, -1) if _characters(handles, n) <= room), 1)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    by_rows = [handle for column in range(columns) for handle in handles[column::columns]]
+    figure.legend(handles=by_rows, loc="outside lower center", ncols=columns)
     figure.set_figheight(figure.get_figheight() + LINE * -(-len(handles) // columns))
 
 
 def _characters(handles: Sequence[Line2D], columns: int) -> int:
-    """About how wide a legend of `columns` columns is; matplotlib fills it column by column."""
-    parts = np.array_split([len(str(handle.get_label())) + 7 for handle in handles], columns)
-    return sum(int(part.max()) for part in parts)
+    """About how wide a legend of `columns` columns is."""
+    parts = [[len(str(handle.get_label())) + 7 for handle in handles[column::columns]] for column in range(columns)]
+    return sum(max(part) for part in parts)
 
 
 def lay_out(figure: Figure) -> None:
@@ -202,6 +184,7 @@ def lay_out(figure: Figure) -> None:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine("none")
+        labels.spread(figure)
 
 
 Fill = Callable[[Axes, Panel, Style, Sequence[Panel]], None]
@@ -216,28 +199,27 @@ def draw(
     column: str,
     fill: Fill,
     extra: Sequence[Line2D] = (),
-    height: float = 3.4,
-    exponents: bool = False,
+    height: float = 3.6,
+    loose: bool = True,
+    pad: float = 6.0,
 ) -> Figure | None:
     """A figure with axes for each panel that has `drawable` rows of `column`; None where there is no such panel.
 
-    extra: entries of the legend behind the plugins'. height: of the axes, inches. exponents: whether those fitted to
-    `column` are told, in a legend below each panel in place of the one for all.
+    extra: entries of the legend behind the families'. height: of the axes, inches. loose: whether `fill` draws hollow
+    what did not converge. pad: points between axes and their title.
     """
     panels = [panel for panel in panels if len(drawable(panel.frame, column))]
     if not panels:
         return None
-    below = [[*entries(panel, style, column), *extra] for panel in panels if exponents]
-    figure, axes = grid(len(panels), height + 0.4 * exponents + LINE * max(map(len, below), default=0))
+    figure, axes = grid(len(panels), height)
     for ax, panel in zip(axes, panels, strict=True):
         fill(ax, panel, style, panels)
-        ax.set_title(folded(panel.title, 58))
-    for ax, handles in zip(axes, below, strict=False):
-        _legend_below(ax, handles)
-    if not below:
-        shown = pd.concat([drawable(panel.frame, column)["plugin"] for panel in panels])
-        legend(figure, style, shown, extra)
+        ax.set_title(folded(panel.title, 58), pad=pad)
+        labels.below(ax, panel, style)
+    shown = pd.concat([drawable(panel.frame, column) for panel in panels])
+    legend(figure, style, shown["plugin"], [*explained(shown, loose), *extra])
     suptitle(figure, title, panels[0].shared)
+    lay_out(figure)
     return figure
 
 

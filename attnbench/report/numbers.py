@@ -75,7 +75,8 @@ def _grid(panel: Panel, names: Mapping[str, str], machines: Mapping[str, str], m
     heading = ", ".join(dict.fromkeys(filter(None, (panel.title, panel.shared))))
     where = [f"on {machines[run]}" for run in frame["run"].unique() if run in machines]
     told = "a call (median)" + (f", speedup over {names.get(base, base)} with half its 95% interval" if base else "")
-    return Grid(f"{'; '.join([heading, *where])}: {told}", [panel.axis, *(names[p] for p in able)], table, notes)
+    heads = [names[p] + (" (emulated)" if any(row["emulated"] for row in rows[p]) else "") for p in able]
+    return Grid(f"{'; '.join([heading, *where])}: {told}", [panel.axis, *heads], table, notes)
 
 
 def _rank(rows: Sequence[Row]) -> tuple[bool, float]:
@@ -105,7 +106,8 @@ def over(ratio: float, low: float | None, high: float | None) -> str:
     """ "1.31x ±2%"; without an interval "1.31x ±?"."""
     if low is None or high is None or not units.known(low, high):
         return f"{units.ratio(ratio)} ±?"
-    return f"{ratio:.3g}x ±{units.percent(max((high - low) / 2 / ratio, 1e-3), digits='.2g')}"
+    half = max((high - low) / 2 / ratio, 1e-3)
+    return f"{ratio:.3g}x ±{units.percent(half, digits='.2g' if half < 0.995 else '.0f')}"
 
 
 def _worst(rows: Sequence[Row]) -> float | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from attnbench.analysis.frames import finished
 from attnbench.records.schema import Meta
 from attnbench.report import drawing
+from attnbench.report.explore import explorer
 from attnbench.report.figures import block, deviation, latency, memory, overview, roofline, speedup, tradeoff
 from attnbench.report.findings import findings
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
@@ -76,6 +78,10 @@ FIGURES = {
 }
 
 
+_SCRIPTS = ("assets/d3.min.js", *(f"browser/{name}.js" for name in ("tell", "theme", "tables", "chart", "explore")))
+_ROOM = 2_800_000  # bytes of a page; what pictures find no room in it lie beside it
+
+
 @dataclass(frozen=True)
 class Picture:
     """One figure on the page: `name` is its file's, without a suffix."""
@@ -106,12 +112,13 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path) -> Path:
         if re.fullmatch(rf"({'|'.join(FIGURES)})(-\d+)?\.(png|svg)", path.name):
             path.unlink()
     pictures = list(_pictures(panels, style, "; ".join(_machines(runs)), folder))
-    page = _content(frame, panels, runs, style, pictures)
+    page = _content(frame, panels, runs, style, pictures) | {"explorer": explorer(panels, style), "embedded": ()}
     markdown = _templates(finalize=escape_markdown, keep_trailing_newline=True)
     page["pull_request"] = markdown.get_template("pull_request.md.j2").render(page)
     (out / "report.md").write_text(markdown.get_template("report.md.j2").render(page), encoding="utf-8")
     index = out / "index.html"
     html = _templates(autoescape=True).get_template("report.html.j2")
+    page["embedded"] = _fitting(pictures, _ROOM - len(html.render(page).encode()))
     index.write_text(html.render(page), encoding="utf-8")
     return index
 
@@ -126,6 +133,12 @@ def _pictures(panels: Sequence[Panel], style: Style, machines: str, folder: Path
             svg = base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()
             of = f" ({number} of {len(figures)})" if len(figures) > 1 else ""
             yield Picture(name, title + of, read if number == 1 else "", svg, round(100 * figure.get_figwidth()))
+
+
+def _fitting(pictures: Sequence[Picture], room: int) -> set[str]:
+    """The names of the first pictures, as many as fit into so many bytes."""
+    sizes = accumulate(len(picture.svg) for picture in pictures)
+    return {picture.name for picture, size in zip(pictures, sizes, strict=True) if size <= room}
 
 
 def _content(
@@ -172,6 +185,7 @@ def _templates(**settings: Any) -> Environment:
     loader = FileSystemLoader(here)
     made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
     made.globals["css"] = Markup((here / "report.css").read_text(encoding="utf-8"))
+    made.globals["scripts"] = [Markup((here / name).read_text(encoding="utf-8")) for name in _SCRIPTS]
     made.filters["fenced"] = fenced
     return made
 

@@ -5,7 +5,7 @@ A panel holds one problem at many lengths, and differs from its neighbours by na
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -29,7 +29,7 @@ def prepared(frame: pd.DataFrame, runs: Sequence[Meta] = ()) -> pd.DataFrame:
     frame = filled(frame.reset_index(drop=True))
     frame["variant"] = frame["variant"].astype(object).fillna(frame["plugin"].astype(str).str.split(":").str[0])
     frame["run"] = frame["run"].fillna("").astype(str)
-    frame["converged"] = frame["converged"].ne(False)
+    frame["converged"], frame["emulated"] = frame["converged"].ne(False), frame["emulated"].eq(True)
     frame = frame.sort_values(["run", "plugin"], kind="stable") if frame["run"].nunique() > 1 else frame
     return frame.join([shares.attention_share(frame), shares.amdahl(frame), attainable.columns(frame, runs)])
 
@@ -49,12 +49,14 @@ class Panel:
     shared: what all panels have in common.
     axis: what `length` counts.
     frame: the rows, with a column `length` in tokens, sorted by it.
+    words: each dimension of the problem in words, usual values as empty ones.
     """
 
     title: str
     shared: str
     axis: str
     frame: pd.DataFrame
+    words: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
@@ -87,7 +89,8 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
         part = rows[groups == key].sort_values(["length", "plugin"], kind="stable")
         title = ", ".join(word for word in key.split("\0") if word)
         by_keys = (part["length"] != part["seq"]).any() or (part["seq"].nunique() == 1 < part["kv_seq"].nunique())
-        panels.append(Panel(title, shared, "key length" if by_keys else "length", part))
+        own = {str(name): str(word) for name, word in words.loc[part.index[0]].items()}
+        panels.append(Panel(title, shared, "key length" if by_keys else "length", part, own))
     return panels
 
 

@@ -60,7 +60,7 @@ def build(plugin: Plugin, workload: Workload) -> Built:
 class Task:
     """One plugin's call for one workload.
 
-    call: what is timed; see the module. plain: its forward pass. implementation, density: as the plugin says.
+    call: what is timed; see the module. plain: its forward pass. implementation, density, emulated: as the plugin says.
     parts: the attention problems of one layer. definitions, gates: for each of them.
     bytes: of all tensors that it is known to hold: parameters, past and state.
     past: for each layer and problem, key, value and gates of the tokens before; empty lists but for phase decode.
@@ -78,6 +78,7 @@ class Task:
         first = next(iter(made.values()))
         self.implementation = ", ".join(dict.fromkeys(str(each.implementation) for each in made.values()))
         self.density = first.density
+        self.emulated = any(bool(plugin.emulated(entry)) for part in self.parts.values() for entry in part.entries())
         self._taps: list[Tap] | None = None
         self.past: list[dict[str, list[Tensor]]] = []
         self.cache_bytes = 0

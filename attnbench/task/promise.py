@@ -15,13 +15,14 @@ class Promise:
 
     unsupported: why it can't, None where it can. workspace: bytes beside inputs and output, None if unknown.
     flops: operations as it counts them, those of a block around it included.
-    runs: which of its implementations, and why not a better one; empty where it has only one.
+    runs: which of its implementations, and why not a better one; empty where it has only one. emulated: as it says.
     """
 
     unsupported: str | None
     workspace: int | None = None
     flops: int = 0
     runs: str = ""
+    emulated: bool = False
 
 
 def promise(plugin: Plugin, workload: Workload) -> Promise:
@@ -39,6 +40,7 @@ def promise(plugin: Plugin, workload: Workload) -> Promise:
         None if None in workspaces else max(int(w) for w in workspaces if w is not None),
         int(others + workload.layers * sum(own)),
         ", ".join(dict.fromkeys(_runs(plugin, part) for part in parts)),
+        any(bool(plugin.emulated(part)) for part in parts),
     )
 
 

@@ -111,6 +111,7 @@ class Subject:
         columns = checked.columns | {
             "timing": self.timer.how,
             "implementation": printable(str(task.implementation)),
+            "emulated": task.emulated,
             "density": None if task.density is None else float(task.density),
         }
         columns |= self._watched("start", 0.0)

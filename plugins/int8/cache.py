@@ -89,7 +89,7 @@ def implementations() -> Sequence[Implementation]:
 
     return (
         Implementation("avx512", _no_call, unsupported, decoding=native),  # what it holds is little
-        Implementation("torch", _no_call, workspace_bytes=_torch_bytes, decoding=plain),
+        Implementation("torch", _no_call, workspace_bytes=_torch_bytes, decoding=plain, emulated=True),  # as float32
     )
 
 

@@ -28,7 +28,9 @@ def implementation(rows: int) -> Implementation:
         how = "torch._int_mm" if both.integers else "int8 multiplied as float32"
         return Attention(both, f"{how}, strips of {both.strip} rows")
 
-    return Implementation("torch", build, _unsupported, workspace_bytes=_workspace_bytes)
+    return Implementation(
+        "torch", build, _unsupported, workspace_bytes=_workspace_bytes, emulated=not multiplies_int8()
+    )
 
 
 def _unsupported(workload: Workload) -> str | None:

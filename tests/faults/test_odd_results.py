@@ -132,6 +132,7 @@ def test_no_command_stumbles_over_null_figures(which: str, tmp_path: Path) -> No
         pd.read_parquet(io.BytesIO(exports.parquet([path])))
     )
     page = write_report(records.load(path), [records.read_meta(path)], tmp_path / "page").read_text()
+    page = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     texts = re.sub(r'"data:[^"]*"', "", page) + (tmp_path / "page" / "report.md").read_text()
     assert not re.search(r"\b(nan|inf)\b", texts, re.IGNORECASE)
 
@@ -152,6 +153,16 @@ def test_the_fastest_has_a_latency(latency: float | None) -> None:
     first, second = said.getvalue().splitlines()
     assert "fastest" not in first
     assert "fastest sdpa 2 ms" in second
+
+
+def test_the_leader_so_far_is_named() -> None:
+    said = io.StringIO()
+    with Watch(Console(file=said, width=200), 6) as watch:
+        for naive, sdpa in ((0.001, 0.002), (0.004, 0.003), (0.009, 0.005)):
+            watch.rows([row("naive", latency_s=naive), row("sdpa", latency_s=sdpa)], 9.0)
+    first, *_, last = said.getvalue().splitlines()
+    assert "leading" not in first
+    assert last.endswith("(at most 9 s left; leading: sdpa, fastest in 2 of 3)")
 
 
 # run.json, and whatever else is written.

@@ -19,13 +19,13 @@ READ_SHARE = (
 )
 
 READ_AMDAHL = (
-    "Solid: the block's speedup over the baseline's block, as measured. Dashed: what Amdahl's law makes of the "
+    "Solid: the block's speedup over the baseline's block, as measured. Dotted: what Amdahl's law makes of the "
     "speedup of attention alone and of attention's share of the baseline's block. Where the solid line lies lower, "
     "the variant costs the rest of the block something: caches, or the layout of its output; or the machine was "
     "slower while attention alone was measured than while the block was."
 )
 
-_PREDICTED = Line2D([], [], color=drawing.GREY, linestyle="--", linewidth=1.2, label="by Amdahl's law")
+_PREDICTED = Line2D([], [], color=drawing.GREY, linestyle=":", linewidth=1.4, label="by Amdahl's law")
 
 
 def _fill_share(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
@@ -39,11 +39,11 @@ def _fill_share(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> Non
 
 def _fill_amdahl(ax: Axes, panel: Panel, style: Style, _: Sequence[Panel]) -> None:
     rows, columns = drawing.drawable(panel.frame, "amdahl"), ["speedup", "speedup_low", "speedup_high"]
-    drawing.lines(ax, rows, style, *columns)
+    drawing.lines(ax, rows, style, *columns, more=drawing.ratios(rows, "speedup"))
     for plugin, part in rows.groupby("plugin"):
-        ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle="--", linewidth=1.2)
+        ax.plot(part["length"], part["amdahl"], color=style.colours[str(plugin)], linestyle=":", linewidth=1.4)
     scales.ratio_axis(ax, *drawing.ends([pd.Series([1.0]), rows[[*columns, "amdahl"]]]))
-    ax.axhline(1.0, color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
+    ax.axhline(1.0, color=drawing.GREY, linewidth=1, zorder=1)
     drawing.against_length(ax, panel, f"block's speedup over {drawing.baseline_name(rows, style)}", always=True)
 
 

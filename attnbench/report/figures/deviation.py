@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from attnbench.report import drawing, scales
+from attnbench.report import drawing, labels, scales
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
 
@@ -18,22 +17,19 @@ READ = (
 )
 
 _RED = "#b00020"
-_WRONG = Line2D(
-    [], [], color=drawing.GREY, marker="x", linestyle="", markeredgewidth=2, label="wrong (reason in the tables)"
-)
 
 
 @drawing.styled
 def deviation(panels: Sequence[Panel], style: Style) -> Figure | None:
     """Both errors against length, side by side: whether a variant is right, and what it costs.
 
-    The tolerance that the implementation error is held to is drawn on the left; a wrong cell is a cross.
+    The tolerance that the implementation error is held to is drawn on the left; a wrong cell is named below it.
     """
     kinds = ("implementation_rel_l2", "approximation_rel_l2")
     panels = [panel for panel in panels if any(len(drawing.with_error(panel.frame, kind)) for kind in kinds)]
     if not panels:
         return None
-    figure, axes = drawing.grid(2 * len(panels), height=3.4)
+    figure, axes = drawing.grid(2 * len(panels), height=3.6)
     titles = (
         "Is it right? Implementation error,\nagainst the function that the variant defines",
         "What does it cost? Approximation error,\nagainst exact softmax attention",
@@ -45,17 +41,16 @@ def deviation(panels: Sequence[Panel], style: Style) -> Figure | None:
         for ax, kind, title in zip(axes[2 * i : 2 * i + 2], kinds, titles, strict=True):
             rows = drawing.with_error(panel.frame, kind)
             drawing.lines(ax, rows[rows["status"] == "ok"], style, "error")
-            wrong = rows[rows["status"] == "wrong"]
-            ax.scatter(wrong["length"], wrong["error"], marker="x", s=70, linewidths=2, zorder=4, clip_on=False,
-                       color=[style.colours[p] for p in wrong["plugin"]])  # fmt: skip
             scales.error_axis(ax, min(drawn), max(drawn))
             drawing.against_length(ax, panel, "relative l2 error")
             ax.set_title(f"{drawing.folded(panel.title, 58)}\n{title}".strip())
+        labels.below(axes[2 * i], panel, style)
         for number, (tolerance, who) in enumerate(tolerances[panel.title]):
-            _tolerance_line(axes[2 * i], tolerance, who, left=number % 2 == 1)
-    extra = [_WRONG] if any((panel.frame["status"] == "wrong").any() for panel in panels) else []
-    drawing.legend(figure, style, [plugin for panel in panels for plugin in panel.frame["plugin"]], extra)
+            _tolerance_line(axes[2 * i], tolerance, who, above=number % 2 == 1)
+    shown = pd.concat([panel.frame for panel in panels])
+    drawing.legend(figure, style, shown["plugin"], drawing.explained(shown, loose=False))
     drawing.suptitle(figure, "Two errors that mean different things", panels[0].shared)
+    drawing.lay_out(figure)
     return figure
 
 
@@ -66,8 +61,8 @@ def _tolerances(frame: pd.DataFrame) -> list[tuple[float, str]]:
     return [(float(str(tolerance)), who if len(families) > 1 else "") for tolerance, who in families.items()]
 
 
-def _tolerance_line(ax: Axes, tolerance: float, who: str, left: bool) -> None:
-    ax.axhline(tolerance, color=_RED, linewidth=1.2, linestyle="--", zorder=1)
-    ax.annotate(f"tolerance{f' ({who})' if who else ''}", (0.005 if left else 0.995, tolerance),
-                xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-                ha="left" if left else "right", va="bottom", fontsize=8, color=_RED)  # fmt: skip
+def _tolerance_line(ax: Axes, tolerance: float, who: str, above: bool) -> None:
+    ax.axhline(tolerance, color=_RED, linewidth=1, zorder=1)
+    ax.annotate(f"tolerance{f' ({who})' if who else ''}", (0.005, tolerance),
+                xycoords=("axes fraction", "data"), xytext=(0, 2 if above else -2), textcoords="offset points",
+                ha="left", va="bottom" if above else "top", fontsize=8, color=_RED)  # fmt: skip

@@ -13,7 +13,7 @@ from attnbench.report.style import Style
 
 READ = (
     "Inputs, output and workspace of one call, lower is leaner. The dotted line is inputs and output alone, which "
-    "no variant can avoid: what lies above it is workspace."
+    "no variant can avoid: what lies above it is workspace. Behind a name stands the fitted power of the length l."
 )
 
 FLOOR = Line2D([], [], color=drawing.GREY, linestyle=":", linewidth=1.4, label="inputs and output alone")
@@ -21,13 +21,18 @@ FLOOR = Line2D([], [], color=drawing.GREY, linestyle=":", linewidth=1.4, label="
 
 def fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None:
     """See `drawing.Fill`."""
-    drawing.lines(ax, drawing.drawable(panel.frame, "peak_bytes"), style, "peak_bytes")
+    drawing.lines(
+        ax,
+        drawing.drawable(panel.frame, "peak_bytes"),
+        style,
+        "peak_bytes",
+        more=drawing.exponents(panel, "peak_bytes"),
+    )
     floor = _floor(panel)
     ax.plot(floor.index, floor, color=drawing.GREY, linestyle=":", linewidth=1.4, zorder=1)
     peaks = [drawing.drawable(each.frame, "peak_bytes")["peak_bytes"] for each in shared]
     scales.byte_axis(ax, *drawing.ends([*peaks, *(_floor(each) for each in shared)]))
     drawing.against_length(ax, panel, "peak memory of a call")
-    drawing.mark_missing(ax, panel, style, shared)
 
 
 def _floor(panel: Panel) -> pd.Series:
@@ -38,6 +43,6 @@ def _floor(panel: Panel) -> pd.Series:
 
 
 memory = partial(
-    drawing.draw, title="Peak memory of one call", column="peak_bytes", fill=fill, extra=[FLOOR], exponents=True
+    drawing.draw, title="Peak memory of one call", column="peak_bytes", fill=fill, extra=[FLOOR], loose=False
 )
 """Peak memory of a call (inputs, output and workspace) against length, log-log, with the fitted exponent."""

@@ -1,34 +1,35 @@
-"""The figure that stands first: latency, memory, speedup and speed against error of one panel."""
+"""The figure that stands first: speedup, latency, memory and speed against error of one panel."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attnbench.report import drawing, units
-from attnbench.report.figures import latency, memory, speedup, tradeoff
+from attnbench.report import drawing, labels, units
+from attnbench.report.figures import latency, memory, speedup, tradeoff, winners
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
 
 READ = "Every panel is explained with its own figure below."
 
 _PARTS: tuple[tuple[str, str, drawing.Fill, str], ...] = (
+    ("Speedup over the baseline", "speedup", speedup.fill, "no speedup: the baseline has no number"),
     ("Latency", "latency_s", latency.fill, ""),
     ("Peak memory", "peak_bytes", memory.fill, "no memory was measured"),
-    ("Speedup over the baseline", "speedup", speedup.fill, "no speedup: the baseline has no number"),
 )
 
 
 @drawing.styled
 def overview(panel: Panel, style: Style, machine: str) -> Figure | None:
-    """Latency, memory, speedup and speed against error of one panel in one picture."""
+    """Speedup, latency, memory and speed against error of one panel in one picture."""
     if not len(drawing.drawable(panel.frame, "latency_s")):
         return None
-    figure, axes = drawing.grid(4, height=3.3)
+    figure, axes = drawing.grid(4, height=3.7)
     for ax, (title, column, fill, lacking) in zip(axes, _PARTS, strict=False):
         if len(drawing.drawable(panel.frame, column)):
             fill(ax, panel, style, [panel])
         else:
             _empty(ax, lacking)
-        ax.set_title(title)
+        ax.set_title(title, pad=winners.PAD if fill is speedup.fill and ax.axison else 6)
+    labels.below(axes[1], panel, style)
     traded = tradeoff.traded(panel.frame)
     if len(traded):
         # The longest length among those that the most variants finished.
@@ -40,11 +41,12 @@ def overview(panel: Panel, style: Style, machine: str) -> Figure | None:
     else:
         _empty(axes[3], "no error was measured")
         axes[3].set_title("Speed against error")
-    drawing.legend(figure, style, panel.frame["plugin"], [*drawing.explained(panel), memory.FLOOR, tradeoff.FRONT])
+    extra = [*drawing.explained(panel.frame), memory.FLOOR, tradeoff.FRONT]
+    drawing.legend(figure, style, panel.frame["plugin"], extra)
     drawing.suptitle(figure, ", ".join(part for part in (panel.title, panel.shared) if part), machine)
     drawing.lay_out(figure)
     if len(traded):
-        tradeoff.label_front(figure, axes[3], traded, style)
+        tradeoff.label(figure, axes[3], traded, style)
     return figure
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from attnbench.report import drawing, scales, units
+from attnbench.report import drawing, labels, scales, units
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
 
@@ -30,7 +30,8 @@ def _fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None
     lengths = sorted(set(everywhere["length"]))
     for plugin, part in rows.groupby("plugin"):
         colour = style.colours[str(plugin)]
-        ax.plot(part["intensity"], part["achieved_flops_per_s"], color=colour, linewidth=1, alpha=0.6, zorder=2)
+        dashes = "--" if part["emulated"].any() else "-"
+        ax.plot(part["intensity"], part["achieved_flops_per_s"], dashes, color=colour, linewidth=1, zorder=2)
         points = list(zip(part["intensity"], part["achieved_flops_per_s"], part["length"], strict=True))
         for x, y, length in reversed(points):  # the small ones on top
             size = _SMALLEST + (_LARGEST - _SMALLEST) * (lengths.index(length) + 1) / len(lengths)
@@ -43,6 +44,7 @@ def _fill(ax: Axes, panel: Panel, style: Style, shared: Sequence[Panel]) -> None
     scales.log_axis(ax, left / 4, right, lambda value: f"{value:g}", base=10, steps=scales.TENS, axis="x")
     scales.log_axis(ax, low / 1.3, high * 1.3, lambda value: scales.trim(units.rate(value)), 10, scales.TENS)
     _roofs(ax, rows)
+    labels.at_ends(ax, rows, "achieved_flops_per_s", style, x="intensity")
     ax.set_xlabel("operations a byte that has to move")
     drawing.ylabel(ax, "operations a second")
 
@@ -67,7 +69,7 @@ def _roofs(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 _TITLE, _COLUMN = "What was reached of what is attainable", "achieved_flops_per_s"
-roofline = partial(drawing.draw, title=_TITLE, column=_COLUMN, fill=_fill, extra=[_LONGER], height=3.8)
+roofline = partial(drawing.draw, title=_TITLE, column=_COLUMN, fill=_fill, extra=[_LONGER], height=3.8, loose=False)
 """Operations a second against operations a byte, log-log, under the roofs of memory and of matrix products.
 
 The frames carry what `analysis.attainable.columns` gives.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from attnbench.analysis import compare
-from attnbench.report import drawing, scales, units
+from attnbench.report import drawing, labels, scales, units
 from attnbench.report.prepare import Panel
 from attnbench.report.style import Style
 
@@ -21,7 +20,7 @@ READ = (
 )
 
 FRONT = Line2D([], [], color=drawing.GREY, marker="o", linestyle=":", linewidth=1, markersize=11,
-               markerfacecolor="none", label="Pareto front: nothing is both faster and closer")  # fmt: skip
+               markerfacecolor="none", label="ringed: nothing is faster and closer")  # fmt: skip
 
 
 @drawing.styled
@@ -36,21 +35,23 @@ def tradeoff(panel: Panel, style: Style) -> Figure | None:
     for ax, length in zip(axes, lengths, strict=True):
         fill(ax, rows[rows["length"] == length], style, rows)
         ax.set_title(f"{panel.axis} {units.length(length)}")
-    drawing.legend(figure, style, rows["plugin"], [FRONT])
+    drawing.legend(figure, style, rows["plugin"], [*drawing.explained(rows, loose=False), FRONT])
     drawing.suptitle(figure, f"Speed against error{panel.title and f': {panel.title}'}", panel.shared)
     drawing.lay_out(figure)
     for ax, length in zip(axes, lengths, strict=True):
-        label_front(figure, ax, rows[rows["length"] == length], style)
+        label(figure, ax, rows[rows["length"] == length], style)
     return figure
 
 
 def fill(ax: Axes, rows: pd.DataFrame, style: Style, all_rows: pd.DataFrame) -> None:
     """Speedup against error of one workload; `all_rows` sets the limits, so that neighbours compare."""
-    ax.axhline(1.0, color="#a0a0a0", linewidth=1, linestyle="--", zorder=1)
+    ax.axhline(1.0, color="#a0a0a0", linewidth=1, zorder=1)
     front = rows[_on_front(rows)].sort_values("error")
     ax.step(front["error"], front["speedup"], where="post", color=drawing.GREY, linewidth=1, linestyle=":", zorder=1)
     ax.scatter(front["error"], front["speedup"], s=190, fc="none", ec=drawing.GREY, linewidth=1.2, zorder=2)
-    sns.scatterplot(rows, x="error", y="speedup", s=70, ax=ax, zorder=3, **style.marks)
+    for plugin, part in rows.groupby("plugin"):
+        ax.scatter(part["error"], part["speedup"], s=60, zorder=3, marker=style.markers[str(plugin)],
+                   color=style.colours[str(plugin)], edgecolor="white")  # fmt: skip
     low, high = all_rows["error"].min(), all_rows["error"].max()
     scales.error_axis(ax, low / 2, high * 2, axis="x")
     scales.ratio_axis(ax, min(1.0, all_rows["speedup"].min()) / 1.15, max(1.0, all_rows["speedup"].max()) * 1.15)
@@ -67,28 +68,28 @@ def _on_front(rows: pd.DataFrame) -> list[bool]:
     return compare.pareto_front(list(rows["error"]), list(rows["speedup"]), compare.rounding_floor(rows))
 
 
-def label_front(figure: Figure, ax: Axes, rows: pd.DataFrame, style: Style) -> None:
-    """Names beside the points of the front, each where it covers neither a point nor another name.
+def label(figure: Figure, ax: Axes, rows: pd.DataFrame, style: Style) -> None:
+    """Names beside the points, bold on the front, each where it covers neither a point nor another name.
 
     The layout must be final: positions are looked up in pixels.
     """
-    front = rows[_on_front(rows)]
     reach = 8 * figure.dpi / 72  # pixels: a point with its circle
     back = ax.transData.inverted()
     points = ax.transData.transform(rows[["error", "speedup"]].to_numpy(dtype=float))
     texts = [
+        # The front's line leaves a point to the right and reaches it from below: its names go up and to the left.
         ax.text(
             row["error"],
             row["speedup"],
             style.figure_name(str(row["plugin"])),
-            # The front's line leaves a point to the right and reaches it from below: a name goes up and to the left.
-            ha="right",
-            va="bottom",
+            ha="right" if on_front else "left",
+            va="bottom" if on_front else "top",
             fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            fontweight="bold" if on_front else "normal",
+            color=labels.ink(style.colours[str(row["plugin"])]),
             zorder=2.5,
         )
-        for _, row in front.iterrows()
+        for on_front, (_, row) in zip(_on_front(rows), rows.iterrows(), strict=True)
     ]
     adjust_text(
         texts,

@@ -34,6 +34,8 @@ def variants(frame: pd.DataFrame, style: Style) -> Table:
     rows = []
     for plugin in style.plugins:
         part = frame[frame["plugin"] == plugin]
+        ran = part["implementation"].astype(object).fillna("")
+        part = part.assign(implementation=ran.mask(part["emulated"], ran + " (emulated)"))
         done = f"{len(finished(part))} of {len(part)}"
         facts = [filter(None, part[name].dropna().unique()) for name in ("family", "implementation", "distribution")]
         rows.append([style.names[plugin], plugin, *("; ".join(each) or units.NOTHING for each in facts), done])
