@@ -10,11 +10,12 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from types import FunctionType
 from typing import Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.packages import only_whole
-from attnbench.plugin import FAMILIES, Plugin, Value
+from attnbench.plugin import FAMILIES, Plugin, Value, of_function
 
 GROUP = "attnbench.plugins"
 
@@ -116,12 +117,14 @@ def _setting(text: str, spec: str) -> tuple[str, str]:
 
 
 def load(target: str) -> type[Plugin]:
-    """Imports "module:Class". Runs the plugin's code.
+    """Imports "module:Class", or "module:function" as `of_function` takes it. Runs the plugin's code.
 
     Raises:
         TypeError: the target is no plugin. Whatever the plugin's import raises passes through.
     """
     found: Any = metadata.EntryPoint("plugin", target, GROUP).load()
+    if isinstance(found, FunctionType):
+        return of_function(found)
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise TypeError(f"{target} is no subclass of attnbench.Plugin")
     if found.family not in FAMILIES:

@@ -93,7 +93,7 @@ def guard(
     Raises:
         AttnbenchError: a plugin, an option or a size is not to be had, or there is nothing to measure.
     """
-    with planned(asked, _requests(asked.plugins, base, new)) as plan:
+    with planned(asked, (_requests(asked.plugins, base, new), None)) as plan:
         known = ceilings.stored(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads)
         settings = settings_of(plan, known)
         pairs, left = _pairs(plan.cells)

@@ -53,10 +53,10 @@ class Plan:
 
 
 @contextmanager
-def planned(asked: Asked, chosen: Sequence[Request] | None = None) -> Iterator[Plan]:
+def planned(asked: Asked, chosen: tuple[Sequence[Request], Request | None] | None = None) -> Iterator[Plan]:
     """Asks the machine and every plugin; nothing is measured.
 
-    chosen: plugins, without a baseline, in place of those that `asked` names.
+    chosen: the plugins and the baseline, in place of those that `asked` names; see `plan.choose`.
 
     Raises:
         AttnbenchError: a size, a plugin, an option or the device is not to be had.
@@ -65,7 +65,7 @@ def planned(asked: Asked, chosen: Sequence[Request] | None = None) -> Iterator[P
     _on(
         asked.sweep, early, "float32"
     ).workloads()  # what is wrong whatever the machine is said before anything is started
-    requests, base = choose(asked.plugins, asked.baseline) if chosen is None else (chosen, None)
+    requests, base = chosen or choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads) as server:
         found = ask_machine(server)
         device = device_of(asked.sweep.device, found.devices)
