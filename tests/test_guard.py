@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from attnbench.advice.guard import Look, joined
 from attnbench.advice.revisions import revisions
@@ -147,6 +151,31 @@ def test_what_can_not_be_guarded_is_one_line(repository: Path, span: str, code: 
     assert (done.returncode, (done.stdout + done.stderr).count("\n")) == (code, 1), done.stdout + done.stderr
     assert said in done.stdout + done.stderr
     assert left_behind(repository) == []
+
+
+def test_the_workflow_of_the_page_does_what_it_says(repository: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "guard.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    workflow = yaml.safe_load(text)
+    assert workflow[True] == "pull_request"  # YAML 1.1 reads `on` so
+    (job,) = workflow["jobs"].values()
+    assert job["timeout-minutes"] > 5
+    checkout, _, install, run = job["steps"]
+    assert checkout["uses"].startswith("actions/checkout@")
+    assert checkout["with"]["fetch-depth"] == 0
+    assert install["run"] == "pip install attnbench"
+    assert run["env"] == {"BASE": "origin/${{ github.base_ref }}"}
+    assert run["run"].count("--budget 300") == 1
+    small = run["run"].replace("--budget 300", shlex.join(["--budget", "8", "--plugins", "same", *SMALL]))
+    git(repository, "checkout", "-q", "base")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    summary = tmp_path / "summary.md"
+    done = subprocess.run(
+        ["bash", "-e", "-c", small], cwd=repository / "package", capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"BASE": "one", "GITHUB_STEP_SUMMARY": str(summary), "PATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| same |" in summary.read_text()
 
 
 def wheel(folder: Path, name: str, version: str, needs: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_claims_in_a_pytest_of_their_own(tmp_path: Path) -> None:
     assert 0.2 < told["test_holds"]["stats"]["median"] / claim["latency_s"] < 5
     assert told["test_own_timing"]["stats"]["rounds"] == 3
     assert len(told["test_own_timing"]["extra_info"]["attnbench"]) == 1
+
+
+def test_the_page_shows_tests_that_run(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "guard.md").read_text()
+    (text,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    for long, short in (
+        ("seq=4096", "seq=64, heads=2, threads=1, budget=5"),
+        ("by=1.5", "by=0.01"),
+        ("by=0.5", "by=0.01"),
+    ):
+        assert long in text
+        text = text.replace(long, short)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_page.py").write_text(text)
+    done = pytest_in(tmp_path)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_it_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from attnbench.advice.revisions import Revision
 from attnbench.analysis import between
@@ -24,10 +24,13 @@ from attnbench.sweep.rounds import Progress, measure
 from attnbench.sweep.settings import Asked, Settings
 
 SCREEN_SHARE = 0.5  # of the time, for a first look at all cells
-TURN_SECONDS, TURNS, MOST_TURNS = 17.0, 2, 3  # of a second look; a turn is as long as the most processes of a cell take
+SHORT_SECONDS = 8.5  # of a second look, where the first leaves too many to be measured long
+TURN_SECONDS, TURNS, MOST_TURNS = 17.0, 2, 3  # of the last look; a turn is as long as the most processes of a cell take
 IN_TIME = 0.95  # of the budget; the last cell may take longer than its share
-_SCREEN_PRECISION, _CONFIRM_PRECISION = 0.01, 1e-4  # at which a first look may end early, and a second does not
+_SCREEN_PRECISION, _LAST_PRECISION = 0.01, 1e-4  # at which a first look may end early, and others do not
 _BASE, _NEW = "@BASE", "@NEW"
+Ratios: TypeAlias = Mapping[Round, float]
+"""BASE's time over NEW's by (process, round)."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Look:
     new: Row
 
     @property
-    def ratios(self) -> dict[Round, float]:
-        """BASE's time over NEW's by (process, round); empty where either has no number."""
+    def ratios(self) -> Ratios:
+        """Empty where either has no number."""
         if not (self.base and self.base["status"] == self.new["status"] == "ok"):
             return {}
         return paired(self.base["samples"], self.new["samples"])
@@ -85,7 +88,7 @@ def guard(
     progress: Progress,
     say: Callable[[str], object],
 ) -> Guarded:
-    """Measures all cells that NEW has beside those of BASE: briefly, then once more what looks slower.
+    """Measures all cells that NEW has beside those of BASE: briefly, then again and longer what looks slower.
 
     asked: its plugins name those of the package. margin: by how much a cell may be slower. same: see `compare`.
     until: monotonic seconds at which it should be done. say: hears in a line what is done next.
@@ -98,8 +101,9 @@ def guard(
         settings = settings_of(plan, known)
         pairs, left = _pairs(plan.cells)
 
-        def looked(pair: Pair, seconds: float, precision: float) -> Look:
-            return _look(plan, replace(settings, budget=max(seconds, 0.1), precision=precision), pair, progress)
+        def looked(pair: Pair, seconds: float, precision: float, turned: bool) -> Look:
+            own = replace(settings, budget=max(seconds, 0.1), precision=precision)
+            return _look(plan, own, pair, turned, progress)
 
         found = _decided(pairs, looked, margin, same, until, say)
     return replace(found, comparison=replace(found.comparison, only_base=[(_bare(c), c.workload) for c in left]))
@@ -107,36 +111,68 @@ def guard(
 
 def _decided(
     pairs: Sequence[Pair],
-    looked: Callable[[Pair, float, float], Look],
+    looked: Callable[[Pair, float, float, bool], Look],
     margin: float,
     same: float,
     until: float,
     say: Callable[[str], object],
 ) -> Guarded:
-    """The plan of both looks. looked: measures a pair for so many seconds, or until it is so precise."""
+    """The plan of all looks.
+
+    looked: measures a pair for so many seconds, or until it is so precise; with NEW in BASE's place every other time.
+    """
     screened = monotonic() + SCREEN_SHARE * (until - monotonic())
     say(f"{len(pairs)} cells, a first look of at most {(screened - monotonic()) / len(pairs):.1f} s at each")
     looks = [
-        looked(pair, (screened - monotonic()) / (len(pairs) - i), _SCREEN_PRECISION) for i, pair in enumerate(pairs)
+        looked(pair, (screened - monotonic()) / (len(pairs) - i), _SCREEN_PRECISION, bool(i % 2))
+        for i, pair in enumerate(pairs)
     ]
-    suspects = suspected({i: look.ratios for i, look in enumerate(looks)}, margin)
-    chosen = suspects[: affordable(until - monotonic())]
+
+    def again(i: int, seconds: float) -> Ratios:
+        look = looked(pairs[i], min(seconds, until - monotonic()), _LAST_PRECISION, False)
+        looks[i] = looks[i] if look.ratios else look
+        return look.ratios
+
+    chosen, left = narrowed({i: look.ratios for i, look in enumerate(looks)}, until - monotonic(), again, margin)
+    chosen = [i for i in chosen if looks[i].ratios]
     if chosen:
-        say(f"{len(suspects)} of them may be slower; {len(chosen)} get a second look")
+        say(f"{len(chosen)} may be slower, and get a long look")
     turns = min(MOST_TURNS, max(1, round((until - monotonic()) / TURN_SECONDS / max(1, len(chosen)))))
-    again: dict[int, list[Look]] = {i: [] for i in chosen}
+    last: dict[int, list[Look]] = {i: [] for i in chosen}
     # One after the other, so that no cell has all of its time while the machine is at its worst.
     for turn, i in enumerate(list(chosen) * turns):
         seconds = (until - monotonic()) / (turns * len(chosen) - turn)
-        again[i].append(looked(pairs[i], min(TURN_SECONDS, seconds), _CONFIRM_PRECISION))
-    for i, found in again.items():
-        looks[i] = joined(found)
-    return _told(pairs, looks, confirmed({i: looks[i].ratios for i in chosen}, margin), suspects[len(chosen) :], same)
+        odd = bool(turn // len(chosen) % 2)
+        last[i].append(looked(pairs[i], min(TURN_SECONDS, seconds), _LAST_PRECISION, odd))
+    looks = [joined(last.get(i, [look])) for i, look in enumerate(looks)]
+    return _told(pairs, looks, confirmed({i: looks[i].ratios for i in chosen}, margin), left, same)
 
 
 def affordable(seconds: float) -> int:
-    """How many cells are measured once more in so many seconds; one in any case."""
-    return max(1, int(seconds / (TURNS * TURN_SECONDS)))
+    """How many cells get a long look in so many seconds; one in any case."""
+    return max(1, round(seconds / (TURNS * TURN_SECONDS)))
+
+
+def narrowed(
+    first: Mapping[int, Ratios], seconds: float, again: Callable[[int, float], Ratios], margin: float
+) -> tuple[list[int], list[int]]:
+    """The cells for the last look, and those that looked slower and get none for want of time.
+
+    first: of the first looks, by cell. seconds: what is left. again: measures a cell for so many.
+
+    Where more are suspected than get a long look, half of the time goes to short ones at the most suspicious; both
+    looks together then say which they are.
+    """
+    suspects = suspected(first, margin)
+    if len(suspects) <= affordable(seconds) or affordable(seconds / 2) < 2:
+        number = affordable(seconds)
+        return suspects[:number], suspects[number:]
+    few = suspects[: int(seconds / 2 / SHORT_SECONDS)]
+    both = {
+        i: {**first[i], **{(-1 - process, at): x for (process, at), x in again(i, SHORT_SECONDS).items()}} for i in few
+    }
+    still, number = suspected(both, margin), affordable(seconds / 2)
+    return still[:number], still[number:] + suspects[len(few) :]
 
 
 def joined(looks: Sequence[Look]) -> Look:
@@ -153,20 +189,23 @@ def joined(looks: Sequence[Look]) -> Look:
     ratios = paired(base, new)
     found = interval(list(ratios.values()), [process for process, _ in ratios])
     number = {"processes": len({process for process, _ in ratios})}
-    speedup = {"speedup": found.median, "speedup_low": found.low, "speedup_high": found.high}
+    names = ("speedup", "speedup_low", "speedup_high")
     first = looks[0]
     assert first.base
-    return Look({**first.base, **number, "samples": base}, {**first.new, **number, **speedup, "samples": new})
+    return Look(
+        first.base | number | dict.fromkeys(names, 1.0) | {"samples": base},
+        first.new | number | dict(zip(names, found, strict=True)) | {"samples": new},
+    )
 
 
-def suspected(ratios: Mapping[int, Mapping[Round, float]], margin: float) -> list[int]:
+def suspected(ratios: Mapping[int, Ratios], margin: float) -> list[int]:
     """The cells that look slower, the most suspicious first. ratios: of the first looks, by cell."""
     grounds = {i: suspicion(found, margin) for i, found in ratios.items() if found}
     return sorted((i for i, ground in grounds.items() if ground is not None), key=lambda i: -(grounds[i] or 0.0))
 
 
-def confirmed(ratios: Mapping[int, Mapping[Round, float]], margin: float) -> set[int]:
-    """The cells that are slower by more than the margin for certain. ratios: of the second looks, by cell."""
+def confirmed(ratios: Mapping[int, Ratios], margin: float) -> set[int]:
+    """The cells that are slower by more than the margin for certain. ratios: of the last looks, by cell."""
     able = {i: found for i, found in ratios.items() if found}
     slower = certain([chance(found, margin) for found in able.values()])
     return {i for i, is_slower in zip(able, slower, strict=True) if is_slower}
@@ -206,10 +245,10 @@ def _bare(cell: Cell) -> str:
     return cell.plugin.replace(_NEW, "", 1).replace(_BASE, "", 1)
 
 
-def _look(plan: Plan, settings: Settings, pair: Pair, progress: Progress) -> Look:
-    cells = [replace(cell) for cell in (pair.base, pair.new) if cell]
-    own = replace(settings, baseline=pair.base.plugin if pair.base else "")
-    rows = measure(plan.server, own, cells, progress)
+def _look(plan: Plan, settings: Settings, pair: Pair, turned: bool, progress: Progress) -> Look:
+    """turned: NEW has BASE's place in the session, so that what favours either place favours neither side."""
+    cells = [replace(cell) for cell in (pair.base, pair.new) if cell][:: -1 if turned else 1]
+    rows = measure(plan.server, replace(settings, baseline=cells[0].plugin), cells, progress)[:: -1 if turned else 1]
     for row in rows:
         row |= {"plugin": _bare(pair.new), "variant": pair.new.variant.removesuffix(_NEW), "baseline": _BASE}
         if row["status"] == "skipped":
@@ -225,7 +264,7 @@ def _told(
     for i, look in enumerate(looks):
         if look.base:
             (found,) = between.compare(as_frame([look.base]), as_frame([look.new]), ({}, {}), same).changes
-            # Of many cells some are slower by their own interval alone: the second look decides.
+            # Of many cells some are slower by their own interval alone: the last look decides.
             verdict = SLOWER if i in slower else UNSURE if found.verdict == SLOWER else found.verdict
             changes[i] = replace(found, verdict=verdict)
         if look.new["status"] != "ok":

@@ -91,8 +91,8 @@ def _print(found: "Guarded", fail_over: str) -> None:
     for rows, how in ((found.without, "no number"), (found.broken, "broken")):
         for row in rows:
             click.echo(f"{how}: {row['plugin']}, {Workload.from_dict(row).label()}: {row['status']}: {row['reason']}")
-    for change in found.unconfirmed:
-        click.echo(f"may be slower, without time for a second look: {change.plugin}, {change.workload.label()}")
+    if found.unconfirmed:
+        click.echo(f"{len(found.unconfirmed)} that looked slower got no long look, for want of time")
     for change in found.slower:
         ratio = units.ratio(change.ratio, change.low, change.high)
         click.echo(f"slower: {change.plugin}, {change.workload.label()}: {ratio}")
