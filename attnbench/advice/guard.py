@@ -15,6 +15,7 @@ from attnbench.records import ceilings
 from attnbench.records.run import as_frame
 from attnbench.records.schema import FAILED, Row
 from attnbench.registry import Request, select
+from attnbench.stats import held_up
 from attnbench.stats.held_up import Round, paired
 from attnbench.stats.intervals import interval
 from attnbench.stats.slower import certain, chance, suspicion
@@ -62,7 +63,8 @@ class Guarded:
 
     slower: cells that are slower by more than the margin for certain. broken: those that failed or are wrong in NEW,
     and did not in BASE or are not there. without: NEW's others that have no number. unconfirmed: those that looked
-    slower, for which no time was left. told: whether any cell of NEW has a number.
+    slower, for which no time was left. told: whether any cell of NEW has a number. disturbed: how many cells had most
+    of their rounds held up.
     """
 
     comparison: Comparison
@@ -71,6 +73,7 @@ class Guarded:
     without: list[Row]
     unconfirmed: list[Change]
     told: bool
+    disturbed: int
 
     @property
     def failed(self) -> bool:
@@ -279,6 +282,7 @@ def _told(
         without,
         [changes[i] for i in unconfirmed],
         told,
+        sum(held_up.matters(look.new["samples"]) for look in looks),
     )
 
 
@@ -294,6 +298,7 @@ def as_dict(found: Guarded, base: Revision, new: Revision) -> dict[str, Any]:
         "failed": found.failed,
         "cells": [change.as_dict() for change in found.comparison.changes],
         **rows,
+        "disturbed": found.disturbed,
         "unconfirmed": [[change.plugin, change.workload.label()] for change in found.unconfirmed],
         "only_base": [[name, w.label()] for name, w in found.comparison.only_base],
         "only_new": [[name, w.label()] for name, w in found.comparison.only_new],

@@ -91,6 +91,10 @@ def _print(found: "Guarded", fail_over: str) -> None:
     for rows, how in ((found.without, "no number"), (found.broken, "broken")):
         for row in rows:
             click.echo(f"{how}: {row['plugin']}, {Workload.from_dict(row).label()}: {row['status']}: {row['reason']}")
+    if found.disturbed:
+        click.echo(
+            f"{found.disturbed} disturbed: most of their rounds had to wait for a core, so a slowdown may go unseen"
+        )
     if found.unconfirmed:
         click.echo(f"{len(found.unconfirmed)} that looked slower got no long look, for want of time")
     for change in found.slower:
