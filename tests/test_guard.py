@@ -127,7 +127,7 @@ def test_the_same_code_passes_in_words(repository: Path) -> None:
     done = guard(repository, "one..base", "--plugins", "same", *SMALL, "--budget", 12, "--markdown")
     assert done.returncode == 0, done.stderr
     assert "| same |" in done.stdout
-    assert done.stdout.splitlines()[-1] == "no cells slower by more than --fail-over 1% for certain"
+    assert done.stdout.splitlines()[-1] == "- no cells slower by more than --fail-over 1% for certain"
     assert "NEW is base (" in done.stderr
 
 

@@ -12,11 +12,13 @@ from attnbench.commands import options
 from attnbench.commands.changes import print_changes
 from attnbench.commands.options import CELL_FAILED, JSON, PATH, Seconds, option, print_json, tell
 from attnbench.commands.watch import Watch
-from attnbench.sizes import parse_precision
+from attnbench.sizes import STANDARD, parse_precision
 from attnbench.sweep.settings import TIMEOUT, Asked, Given
 from attnbench.workload import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from attnbench.advice.guard import Guarded
 
 
@@ -49,8 +51,8 @@ def command(
     """Tell whether a pull request made a plugin slower, or broke it.
 
     Installs the plugin package of both commits apart, and measures each cell of NEW in turns with BASE's, on lengths of
-    512 to 4096 where none are given. What looks slower is measured once more. BASE...NEW begins where the two parted.
-    Exits with 1 where NEW is slower for certain, fails or is wrong.
+    512 to 4096 where none are given. What looks slower is measured again, and longer. BASE...NEW begins where the two
+    parted. Exits with 1 where NEW is slower for certain, fails or is wrong.
 
     \b
     attnbench guard main..HEAD
@@ -63,8 +65,9 @@ def command(
 
     until = monotonic() + guard.IN_TIME * given["budget"]
     margin, close = parse_precision(fail_over, "fail-over"), parse_precision(same, "same")
-    given["seq"] = given["seq"] or given["kv_seq"] or "512..4096"
-    given["scope"] = given["scope"] or "attention"
+    if given["preset"] != STANDARD:
+        given["seq"] = given["seq"] or (None if given["kv_seq"] else "512..4096")
+        given["scope"] = given["scope"] or "attention"
     asked = Asked.of(**given)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # in order, so that nothing is left behind
     options.warn_of_packages()
@@ -79,26 +82,25 @@ def command(
         print_json(guard.as_dict(found, base, new) | {"margin": margin, "same": close})
     else:
         print_changes(found.comparison, markdown, close)
-        _print(found, fail_over)
+        for line in _lines(found, fail_over):
+            click.echo(f"- {line}" if markdown else line)
     sys.exit(CELL_FAILED if found.failed else 0)
 
 
-def _print(found: "Guarded", fail_over: str) -> None:
+def _lines(found: "Guarded", fail_over: str) -> "Iterator[str]":
     from attnbench.report import units
 
     if not found.told:
-        click.echo("no cell of NEW has a number: nothing is told of it")
+        yield "no cell of NEW has a number: nothing is told of it"
     for rows, how in ((found.without, "no number"), (found.broken, "broken")):
         for row in rows:
-            click.echo(f"{how}: {row['plugin']}, {Workload.from_dict(row).label()}: {row['status']}: {row['reason']}")
+            yield f"{how}: {row['plugin']}, {Workload.from_dict(row).label()}: {row['status']}: {row['reason']}"
     if found.disturbed:
-        click.echo(
-            f"{found.disturbed} disturbed: most of their rounds had to wait for a core, so a slowdown may go unseen"
-        )
+        yield f"{found.disturbed} disturbed: most of their rounds had to wait for a core, so a slowdown may go unseen"
     if found.unconfirmed:
-        click.echo(f"{len(found.unconfirmed)} that looked slower got no long look, for want of time")
+        yield f"{len(found.unconfirmed)} that looked slower got no long look, for want of time"
     for change in found.slower:
         ratio = units.ratio(change.ratio, change.low, change.high)
-        click.echo(f"slower: {change.plugin}, {change.workload.label()}: {ratio}")
+        yield f"slower: {change.plugin}, {change.workload.label()}: {ratio}"
     count = len(found.slower)
-    click.echo(f"{count or 'no'} cell{'s' * (count != 1)} slower by more than --fail-over {fail_over} for certain")
+    yield f"{count or 'no'} cell{'s' * (count != 1)} slower by more than --fail-over {fail_over} for certain"
