@@ -343,6 +343,12 @@ def built(plugin: Plugin, workload: Workload) -> Attention:
     return made if isinstance(made, Attention) else Attention(made, type(plugin).__name__)
 
 
+def of_function(call: Call) -> type[Plugin]:
+    """A plugin of a bare function (query, key, value) -> out, taken for exact softmax attention."""
+    name = getattr(call, "__name__", type(call).__name__)
+    return type(name, (Plugin,), {"build": lambda self, workload: call})
+
+
 def expand_kv(x: Tensor, heads: int) -> Tensor:
     """Key or value (batch, kv_heads, length, dim) with each head repeated for its group: (batch, heads, length, dim).
 

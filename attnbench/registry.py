@@ -7,14 +7,15 @@ Finding reads package metadata only. Loading runs a plugin's code, so it happens
 import difflib
 import fnmatch
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from types import FunctionType
 from typing import Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.packages import only_whole
-from attnbench.plugin import FAMILIES, Plugin, Value
+from attnbench.plugin import FAMILIES, Plugin, Value, of_function
 
 GROUP = "attnbench.plugins"
 
@@ -24,6 +25,7 @@ class Found:
     """A plugin that a distribution offers, not loaded yet.
 
     problem: why it can't be used, such as two packages claiming the name; None where nothing is known against it.
+    path: the folder that it is imported from, before all others; "" for where Python looks anyway.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Found:
     distribution: str
     version: str
     problem: str | None = None
+    path: str = ""
 
     @property
     def origin(self) -> str:
@@ -47,19 +50,21 @@ class Request:
     every: bool = False
 
 
-def find() -> dict[str, Found]:
+def find(path: str = "") -> dict[str, Found]:
     """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem.
 
     What a package with broken metadata offers is left out, see `packages`.
+
+    path: a folder into which packages were installed: only theirs, see `Found`.
     """
     plugins: dict[str, Found] = {}
     with only_whole():
         entries = {
             (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
-            for e in metadata.entry_points(group=GROUP)
+            for e in (_offered(path) if path else metadata.entry_points(group=GROUP))
         }
     for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
-        plugin = Found(name, target, distribution, version)
+        plugin = Found(name, target, distribution, version, path=path)
         if not metadata.EntryPoint.pattern.match(target):
             problem = f"{plugin.origin} says {target!r} where its entry point should say module:Class"
             plugin = replace(plugin, problem=problem)
@@ -70,6 +75,11 @@ def find() -> dict[str, Found]:
         else:
             plugins[name] = plugin
     return plugins
+
+
+def _offered(path: str) -> Iterator[metadata.EntryPoint]:
+    for package in metadata.distributions(path=[path]):
+        yield from package.entry_points.select(group=GROUP)
 
 
 def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
@@ -107,12 +117,14 @@ def _setting(text: str, spec: str) -> tuple[str, str]:
 
 
 def load(target: str) -> type[Plugin]:
-    """Imports "module:Class". Runs the plugin's code.
+    """Imports "module:Class", or "module:function" as `of_function` takes it. Runs the plugin's code.
 
     Raises:
         TypeError: the target is no plugin. Whatever the plugin's import raises passes through.
     """
     found: Any = metadata.EntryPoint("plugin", target, GROUP).load()
+    if isinstance(found, FunctionType):
+        return of_function(found)
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise TypeError(f"{target} is no subclass of attnbench.Plugin")
     if found.family not in FAMILIES:

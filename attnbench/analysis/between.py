@@ -112,10 +112,10 @@ def _change(plugin: str, workload: Workload, base: Row, new: Row, same_torch: bo
     )
     if paired:
         ratio = new["speedup"] / base["speedup"]
-        widths = [_half_width(row, "speedup", "speedup_low", "speedup_high") for row in (base, new)]
+        widths = [half_width(row, "speedup", "speedup_low", "speedup_high") for row in (base, new)]
     else:
         ratio = base["latency_s"] / new["latency_s"]
-        widths = [_half_width(row, "latency_s", "latency_low_s", "latency_high_s") for row in (base, new)]
+        widths = [half_width(row, "latency_s", "latency_low_s", "latency_high_s") for row in (base, new)]
     if None in widths:
         return Change(plugin, workload, base, new, ratio, None, None, paired, UNSURE)
     # Independent runs: the variances of the logarithms add up, and so do the squares of their half-widths.
@@ -131,8 +131,8 @@ def verdict_of(low: float, high: float, margin: float) -> str:
     return FASTER if low > 1 else SLOWER if high < 1 else UNSURE
 
 
-def _half_width(row: Mapping[str, Any], middle: str, low: str, high: str) -> float | None:
-    """Of the logarithm; with what processes differ by where the interval can't know."""
+def half_width(row: Mapping[str, Any], middle: str, low: str, high: str) -> float | None:
+    """Of a row's figure, as a logarithm; with what processes differ by where the interval does not know; or None."""
     if not _all_finite(row[low], row[high]) or row[low] <= 0:
         return None
     own = math.log(row[high] / row[low]) / 2

@@ -22,6 +22,7 @@ COMMANDS = (
     "doctor",
     "export",
     "generate",
+    "guard",
     "plugins",
     "report",
     "run",

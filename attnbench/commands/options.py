@@ -46,13 +46,16 @@ def _plugins(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 _LENGTHS = "512..4096 doubles, 512..4096+512 steps, 512,1000 lists"
-_SWEEP = (
+_VARIANTS = (
     option(
         "--plugins",
         default="all",
         shell_complete=_plugins,
         help="all, names (a,b), patterns (block*), name:key=value.",
     ),
+    option("--baseline", default="sdpa", help="What speedups refer to; always run. none: nothing."),
+)
+_WORKLOADS = (
     option("--seq", help=f"Query lengths: {_LENGTHS}.  [default: 512..16384]"),
     option(
         "--kv-seq",
@@ -85,7 +88,6 @@ _SWEEP = (
     option("--layers", help="Blocks stacked on each other.  [default: 1]"),
     option("--lengths", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn."),
     option("--inputs", type=click.Choice(INPUTS), help="How inputs are drawn.  [default: normal]"),
-    option("--baseline", default="sdpa", help="What speedups refer to; always run. none: nothing."),
     option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     THREADS,
 )
@@ -93,7 +95,15 @@ _SWEEP = (
 
 def sweep(command: F) -> F:
     """Adds the options that say which variants are measured on which workloads."""
-    for each in reversed(_SWEEP):
+    command = workloads(command)
+    for each in reversed(_VARIANTS):
+        command = each(command)
+    return command
+
+
+def workloads(command: F) -> F:
+    """Adds the options that say on which workloads."""
+    for each in reversed(_WORKLOADS):
         command = each(command)
     return command
 

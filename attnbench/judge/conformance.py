@@ -16,7 +16,7 @@ from attnbench import registry
 from attnbench.judge import form
 from attnbench.judge.values import judge
 from attnbench.packages import only_whole
-from attnbench.plugin import Call, Plugin
+from attnbench.plugin import Plugin, of_function
 from attnbench.task import inputs
 from attnbench.task.call import NoGradient, Task, outputs
 from attnbench.task.promise import promise
@@ -51,24 +51,13 @@ class Checked:
         return self.measures.get("approximation_rel_l2")
 
 
-class _Function(Plugin):
-    """A bare function, taken for exact softmax attention."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.call = call
-
-    def build(self, workload: Workload) -> Call:
-        return self.call
-
-
 def as_plugin(variant: Variant) -> Plugin:
     """Raises: AttnbenchError: a spec names no plugin, or several."""
     if isinstance(variant, str):
         return registry.create(variant)
     if isinstance(variant, Plugin):
         return variant
-    return variant() if isinstance(variant, type) else _Function(variant)
+    return variant() if isinstance(variant, type) else of_function(variant)()
 
 
 @only_whole()

@@ -36,6 +36,13 @@ def without(values: Mapping[Round, Value], held: set[Round]) -> dict[Round, Valu
     return kept if len(kept) >= MIN_ROUNDS else dict(values)
 
 
+def paired(base: Sequence[Sample], other: Sequence[Sample]) -> dict[Round, float]:
+    """The base's seconds over the other's of each round that both were measured in, without those held up."""
+    theirs, ours = by_round(base), by_round(other)
+    ratios = {at: theirs[at] / ours[at] for at in ours if at in theirs}
+    return without(ratios, held_up(base) | held_up(other))
+
+
 def matters(samples: Sequence[Sample]) -> bool:
     """Whether a cell is disturbed: fewer than half of its bursts were free, so that not even a median is."""
     return 2 * len(held_up(samples)) > len(samples)

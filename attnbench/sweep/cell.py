@@ -57,6 +57,8 @@ class Cell:
     """Set once the cell has ended."""
     reason: str = ""
     traceback: str = ""
+    path: str = ""
+    """Where its plugin is imported from: see `registry.Found`."""
 
     def end(self, status: str, reason: str, traceback: str = "") -> None:
         self.status, self.reason, self.traceback = status, reason, traceback

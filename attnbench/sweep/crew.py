@@ -78,7 +78,7 @@ class Crew:
         """A worker that is ready for a cell; None where the cell has ended instead. The others: see `Prepare`."""
         began = time.monotonic()
         limit = self._settings.memory if of(cell.workload.device).limits_process else None
-        worker = self._idle.pop(cell.plugin, None) or self._server.start(limit)
+        worker = self._idle.pop(cell.plugin, None) or self._server.start(limit, cell.path)
         settings = self._settings
         asked = Prepare(
             cell.workload, cell.target, cell.options, thorough, number, show, probe, settings.l2, settings.memory

@@ -18,7 +18,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.run import Run, identity, load, read_meta
 from attnbench.records.schema import Row, key
-from attnbench.registry import find
+from attnbench.registry import Request, find
 from attnbench.sizes import Names, Sizes, Sweep
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import choose, plan
@@ -55,8 +55,10 @@ class Plan:
 
 
 @contextmanager
-def planned(asked: Asked) -> Iterator[Plan]:
+def planned(asked: Asked, chosen: tuple[Sequence[Request], Request | None] | None = None) -> Iterator[Plan]:
     """Asks the machine and every plugin; nothing is measured.
+
+    chosen: the plugins and the baseline, in place of those that `asked` names; see `plan.choose`.
 
     Raises:
         AttnbenchError: a size, a plugin, an option or the device is not to be had.
@@ -65,7 +67,7 @@ def planned(asked: Asked) -> Iterator[Plan]:
     _on(
         asked.sweep, early, "float32"
     ).workloads()  # what is wrong whatever the machine is said before anything is started
-    requests, base = choose(asked.plugins, asked.baseline)
+    requests, base = chosen or choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads) as server:
         found = ask_machine(server)
         device = device_of(asked.sweep.device, found.devices)

@@ -44,7 +44,7 @@ def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[
             raise AttnbenchError(f"--plugins {found.name}: {answer.reason}")
         name = ":".join([found.name, *(f"{k}={v}" for k, v in request.options), *(["*"] if request.every else [])])
         for workload in workloads:
-            cell = Cell(name, found.name, found.origin, found.target, workload)
+            cell = Cell(name, found.name, found.origin, found.target, workload, path=found.path)
             cell.end(answer.status, answer.reason, answer.traceback)
             yield cell
         return
@@ -60,6 +60,7 @@ def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[
                 options=instance.options,
                 workspace=promise.workspace,
                 flops=promise.flops,
+                path=found.path,
             )
             if promise.unsupported:
                 cell.end("unsupported", promise.unsupported)

@@ -29,7 +29,7 @@ def ask(
     found = request.found
     if found.problem:
         return Failure("error", found.problem)
-    worker = server.start(memory)
+    worker = server.start(memory, found.path)
     try:
         question = Describe(found.name, found.target, dict(request.options), request.every, list(workloads))
         return worker.request(question, _DESCRIBE_SECONDS)

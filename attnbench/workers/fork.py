@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from importlib import import_module
@@ -46,7 +47,7 @@ def serve_forks(fd: int) -> NoReturn:
                 if pid == 0:
                     code = 1
                     try:
-                        _become_worker(server, fds, message.memory)
+                        _become_worker(server, fds, message)
                         serve.serve(Channel(socket.socket(fileno=fds[0])))
                         code = 0
                     except BaseException:
@@ -90,7 +91,7 @@ def _refuse(server: socket.socket, channel: Channel, problem: Exception) -> NoRe
     os._exit(1)
 
 
-def _become_worker(server: socket.socket, fds: list[int], memory: int | None) -> None:
+def _become_worker(server: socket.socket, fds: list[int], asked: Start) -> None:
     os.setpgid(0, 0)
     system.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -98,7 +99,10 @@ def _become_worker(server: socket.socket, fds: list[int], memory: int | None) ->
     os.dup2(fds[1], 1)
     os.dup2(fds[1], 2)
     os.close(fds[1])
-    system.limit(memory)
+    if asked.path:
+        sys.path.insert(0, asked.path)
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of processes that a plugin starts
+    system.limit(asked.memory)
 
 
 def _end(pid: int) -> int | None:

@@ -277,9 +277,13 @@ class Release(Request[Released], frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """To the fork server: a worker that may allocate so many bytes beyond what it starts with; its files follow."""
+    """To the fork server: a worker that may allocate so many bytes beyond what it starts with; its files follow.
+
+    path: a folder that it imports from before all others; "" for none.
+    """
 
     memory: int | None
+    path: str = ""
 
 
 class Reap(msgspec.Struct, frozen=True, tag=True):

@@ -127,28 +127,30 @@ class Forkserver:
             self._process.kill()
             self._process.wait()
 
-    def start(self, memory: int | None = None) -> Worker:
+    def start(self, memory: int | None = None, path: str = "") -> Worker:
         """A new worker that may allocate `memory` bytes beyond what it starts with (None: no limit).
+
+        path: a folder that it imports from before all others: what the server has loaded already stays what it is.
 
         Raises:
             AttnbenchError: torch can't be loaded; or the server is gone, and a new one did not start a worker either.
         """
         for _ in range(2):
             try:
-                return self._start(memory)
+                return self._start(Start(memory, path))
             except Closed:  # something killed the server
                 self.close()
                 self._launch()
         raise AttnbenchError("can't start a worker process: too little memory, or too many processes?")
 
-    def _start(self, memory: int | None) -> Worker:
+    def _start(self, asked: Start) -> Worker:
         ours, theirs = Channel.pair()
         try:
             log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         except OSError as error:
             raise AttnbenchError(f"can't make a temporary file: {error.strerror}; set TMPDIR") from None
         try:
-            self._channel.send(msgpack.encode(Start(memory)))
+            self._channel.send(msgpack.encode(asked))
             socket.send_fds(self._socket, [b"f"], [theirs.fileno(), log.fileno()])
             pid = msgpack.decode(self._channel.receive(), type=int | str)
         except OSError as error:
