@@ -266,21 +266,18 @@ class _Survey:
     def _spot(self, at: tuple[Any, ...], variants: Mapping[str, str]) -> Spot:
         field, place = self._field(at)
         cells = self.cells[at]
-        workload, here = cells[0].workload, field.rows.get(place, {})
+        workload, here, guesses = cells[0].workload, field.rows.get(place, {}), field.guesses(place, cells)
         answer = choose(as_frame(list(here.values())), field.limits) if here else None
         if answer and answer.row:
             row: Row = answer.row
-            name = str(row["plugin"])
-            gain, low, high = (
-                row[n] if units.known(row[n]) else None for n in ("speedup", "speedup_low", "speedup_high")
-            )
-            return Spot(at, workload, name, variants[name], gain, low, high, row["latency_s"], True, answer.tied)
-        guesses = field.guesses(place, cells)
+            name, known = str(row["plugin"]), units.known(row["speedup_low"], row["speedup_high"])
+            low, high = (row["speedup_low"], row["speedup_high"]) if known else (None, None)
+            near = answer.tied if known else tuple(other for other in tied(guesses) if other != name)
+            return Spot(at, workload, name, variants[name], row["speedup"], low, high, row["latency_s"], True, near)
         if not guesses or guesses[0].holds < 1:
             return Spot(at, workload, None, None, None, None, None, None, bool(here), ())
-        first = guesses[0]
+        first, base = guesses[0], field.seconds(place, cells)
         low, middle, high = (exp(first.gain + z * first.doubt) for z in (-1.96, 0.0, 1.96))
-        base = field.seconds(place, cells)
         latency = base / middle if base else None
         name = first.plugin
         return Spot(at, workload, name, variants[name], middle, low, high, latency, False, tied(guesses))

@@ -50,7 +50,7 @@ class Surface:
         covariance = _covariance(points, points, middle, reaches, bends)
         own = noise[None, :] ** 2 + roughness[:, None] ** 2
         covariance += own[:, :, None] * np.eye(len(points))
-        inverse: Array = np.linalg.inv(covariance)
+        inverse = np.asarray(np.linalg.inv(covariance), dtype=float)
         level = float(values.mean())
         solved = inverse @ (values - level)
         _, volume = np.linalg.slogdet(covariance)
