@@ -28,6 +28,7 @@ Place = tuple[int, ...]
 WITHIN = 0.02  # of the fastest's time: a choice that is off by no more is as good
 _ALIKE = ("batch", "heads", "kv_heads", "layers")  # sizes on which a variant's error hardly depends
 _NOISE = 0.015  # of a ratio that was measured in one process, what another would say: standard deviation, relative
+_FEW = 0.15  # of one round's ratio, where there are too few for an interval
 _Z = 1.96  # standard deviations to either side of a 95% interval
 
 
@@ -159,8 +160,8 @@ def _timed(row: Row) -> bool:
 def _doubt(row: Row) -> float:
     """Standard deviation of a measured speedup, relative."""
     low, high = row["speedup_low"], row["speedup_high"]
-    own = (high - low) / (2 * _Z * row["speedup"]) if units.known(low, high) else 2 * _NOISE
-    return sqrt(own**2 + _NOISE**2)
+    few = _FEW / sqrt(row["rounds"]) if units.known(row["rounds"]) and row["rounds"] else _FEW
+    return sqrt((((high - low) / (2 * _Z * row["speedup"])) if units.known(low, high) else few) ** 2 + _NOISE**2)
 
 
 def _coordinates(places: Sequence[Place]) -> Array:

@@ -32,6 +32,7 @@ _NAMES = ("phase", "mask", "dtype")
 _START_S, _CALLS, _ROUNDS = 0.5, 4.0, 16  # a cell's start, calls until it is ready, and rounds that are enough for it
 _BURST_S, _ROUND_S = 4e-3, 5e-3  # a round of short calls, and what goes around any round
 _GUESSED_RATE = 5e10  # operations a second, before anything is known
+_SLACK = 1.2  # times what it should take: a busy machine takes more, a quiet one is done before
 _PRECISION = 0.03  # at which a cell leaves early: processes differ by as much
 _REACH = 1.5  # doublings over which a measurement tells of its neighbours
 
@@ -237,13 +238,11 @@ class _Survey:
     def _measure(self, at: tuple[Any, ...], cells: Sequence[Cell]) -> None:
         field, place = self._field(at)
         cost, began = self._cost(at, cells), time.monotonic()
-        settings = replace(self._settings, budget=cost, precision=_PRECISION)
+        settings = replace(self._settings, budget=_SLACK * cost, precision=_PRECISION)
         rows = measure(self._plan.server, settings, [replace(cell) for cell in cells], self._progress)
         field.learn(place, self.cells[at], rows)
-        if len(field.rows) == 1:
-            return  # of the first nothing was known
         more = (time.monotonic() - began - cost) / max(1, len(cells))
-        self._start_s = min(1.0, max(0.25, self._start_s + more / 4))
+        self._start_s = min(1.5, max(0.25, self._start_s + more / 3))
 
     def _next(self) -> tuple[Any, ...] | None:
         """Where to measure next, for what is to be gained in its seconds; None where time or places are used up."""
@@ -268,19 +267,16 @@ class _Survey:
         cells = self.cells[at]
         workload, here, guesses = cells[0].workload, field.rows.get(place, {}), field.guesses(place, cells)
         answer = choose(as_frame(list(here.values())), field.limits) if here else None
-        if answer and answer.row:
+        if answer and answer.row and units.known(answer.row["speedup_low"], answer.row["speedup_high"]):
             row: Row = answer.row
-            name, known = str(row["plugin"]), units.known(row["speedup_low"], row["speedup_high"])
-            low, high = (row["speedup_low"], row["speedup_high"]) if known else (None, None)
-            near = answer.tied if known else tuple(other for other in tied(guesses) if other != name)
-            return Spot(at, workload, name, variants[name], row["speedup"], low, high, row["latency_s"], True, near)
+            name, gain, low, high = (row[n] for n in ("plugin", "speedup", "speedup_low", "speedup_high"))
+            return Spot(at, workload, name, variants[name], gain, low, high, row["latency_s"], True, answer.tied)
         if not guesses or guesses[0].holds < 1:
             return Spot(at, workload, None, None, None, None, None, None, bool(here), ())
         first, base = guesses[0], field.seconds(place, cells)
-        low, middle, high = (exp(first.gain + z * first.doubt) for z in (-1.96, 0.0, 1.96))
-        latency = base / middle if base else None
-        name = first.plugin
-        return Spot(at, workload, name, variants[name], middle, low, high, latency, False, tied(guesses))
+        low, gain, high = (exp(first.gain + z * first.doubt) for z in (-1.96, 0.0, 1.96))
+        name, latency = first.plugin, base / gain if base else None
+        return Spot(at, workload, name, variants[name], gain, low, high, latency, bool(here), tied(guesses))
 
 
 def _near(one: Place, other: Place) -> float:
