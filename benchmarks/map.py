@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 
+from attnbench.advice import shown
 from attnbench.advice.best import Limits
 from attnbench.advice.map import chart
 from attnbench.records import strict
@@ -42,9 +43,9 @@ from attnbench.workers.ask import ask
 PLUGINS = "naive,sdpa,xformers,tiled,int8,block-sparse,linear"
 SEQ, BATCH = (64, 2048), (1, 8)
 LIMITS = (1e-2, 1.0)
-NEAR, LOOK_SECONDS, CLOSE_SECONDS = 1.08, 4.0, (0.7, 0.55)
+NEAR, LOOK_SECONDS, CLOSE_SECONDS = 1.08, (0.2, 0.55), (0.7, 0.55)  # and for each variant
 WITHIN = 0.02
-AGAIN, AGAIN_SECONDS = (0.005, 0.08), 8.0  # off by so much: a near tie, which is measured for longer
+AGAIN, AGAIN_SECONDS = (0.01, 0.08), 5.0  # off by so much: a near tie, which is measured for longer
 
 
 def drawn(count: int, seed: int) -> list[tuple[int, int]]:
@@ -72,9 +73,13 @@ def cells_for(shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[Plan, list[li
         yield ready, [list(group) for _, group in groupby(cells, key=lambda c: c.workload)]
 
 
-def measured(ready: Plan, cells: Sequence[Cell], seconds: float) -> list[Row]:
-    """In processes of their own; once more where something was called wrong, as it may seem on a busy machine."""
-    settings = replace(settings_of(ready, None), budget=seconds)
+def measured(ready: Plan, cells: Sequence[Cell], took: tuple[float, float]) -> list[Row]:
+    """In processes of their own; once more where something was called wrong, as it may seem on a busy machine.
+
+    took: seconds for all, and for each; more for longer calls, so that none is left out for what it is guessed to take.
+    """
+    once, each = took
+    settings = replace(settings_of(ready, None), budget=once + len(cells) * (each + 2.2 * cells[0].flops / 5e10))
     for _ in range(2):
         rows = measure(ready.server, settings, [replace(cell) for cell in cells])
         if all(row["status"] != "wrong" for row in rows):
@@ -115,7 +120,8 @@ def shapes(count: int, seed: int, minutes: float, out: Path) -> None:
     """Measure shapes drawn at random, all variants on each; go on where OUT ends."""
     until = time.monotonic() + 60 * minutes
     record = json.loads(out.read_text()) if out.exists() else {"seed": seed, "shapes": []}
-    todo = drawn(count, record["seed"])[len(record["shapes"]) :]
+    done = {(shape["workload"]["seq"], shape["workload"]["batch"]) for shape in record["shapes"]}
+    todo = [shape for shape in drawn(count, record["seed"]) if shape not in done]
     with cells_for(todo) as (ready, each):
         record["machine"] = record.get("machine") or ready.facts
         for (length, batch), cells in zip(todo, each, strict=True):
@@ -123,8 +129,7 @@ def shapes(count: int, seed: int, minutes: float, out: Path) -> None:
                 break
             first = measured(ready, cells, LOOK_SECONDS)
             finalists = [cell for cell in cells if cell.plugin in near(first)]
-            took = CLOSE_SECONDS[0] + CLOSE_SECONDS[1] * len(finalists)
-            close = measured(ready, finalists, took) if len(finalists) > 1 else []
+            close = measured(ready, finalists, CLOSE_SECONDS) if len(finalists) > 1 else []
             every = [[told(row) for row in rows] for rows in (first, close) if rows]
             record["shapes"].append({"workload": cells[0].workload.as_dict(), "measured": every})
             out.write_text(json.dumps(record))
@@ -173,13 +178,16 @@ def again(ready: Plan, cells: Sequence[Cell], choice: str, best: str) -> float |
 @click.option("--max-error", default=1e-2, show_default=True)
 @click.option("--budget", default=60.0, show_default=True, help="Seconds for the map.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the map and every choice here, as JSON.")
-def judge(file: Path, max_error: float, budget: float, out: Path | None) -> None:
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the map here.")
+def judge(file: Path, max_error: float, budget: float, out: Path | None, picture: Path | None) -> None:
     """Draw a map, ask it for each of the shapes of FILE, and tell how far its choices are off."""
     limits, shapes = Limits(max_error), json.loads(file.read_text())["shapes"]
     low, high = (f"{a}..{b}" for a, b in (SEQ, BATCH))
     asked = Asked.of(seq=low, batch=high, scope="attention", budget=budget)
     drawn_map = chart(asked, limits)
     click.echo(f"map: {drawn_map.measured} of {len(drawn_map.spots)} measured in {drawn_map.seconds:.1f} s")
+    if picture:
+        shown.draw(drawn_map, picture)
     answers = []
     with cells_for([(shape["workload"]["seq"], shape["workload"]["batch"]) for shape in shapes]) as (ready, each):
         for shape, cells in zip(shapes, each, strict=True):

@@ -239,10 +239,19 @@ class _Survey:
         field, place = self._field(at)
         cost, began = self._cost(at, cells), time.monotonic()
         settings = replace(self._settings, budget=_SLACK * cost, precision=_PRECISION)
-        rows = measure(self._plan.server, settings, [replace(cell) for cell in cells], self._progress)
+        rows = measure(self._plan.server, settings, [replace(cell) for cell in cells], self)
         field.learn(place, self.cells[at], rows)
         more = (time.monotonic() - began - cost) / max(1, len(cells))
         self._start_s = min(1.5, max(0.25, self._start_s + more / 3))
+
+    def cell(self, cell: Cell, doing: str) -> None:
+        if self._progress:
+            self._progress.cell(cell, doing)
+
+    def rows(self, rows: Sequence[Row], seconds_left: float) -> None:
+        """What is left is what the map has left, not the place."""
+        if self._progress:
+            self._progress.rows(rows, max(0.0, self._left))
 
     def _next(self) -> tuple[Any, ...] | None:
         """Where to measure next, for what is to be gained in its seconds; None where time or places are used up."""
