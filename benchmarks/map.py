@@ -16,10 +16,11 @@ import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from attnbench.advice.map import chart
 from attnbench.records import strict
 from attnbench.records.schema import Row
 from attnbench.stats.held_up import held_up
+from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.engine import Plan, planned, settings_of
 from attnbench.sweep.plan import cells_of
@@ -124,17 +126,32 @@ def shapes(count: int, seed: int, minutes: float, out: Path) -> None:
     todo = [shape for shape in drawn(count, record["seed"]) if shape not in done]
     with cells_for(todo) as (ready, each):
         record["machine"] = record.get("machine") or ready.facts
-        for (length, batch), cells in zip(todo, each, strict=True):
-            if time.monotonic() > until:
+        for (length, batch), cells in cycle(zip(todo, each, strict=True)):
+            if time.monotonic() > until or len(done) == count:
                 break
+            if (length, batch) in done:
+                continue
             first = measured(ready, cells, LOOK_SECONDS)
             finalists = [cell for cell in cells if cell.plugin in near(first)]
             close = measured(ready, finalists, CLOSE_SECONDS) if len(finalists) > 1 else []
             every = [[told(row) for row in rows] for rows in (first, close) if rows]
-            record["shapes"].append({"workload": cells[0].workload.as_dict(), "measured": every})
+            shape = {"workload": cells[0].workload.as_dict(), "measured": every}
+            if not is_sound(shape):
+                click.echo(f"    {batch}x{length}: too many rounds were held up; once more, later")
+                continue
+            done.add((length, batch))
+            record["shapes"].append(shape)
             out.write_text(json.dumps(record))
             best = min(every[-1], key=lambda row: row["latency_s"] or 1e9)
-            click.echo(f"{len(record['shapes']):3d} {batch}x{length}: {best['plugin']}, of {len(finalists)} near")
+            click.echo(f"{len(done):3d} {batch}x{length}: {best['plugin']}, of {len(finalists)} near")
+
+
+def is_sound(shape: dict[str, Any]) -> bool:
+    """Whether those near the fastest have enough rounds in which nothing held them up."""
+    counts: Counter[str] = Counter()
+    for rows in shape["measured"]:
+        counts.update({row["plugin"]: len(seconds(row)) for row in rows})
+    return all(counts[row["plugin"]] >= MIN_ROUNDS for row in shape["measured"][-1] if row["status"] == "ok")
 
 
 Seconds = dict[int, float]
@@ -146,13 +163,12 @@ def seconds(row: dict[str, Any]) -> Seconds:
 
 
 def ratio(shape: dict[str, Any], one: str, other: str) -> float | None:
-    """Seconds of one plugin over those of another: the median over all measurements of both of the median by round."""
-    found = []
+    """Seconds of one plugin over those of another: the median over all rounds of both."""
+    found: list[float] = []
     for rows in shape["measured"]:
         by_plugin = {row["plugin"]: seconds(row) for row in rows}
         ours, theirs = by_plugin.get(one, {}), by_plugin.get(other, {})
-        if both := ours.keys() & theirs.keys():
-            found.append(statistics.median(ours[number] / theirs[number] for number in both))
+        found += [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
     return statistics.median(found) if found else None
 
 
@@ -181,7 +197,7 @@ def again(ready: Plan, cells: Sequence[Cell], choice: str, best: str) -> float |
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the map here.")
 def judge(file: Path, max_error: float, budget: float, out: Path | None, picture: Path | None) -> None:
     """Draw a map, ask it for each of the shapes of FILE, and tell how far its choices are off."""
-    limits, shapes = Limits(max_error), json.loads(file.read_text())["shapes"]
+    limits, shapes = Limits(max_error), [s for s in json.loads(file.read_text())["shapes"] if is_sound(s)]
     low, high = (f"{a}..{b}" for a, b in (SEQ, BATCH))
     asked = Asked.of(seq=low, batch=high, scope="attention", budget=budget)
     drawn_map = chart(asked, limits)
