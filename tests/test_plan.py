@@ -13,6 +13,7 @@ from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
 from attnbench.sweep.plan import FEW_ROUNDS, affordable, allot, groups, skip_too_dear
+from attnbench.sweep.settings import Settings
 from attnbench.workload import Workload
 
 
@@ -27,6 +28,10 @@ def costs() -> Costs:
     for name in "abcdefgh":
         known.learn(cell(name, 1.0), 1.0, 0.1, 0.1)
     return known
+
+
+def settings(budget: float, baseline: str = "") -> Settings:
+    return Settings(baseline, precision=0.02, budget=budget, timeout=1000, memory=1 << 30)
 
 
 CALLS = st.lists(st.floats(0.001, 40), min_size=1, max_size=8)
@@ -73,7 +78,7 @@ def test_a_cell_over_its_part_of_the_budget_names_the_budget_that_would_do() -> 
 @given(calls=CALLS, budget=st.floats(1, 500))
 def test_rounds_fit_into_the_time_and_the_dearest_get_fewest(calls: list[float], budget: float) -> None:
     cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()
-    rounds = allot(cells, known, budget, budget, "")
+    rounds = allot(cells, known, budget, settings(budget))
     assert list(rounds) == affordable(cells, known, budget)
     takes = sum(known.ready(c) + n * known.round(c) for c, n in rounds.items())
     saved = [known.round(c) for c, n in rounds.items() if n >= MIN_ROUNDS and known.round(c) < 1e-3 * budget]
@@ -86,9 +91,9 @@ def test_rounds_fit_into_the_time_and_the_dearest_get_fewest(calls: list[float],
 def test_a_baseline_keeps_its_rounds_longer_as_they_serve_all_cells_beside_it() -> None:
     cells, known = [cell("a", 2.0), *(cell(name, 1.0) for name in "bcd")], costs()
     enough = sum(known.ready(c) + MIN_ROUNDS * known.round(c) for c in cells) / 0.6
-    rounds = allot(cells, known, 0.9 * enough, 0.9 * enough, "a")
+    rounds = allot(cells, known, 0.9 * enough, settings(0.9 * enough, "a"))
     assert rounds[cells[0]] == MIN_ROUNDS > min(rounds.values())
-    rounds = allot(cells, known, 0.9 * enough, 0.9 * enough, "")
+    rounds = allot(cells, known, 0.9 * enough, settings(0.9 * enough))
     assert rounds[cells[0]] < MIN_ROUNDS == rounds[cells[1]]
 
 
@@ -96,7 +101,7 @@ def test_what_is_ready_has_paid() -> None:
     cells, known = [cell("a", 10.0), cell("b", 1.0)], costs()
     assert affordable(cells, known, 5.0) == [cells[1]]
     assert affordable(cells, known, 5.0, ready=cells) == cells
-    assert allot(cells, known, 5.0, 5.0, "", ready=cells)[cells[0]] == 0
+    assert allot(cells, known, 5.0, settings(5.0), ready=cells)[cells[0]] == 0
 
 
 def test_a_cell_joins_the_first_group_with_room() -> None:

@@ -1,5 +1,6 @@
 """`attnbench best`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -13,8 +14,12 @@ from attnbench.sizes import parse_bytes
 from attnbench.sweep.settings import Asked, Given
 
 if TYPE_CHECKING:
-    from attnbench.advice.best import Answer
+    from attnbench.advice.best import Answer, Limits
+    from attnbench.commands.watch import Watch
     from attnbench.records.schema import Row
+
+_SEVERAL = re.compile(r",|\.\.")
+_LENGTHS, _BATCHES = "256..4096", "1..8"  # of a map where no sizes are given
 
 
 @click.command()
@@ -24,13 +29,30 @@ if TYPE_CHECKING:
 @option("--budget", type=Seconds(1, 1e7), default=60.0, help="Seconds, where it has to be measured.")
 @option("--results", type=PATH, default=Path("results"), help="Runs that may hold the answer already.")
 @option("--fresh", is_flag=True, help="Measure in any case.")
+@option("--map", "picture", type=PATH, help="A .png or .svg to draw which is fastest over whole ranges of sizes.")
 @JSON
 def command(
-    max_error: str, max_memory: str | None, results: Path, fresh: bool, as_json: bool, **given: Unpack[Given]
+    max_error: str,
+    max_memory: str | None,
+    results: Path,
+    fresh: bool,
+    picture: Path | None,
+    as_json: bool,
+    **given: Unpack[Given],
 ) -> None:
     """Name the fastest variant for one workload within limits, and why each other lost.
 
     Takes it from a run of this machine where one tells, else measures. Exits with 1 where nothing holds the limits.
+
+    With --map it answers for one or two words that have several values, such as --seq 256..4096 --batch 1..8, which
+    is what it takes where none has, or --phase forward,decode,train: it measures a part of them within --budget and
+    predicts the rest.
+
+    \b
+    attnbench best --seq 2048 --max-memory 1GiB
+    attnbench best --preset llama-3-8b --phase decode --seq 8192
+    attnbench best --map map.png --seq 256..4096 --batch 1..8
+    attnbench best --map map.svg --seq 256..4096 --phase forward,decode,train --max-error none
     """
     from rich.console import Console
 
@@ -39,16 +61,52 @@ def command(
 
     limits = Limits(_error(max_error), parse_bytes(max_memory, "max-memory") if max_memory else None)
     given["scope"] = given["scope"] or "attention"
+    if picture:
+        _check(picture, given)
     asked = Asked.of(**given)
     options.warn_of_packages()
     options.warn_of_threads(asked.sweep.threads)
     with Watch(Console(stderr=True, quiet=as_json), 0) as watch:
-        found = answer(asked, limits, results, fresh, watch)
+        if picture:
+            holds = _map(asked, limits, picture, as_json, watch)
+        else:
+            found = answer(asked, limits, results, fresh, watch)
+            holds = found.row is not None
+            print_json(found.as_dict()) if as_json else _print(found)
+    sys.exit(0 if holds else CELL_FAILED)
+
+
+def _check(picture: Path, given: Given) -> None:
+    """Before anything is measured; and lengths, and batches, where no words have several values."""
+    from attnbench.advice import shown
+
+    shown.check(picture)
+    several = [name for name, text in given.items() if isinstance(text, str) and _SEVERAL.search(text)]
+    if not given["seq"] and not given["kv_seq"] and not given["tokens"]:
+        given["seq"] = _LENGTHS
+        several.append("seq")
+    if "plugins" in several:
+        several.remove("plugins")
+    if several == ["seq"] and not given["batch"] and not given["tokens"] and not given["lengths"]:
+        given["batch"] = _BATCHES
+
+
+def _map(asked: Asked, limits: "Limits", picture: Path, as_json: bool, watch: "Watch") -> bool:
+    """Whether anything holds the limits anywhere."""
+    from attnbench.advice import map, shown
+    from attnbench.report.names import short_names
+
+    chart = map.chart(asked, limits, watch)
+    shown.draw(chart, picture)
     if as_json:
-        print_json(found.as_dict())
+        print_json(chart.as_dict())
     else:
-        _print(found)
-    sys.exit(0 if found.row else CELL_FAILED)
+        click.echo(
+            f"the fastest, and its gain over {short_names(chart.variants)[chart.baseline]}: {shown.common(chart)}"
+        )
+        print_table(*shown.table(chart), pad_edge=False)
+        click.echo(f"{shown.effort(chart)}; ~ predicted, = not told apart from the next: {picture}")
+    return any(spot.plugin for spot in chart.spots)
 
 
 def _error(text: str) -> float | None:

@@ -27,7 +27,7 @@ class _Bar(Watch):
 
     def rows(self, *_: object) -> None: ...
 
-    again = rows
+    def again(self, *_: object) -> None: ...
 
 
 @click.command()

@@ -15,20 +15,18 @@ from typing import Any
 from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request, find, select
-from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
-from attnbench.sweep.settings import Asked
+from attnbench.sweep.settings import Asked, Settings
 from attnbench.workers.ask import ask
 from attnbench.workers.messages import Described, Failure
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
-# What cells too dear for MIN_ROUNDS get: a median without an interval, or else the one call that measured their memory.
+# Rounds where a first look is too dear: for a median without an interval; none leaves the call that measured memory.
 FEW_ROUNDS = (3, 0)
 MOST_ROUNDS = 600
 _BUDGET_SHARE = 1 / 4  # no single cell may take more of the budget
-_LATER = 0.4  # of the budget, what is kept for further rounds as long as some cell has no number
 _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 
 
@@ -116,21 +114,25 @@ def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Seque
 
 
 def allot(
-    cells: Sequence[Cell], costs: Costs, seconds: float, budget: float, baseline: str, ready: Sequence[Cell] = ()
+    cells: Sequence[Cell], costs: Costs, seconds: float, settings: Settings, ready: Sequence[Cell] = ()
 ) -> dict[Cell, int]:
     """Rounds for a first look at each cell, within `seconds`; none for those that are not `affordable`.
 
-    Every cell gets the rounds that an interval needs; where that is too much, some get fewer, those first that save
+    Every cell gets the rounds that are asked for; where that is too much, some get fewer, those first that save
     most by it; the baseline's serve all cells beside them. A part of the budget is kept for what `Returns` makes of it.
     Cells that are `ready` have paid for that already.
     """
     open_cells = affordable(cells, costs, seconds, ready)
     each = {c: costs.round(c) for c in open_cells}
     beside = Counter(c.workload for c in open_cells)
-    rounds = dict.fromkeys(open_cells, MIN_ROUNDS)
-    left = seconds - min(seconds, _LATER * budget)
-    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(MIN_ROUNDS * cost for cost in each.values())
-    saves = [(-each[c] / (beside[c.workload] if c.plugin == baseline else 1), i) for i, c in enumerate(open_cells)]
+    rounds = dict.fromkeys(open_cells, settings.look)
+    left = seconds - min(seconds, settings.later * settings.budget)
+    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(
+        settings.look * cost for cost in each.values()
+    )
+    saves = [
+        (-each[c] / (beside[c.workload] if c.plugin == settings.baseline else 1), i) for i, c in enumerate(open_cells)
+    ]
     heapq.heapify(saves)
     while left < 0 and saves:
         weight, i = heapq.heappop(saves)

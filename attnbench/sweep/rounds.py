@@ -85,9 +85,7 @@ class Rounds:
                 left = max(0.0, deadline - time.monotonic())
                 ready = [one.cell for one in live]
                 rest = [c for c in pending if c in ready or c not in contest.measured]
-                self._plan(
-                    contest, live, allot(rest, self.costs, left, self._settings.budget, self._settings.baseline, ready)
-                )
+                self._plan(contest, live, allot(rest, self.costs, left, self._settings, ready))
                 self._rounds(contest, live, True, deadline, progress)
                 for one in live:
                     self._keep_a_sample(contest, one)
