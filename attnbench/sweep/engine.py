@@ -263,8 +263,7 @@ def run(
     scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
     baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
     budget, timeout: seconds for the sweep and for a cell. memory: what may be in use, such as "16GiB".
-    out: the run's folder, not there yet; None keeps nothing. progress: called with a workload's rows and seconds left,
-    once more each time that they were measured more closely.
+    out: the run's folder, not there yet, or None. progress: called with rows, later with better ones, and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.
 
