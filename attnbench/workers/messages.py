@@ -14,7 +14,7 @@ from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
 from attnbench.workload import Workload
 
-Columns: TypeAlias = dict[str, bool | float | str | None]
+Columns: TypeAlias = dict[str, float | str | bool | None]
 """Figures of a cell, by their column of a record."""
 
 
