@@ -30,7 +30,7 @@ Variant: TypeAlias = str | Callable[..., Any]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "attnbench(plugin): the plugin whose speed this test is about")
+    config.addinivalue_line("markers", "attnbench(name): the plugin whose speed this test is about")
 
 
 @pytest.fixture(name="attnbench")

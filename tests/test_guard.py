@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from attnbench.advice.guard import Look, joined
+from attnbench.advice.guard import Look, joined, narrowed
 from attnbench.advice.revisions import revisions
 from attnbench.errors import AttnbenchError
 from attnbench.stats.slower import ERROR, certain, chance, suspicion
@@ -242,6 +242,23 @@ def test_all_decisions_share_the_error() -> None:
     assert certain([0.004, 0.9], 0.01) == [True, False]
     assert certain([0.006, 0.9], 0.01) == [False, False]
     assert certain([0.009, 0.001], 0.01) == [True, True]  # the smaller is out of the way
+
+
+def test_many_suspects_are_narrowed_by_a_short_look() -> None:
+    rng, asked = random.Random(2), []
+    first = {i: made_up(rng, 0.03 if i == 7 else 0.011, 6, 0.01) for i in range(40)}
+
+    def again(i: int, seconds: float) -> dict[tuple[float, float], float]:
+        asked.append(i)
+        return made_up(rng, 0.03 if i == 7 else 0.0, 12, 0.005)
+
+    chosen, left = narrowed(first, 136, again, 0.01)
+    assert (len(asked), chosen[0]) == (8, 7)
+    assert len(chosen) <= 2
+    assert not {*chosen} & {*left}
+    assert len(narrowed(first, 40, again, 0.01)[0]) == 1  # too little time for more than one, and for a short look
+    assert len(asked) == 8
+    assert narrowed({0: made_up(rng, -0.1, 6, 0.01)}, 136, again, 0.01) == ([], [])
 
 
 def row(seconds: float, processes: int, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ TESTS = """
 import pytest
 import torch.nn.functional as F
 
-SMALL = dict(seq=64, heads=2, threads=1, mask="full", dtype="float32", budget=6)
+SMALL = dict(seq=64, heads=2, threads=1, mask="full", dtype="float32", budget=5)
 
 
 def quick(query, key, value):
@@ -32,9 +32,9 @@ def test_holds(attnbench):
     attnbench(quick).faster_than(slow, by=2, **SMALL)
 
 
-@pytest.mark.attnbench(slow)
+@pytest.mark.attnbench("naive")
 def test_fails(attnbench):
-    attnbench.faster_than("sdpa", by=1.2, **SMALL)
+    attnbench.faster_than(quick, by=50, **SMALL)
 
 
 def test_unsupported(attnbench):
@@ -65,7 +65,7 @@ def test_claims_in_a_pytest_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "test_speed.py").write_text(TESTS)
     done = pytest_in(tmp_path, "-rf", "--import-mode=importlib", "--benchmark-json=told.json")
     assert "4 failed, 2 passed" in done.stdout, done.stdout + done.stderr
-    assert "slow at attention 1x2x64x64 float32 full is not 1.2x as fast as sdpa:backend=auto: 0.1" in done.stdout
+    assert "naive at attention 1x2x64x64 float32 full is not 50x as fast as quick: " in done.stdout
     assert "retention at attention 1x2x64x64 float32 full: unsupported: " in done.stdout
     assert "can't be imported by another process" in done.stdout
     assert 'none is installed beside attnbench\'s own; write attnbench("NAME")' in done.stdout
