@@ -22,6 +22,7 @@ from attnbench.records.schema import Row
 from attnbench.report import units
 from attnbench.sizes import Sweep
 from attnbench.sweep.cell import Cell
+from attnbench.sweep.costs import Costs
 from attnbench.sweep.engine import Plan, planned, settings_of
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
@@ -30,10 +31,9 @@ from attnbench.workload import Workload, flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
 _NAMES = ("phase", "mask", "dtype")
-_START_S, _CALLS, _ROUNDS = 0.5, 4.0, 16  # a cell's start, calls until it is ready, and rounds that are enough for it
+_START_S, _CALLS, _ROUNDS = 0.4, 4.0, 16  # a cell's start, calls until it is ready, and rounds that are enough for it
 _BURST_S, _ROUND_S = 4e-3, 5e-3  # a round of short calls, and what goes around any round
 _GUESSED_RATE = 5e10  # operations a second, before anything is known
-_SLACK = 1.2  # times what it should take: a busy machine takes more, a quiet one is done before
 _PRECISION = 0.03  # at which a cell leaves early: processes differ by as much
 _REACH = 1.5  # doublings over which a measurement tells of its neighbours
 
@@ -239,11 +239,13 @@ class _Survey:
     def _measure(self, at: tuple[Any, ...], cells: Sequence[Cell]) -> None:
         field, place = self._field(at)
         cost, began = self._cost(at, cells), time.monotonic()
-        settings = replace(self._settings, budget=_SLACK * cost, precision=_PRECISION, look=_ROUNDS, later=0.0)
+        settings = replace(
+            self._settings, budget=max(cost, _least(cells)), precision=_PRECISION, look=_ROUNDS, later=0.0
+        )
         rows = measure(self._plan.server, settings, [replace(cell) for cell in cells], self, lambda *_: {})
         field.learn(place, self.cells[at], rows)
-        more = (time.monotonic() - began - cost) / max(1, len(cells))
-        self._start_s = min(1.5, max(0.25, self._start_s + more / 3))
+        more = (time.monotonic() - began - settings.budget) / len(cells)
+        self._start_s = min(1.0, max(_START_S, self._start_s + more / 3))
 
     def cell(self, cell: Cell, doing: str) -> None:
         if self._progress:
@@ -289,6 +291,12 @@ class _Survey:
         low, gain, high = (exp(first.gain + z * first.doubt) for z in (-1.96, 0.0, 1.96))
         name, latency = first.plugin, base / gain if base else None
         return Spot(at, workload, name, variants[name], gain, low, high, latency, bool(here), tied(guesses))
+
+
+def _least(cells: Sequence[Cell]) -> float:
+    """The budget from which on a session leaves out none of them, for all that it can guess of them."""
+    need = [Costs().ready(cell) for cell in cells]
+    return 1.02 * max(sum(need), min(4, len(need)) * max(need))
 
 
 def _near(one: Place, other: Place) -> float:

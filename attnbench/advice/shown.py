@@ -106,7 +106,7 @@ def table(chart: Chart) -> tuple[list[str], list[list[str]]]:
     for value in down.values if down else [None]:
         ats = [(each, value) if down else (each,) for each in across.values]
         body.append([str(value) if down else "fastest", *(_cell(spots.get(at), names) for at in ats)])
-    corner = f"{down.name if down else ''} \\ {across.name}"
+    corner = f"{down.name} \\ {across.name}" if down else across.name
     return [corner, *map(str, across.values)], body
 
 

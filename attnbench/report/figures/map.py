@@ -45,6 +45,12 @@ class Grid:
     title: str
     below: str
 
+    @property
+    def is_plane(self) -> bool:
+        """Whether both axes are numbers, so that there is something between two squares."""
+        axes = [self.x[1], self.y[1]] if self.y else []
+        return bool(axes) and all(len(values) > 1 and isinstance(values[0], int) for values in axes)
+
     def wide(self, column: str) -> np.ndarray:
         """(rows, columns) of one column; rows from the bottom up."""
         table = self.cells.pivot(index="y", columns="x", values=column)
@@ -71,7 +77,7 @@ def winners(grid: Grid, style: Style) -> Figure:
     for side in ax.spines.values():
         side.set_visible(False)
     _legend(figure, grid, style)
-    drawing.suptitle(figure, grid.title)
+    drawing.suptitle(figure, ", ".join(part.replace(" ", "\u00a0") for part in grid.title.split(", ")))
     ax.set_title(drawing.folded(grid.below, 100), fontsize=8.5, color=drawing.GREY)
     return figure
 
@@ -112,7 +118,7 @@ def _name_regions(ax: Axes, grid: Grid, style: Style) -> None:
 def _contours(ax: Axes, grid: Grid) -> None:
     gains = grid.wide("speedup").astype(float)
     known = gains[np.isfinite(gains)]
-    if min(gains.shape) < 2 or not len(known):
+    if not grid.is_plane or not len(known):
         for cell in as_rows(grid.cells):
             if units.known(cell["speedup"]):
                 ax.text(cell["x"], cell["y"] - 0.15, f"{cell['speedup']:.2g}x", ha="center", va="center",
@@ -162,11 +168,15 @@ def _legend(figure: Figure, grid: Grid, style: Style) -> None:
         handles.append(Patch(facecolor="white", edgecolor=drawing.GREY, hatch="///", label=striped))
     measured = "measured; all else is predicted"
     handles.append(Line2D([], [], color="white", marker="o", markeredgecolor="#333333", label=measured))
-    if min(grid.wide("x").shape) > 1:
-        gain = f"so many times as fast as {grid.baseline}"
+    gain = f"so many times as fast as {grid.baseline}"
+    if grid.is_plane:
         handles.append(Line2D([], [], color="#111111", linewidth=1.3, label=gain))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    figure.set_figheight(figure.get_figheight() + drawing.LINE * -(-len(handles) // 4))
+    else:
+        handles.append(Line2D([], [], color="#111111", linestyle="", marker="$2x$", markersize=11, label=gain))
+    longest = max(len(str(handle.get_label())) for handle in handles) + 8
+    columns = max(1, int(13 * figure.get_figwidth() // longest))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + drawing.LINE * -(-len(handles) // columns))
 
 
 @drawing.styled
