@@ -66,7 +66,7 @@ def test_claims_in_a_pytest_of_their_own(tmp_path: Path) -> None:
     done = pytest_in(tmp_path, "-rf", "--import-mode=importlib", "--benchmark-json=told.json")
     assert "4 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     assert "naive at attention 1x2x64x64 float32 full is not 50x as fast as quick: " in done.stdout
-    assert "retention at attention 1x2x64x64 float32 full: unsupported: " in done.stdout
+    assert "at attention 1x2x64x64 float32 full: unsupported: " in done.stdout
     assert "can't be imported by another process" in done.stdout
     assert 'none is installed beside attnbench\'s own; write attnbench("NAME")' in done.stdout
     told = {one["name"]: one for one in json.loads((tmp_path / "told.json").read_text())["benchmarks"]}
