@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from attnbench.stats.held_up import without
+from attnbench.stats.held_up import paired, without
 from attnbench.stats.intervals import Interval, interval
 from attnbench.sweep.cell import Cell, Measured
 
@@ -16,13 +16,11 @@ def intervals(cell: Measured, base: Measured | None, confidence: float) -> tuple
 
     base: the baseline's; the cell's own where it is the baseline; None where there is none.
     """
-    ours, held = cell.seconds, cell.held_up
-    latency = _interval(without(ours, held), confidence)
+    latency = _interval(without(cell.seconds, cell.held_up), confidence)
     if base is None or base is cell:
         return latency, Interval(1.0, 1.0, 1.0) if base else None
-    theirs = base.seconds
-    ratios = {key: theirs[key] / ours[key] for key in ours if key in theirs}
-    return latency, _interval(without(ratios, held | base.held_up), confidence) if ratios else None
+    ratios = paired(base.samples, cell.samples)
+    return latency, _interval(ratios, confidence) if ratios else None
 
 
 def is_precise(latency: Interval, speedup: Interval | None, precision: float) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import ceil, log
+from math import ceil
 
 import numpy as np
 
-from attnbench.stats.held_up import without
+from attnbench.stats.held_up import paired, without
 from attnbench.stats.intervals import MIN_ROUNDS, Interval
 from attnbench.sweep.cell import Cell, Measured
 from attnbench.sweep.contest import Contest
@@ -70,12 +70,10 @@ def _inverse(seconds: Interval) -> Interval:
 
 def rounds_needed(cell: Measured, base: Measured | None, precision: float) -> int:
     """How many further rounds the precision may take, by how the rounds so far differ."""
-    ours, held = cell.seconds, cell.held_up
-    values = {at: log(s) for at, s in ours.items()}
+    values = without(cell.seconds, cell.held_up)
     if base is not None and base is not cell:
-        theirs, held = base.seconds, held | base.held_up
-        values = {at: log(theirs[at] / s) for at, s in ours.items() if at in theirs}
-    found = np.array(list(without(values, held).values()))
+        values = paired(base.samples, cell.samples)
+    found = np.log(list(values.values()))
     if len(found) < MIN_ROUNDS:
         return _UNKNOWN_ROUNDS
     if precision <= 0:
@@ -85,7 +83,7 @@ def rounds_needed(cell: Measured, base: Measured | None, precision: float) -> in
     if half is None:
         low, high = np.quantile(found, [0.25, 0.75])
         half = _MEDIAN * (high - low) / 1.349 / len(found) ** 0.5
-    free = max(_FREE, 1 - len(held & ours.keys()) / len(ours))
+    free = max(_FREE, 1 - len(cell.held_up) / len(cell.samples))
     needed = _SPARE * len(found) * (half / precision) ** 2 - len(found)
     return min(MOST_ROUNDS, max(MIN_ROUNDS, ceil(needed / free)))
 
