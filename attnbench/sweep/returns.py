@@ -121,6 +121,10 @@ class Returns:
         worth = self._worth(contest, self._settings.precision)
         value = {cell: weight for cell, weight in worth.items() if self._most(cell) >= MIN_ROUNDS}
         needs = {c: rounds_needed(contest.measured[c], contest.base, self._settings.precision) for c in value}
+        typical = float(np.median([*needs.values()])) if needs else 0.0
+        for cell in needs:
+            if len(contest.measured[cell].samples) < LOOKS[0]:  # a spread of few rounds is mostly chance
+                needs[cell] = round((needs[cell] * typical) ** 0.5)
         price = {cell: needs[cell] * self._costs.round(cell) + self._costs.start(cell) for cell in value}
         chosen: dict[Cell, int] = {}
         for cell in sorted(value, key=lambda c: price[c] / value[c]):
