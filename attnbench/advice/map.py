@@ -35,6 +35,7 @@ _START_S, _CALLS, _ROUNDS = 0.4, 4.0, 16  # a cell's start, calls until it is re
 _BURST_S, _ROUND_S = 4e-3, 5e-3  # a round of short calls, and what goes around any round
 _GUESSED_RATE = 5e10  # operations a second, before anything is known
 _PRECISION = 0.03  # at which a cell leaves early: processes differ by as much
+_RESERVE = 1.3  # times what a place should take: what has to be left for it to be begun
 _REACH = 1.5  # doublings over which a measurement tells of its neighbours
 
 
@@ -269,7 +270,7 @@ class _Survey:
             for place in cells.keys() - field.rows.keys():
                 at = self._full(name, place)
                 cost = self._cost(at, self._wanted(at))
-                if cost <= self._left:
+                if _RESERVE * cost <= self._left:
                     found[at] = sum(risk * _near(place, other) for other, risk in risks.items()) / cost
         return max(found, key=found.__getitem__, default=None)
 
