@@ -122,7 +122,9 @@ def _pip(into: Path, what: Sequence[str]) -> None:
     words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(into)]
     # --target and a user's own folder exclude each other, and what is in front of Python's path is not for pip.
     environment = {n: v for n, v in os.environ.items() if n not in ("PIP_USER", "PYTHONPATH")}
-    done = subprocess.run([sys.executable, *words, *what], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, *words, *what], capture_output=True, encoding="utf-8", errors="replace", env=environment
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["pip says nothing"]
         said = [line for line in lines if "error" in line.lower() and not line.rstrip().endswith(":")] or lines
@@ -169,7 +171,8 @@ def _missing(into: Path) -> list[str]:
 def _git(where: Path, *words: str, why: str) -> str:
     """What git answers. Raises: AttnbenchError: why, as git can't."""
     try:
-        done = subprocess.run(["git", "-C", where, *words], capture_output=True, text=True, check=True)
+        command = ["git", "-C", str(where), *words]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except OSError as error:
         raise AttnbenchError(f"git: {error.strerror}") from None
     except subprocess.CalledProcessError as error:

@@ -15,6 +15,7 @@ from typing import Any
 from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.registry import Request, find, select
+from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
 from attnbench.sweep.settings import Asked, Settings
@@ -125,11 +126,10 @@ def allot(
     open_cells = affordable(cells, costs, seconds, ready)
     each = {c: costs.round(c) for c in open_cells}
     beside = Counter(c.workload for c in open_cells)
-    rounds = dict.fromkeys(open_cells, settings.look)
+    most = settings.look or MIN_ROUNDS
+    rounds = dict.fromkeys(open_cells, most)
     left = seconds - min(seconds, settings.later * settings.budget)
-    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(
-        settings.look * cost for cost in each.values()
-    )
+    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + most * sum(each.values())
     saves = [
         (-each[c] / (beside[c.workload] if c.plugin == settings.baseline else 1), i) for i, c in enumerate(open_cells)
     ]

@@ -21,7 +21,6 @@ from attnbench.sizes import (
     parse_bytes,
     parse_precision,
 )
-from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.theory.models import preset as shape_of
 from attnbench.theory.roofline import Ceilings
 from attnbench.workload import DTYPES, MASKS, PHASES, flag
@@ -150,7 +149,8 @@ class Settings:
     l2: whether a GPU's L2 cache is "kept" or "flushed" before each call; "" where the device has no such choice.
     reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
     at_once: threads of those asked for that run at the same time; None where the system does not say.
-    look: rounds of the first look at a cell, where they fit. later: share of the budget that is kept for further ones.
+    look: rounds of the first look at a cell, where they fit; None for as many as an interval needs.
+    later: share of the budget that is kept for further ones.
     """
 
     baseline: str
@@ -163,5 +163,5 @@ class Settings:
     l2: str = ""
     reuse: bool = False
     at_once: int | None = None
-    look: int = MIN_ROUNDS
+    look: int | None = None
     later: float = 0.4

@@ -21,7 +21,7 @@ FAULTS = {
     "import-segfault": ("crashed", "at import: killed by SIGSEGV"),
     "import-hog": ("out-of-memory", "at import: MemoryError"),
     "no-module": ("error", "at import: ModuleNotFoundError: No module named 'no_such_module'"),
-    "no-plugin": ("error", "at import: TypeError: faulty:visible is no subclass of attnbench.Plugin"),
+    "no-plugin": ("error", "at import: TypeError: faulty:NO_PLUGIN is no subclass of attnbench.Plugin"),
     "twin": ("error", "two plugins are called 'twin': one from faulty 1.0, one from twin 1.0"),
     "supports-raises": ("error", "RuntimeError: asked too much"),
     "build-raises": ("error", "at build: RuntimeError: no kernel for this shape"),

@@ -158,11 +158,12 @@ def test_the_fastest_has_a_latency(latency: float | None) -> None:
 def test_the_leader_so_far_is_named() -> None:
     said = io.StringIO()
     with Watch(Console(file=said, width=200), 6) as watch:
-        for naive, sdpa in ((0.001, 0.002), (0.004, 0.003), (0.009, 0.005)):
-            watch.rows([row("naive", latency_s=naive), row("sdpa", latency_s=sdpa)], 9.0)
+        for seq, naive, sdpa in ((64, 0.001, 0.002), (128, 0.004, 0.003), (256, 0.009, 0.005)):
+            watch.rows([row("naive", seq, latency_s=naive), row("sdpa", seq, latency_s=sdpa)], 9.0)
+        watch.again([row("naive", 64, latency_s=0.001), row("sdpa", 64, latency_s=0.002)], 5.0)
     first, *_, last = said.getvalue().splitlines()
     assert "leading" not in first
-    assert last.endswith("(at most 9 s left; leading: sdpa, fastest in 2 of 3)")
+    assert last.endswith("(at most 5 s left; leading: sdpa, fastest in 2 of 3)")
 
 
 # run.json, and whatever else is written.
