@@ -17,6 +17,7 @@ from attnbench.advice.field import Field, Guess, Place, contenders, regret, tied
 from attnbench.advice.map import axes_of
 from attnbench.errors import AttnbenchError
 from attnbench.records.schema import Row
+from attnbench.report.style import shade
 from attnbench.sizes import Sweep
 from attnbench.stats.surface import Surface
 from attnbench.sweep.cell import Cell
@@ -191,7 +192,9 @@ def test_a_small_map_is_measured_and_drawn(tmp_path: Path) -> None:
     assert {(cell["seq"], cell["batch"]) for cell in told["cells"]} == {(n, b) for n in (16, 32, 64) for b in (1, 2)}
     assert {cell["plugin"] for cell in told["cells"]} == {"naive"}  # nothing else is this close to exact attention
     assert any(cell["measured"] for cell in told["cells"])
-    assert picture.read_text().startswith("<?xml")
+    drawn = picture.read_text()
+    assert drawn.startswith("<?xml")
+    assert shade("exact") in drawn, "in the colour of its family"
 
 
 def test_a_map_of_which_nothing_holds_the_limits_says_so(tmp_path: Path) -> None:

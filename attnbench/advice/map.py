@@ -80,7 +80,7 @@ class Spot:
 class Chart:
     """A map: its axes, a spot for each point of the grid, and the fields behind them, by what is named on no size axis.
 
-    variants: of each plugin. seconds: that it took. machine: what is known of it.
+    variants, families: of each plugin. seconds: that it took. machine: what is known of it.
     """
 
     axes: tuple[Axis, ...]
@@ -88,6 +88,7 @@ class Chart:
     baseline: str
     limits: Limits
     variants: Mapping[str, str]
+    families: Mapping[str, str]
     fields: Mapping[tuple[Any, ...], Field]
     seconds: float
     machine: Mapping[str, Any]
@@ -161,8 +162,10 @@ def chart(asked: Asked, limits: Limits, progress: Progress | None = None) -> Cha
         survey.explore()
         facts = plan.facts
     variants = {cell.plugin: cell.variant for cell in plan.cells}
+    families = {cell.plugin: cell.family for cell in plan.cells}
     spots = tuple(survey.spots(variants))
-    return Chart(axes, spots, plan.baseline, limits, variants, survey.fields, time.monotonic() - began, facts)
+    seconds = time.monotonic() - began
+    return Chart(axes, spots, plan.baseline, limits, variants, families, survey.fields, seconds, facts)
 
 
 class _Survey:

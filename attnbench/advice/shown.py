@@ -35,7 +35,9 @@ def draw(chart: Chart, path: Path) -> None:
     from attnbench.report.prepare import machine_name
     from attnbench.report.style import Style
 
-    plugins = as_frame([{"plugin": plugin, "variant": variant} for plugin, variant in chart.variants.items()])
+    plugins = as_frame(
+        [{"plugin": p, "variant": variant, "family": chart.families[p]} for p, variant in chart.variants.items()]
+    )
     x, y = chart.axes[0], chart.axes[1] if len(chart.axes) > 1 else None
     cells = pd.DataFrame([_square(chart, spot) for spot in chart.spots])
     grid = figure.Grid(
