@@ -310,7 +310,7 @@ def check_full(result: Result, folder: Path) -> None:
 
 def test_a_full_disk_is_said_and_survived(mounts: None, tmp_path: Path) -> None:
     script = """
-        mkdir results && mount -t tmpfs -o size=40k none results || exit 99  # the first of six lengths, not all
+        mkdir results && mount -t tmpfs -o size=28k none results || exit 99  # the first of six lengths, not all
         "$@"; code=$?
         cp -r results kept; exit $code
     """
