@@ -104,8 +104,7 @@ class Claims:
 def _measured(plugin: Variant | None, other: Variant, asked: Given) -> list[Row]:
     """The plugin's rows, a workload each, whose speedups are over the other."""
     from attnbench.errors import AttnbenchError
-    from attnbench.records import ceilings
-    from attnbench.sweep.engine import planned, settings_of
+    from attnbench.sweep.engine import planned, settings_here
     from attnbench.sweep.session import measure
     from attnbench.sweep.settings import Asked
 
@@ -115,9 +114,7 @@ def _measured(plugin: Variant | None, other: Variant, asked: Given) -> list[Row]
         mine = [cell.plugin for cell in plan.cells if cell.plugin != plan.baseline]
         if not mine:
             raise AttnbenchError(f"{plan.baseline} is compared with itself")
-        sweep = plan.asked.sweep
-        settings = settings_of(plan, ceilings.stored(plan.facts, sweep.device, sweep.threads))
-        return [row for row in measure(plan.server, settings, plan.cells) if row["plugin"] in mine]
+        return [row for row in measure(plan.server, settings_here(plan), plan.cells) if row["plugin"] in mine]
 
 
 def _request(variant: Variant | None) -> Request:

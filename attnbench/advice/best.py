@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from attnbench.analysis import compare
 from attnbench.analysis.frames import as_rows, workload_of
 from attnbench.errors import AttnbenchError
-from attnbench.records import ceilings
 from attnbench.records.run import as_frame, identity, newest_first, read_meta, rows
 from attnbench.records.schema import Row, key
 from attnbench.report import units
 from attnbench.sizes import Sweep, parse_bytes, parse_precision
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.contest import Contest
-from attnbench.sweep.engine import Plan, planned, settings_of
+from attnbench.sweep.engine import Plan, planned, settings_here
 from attnbench.sweep.returns import verdicts
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
@@ -166,8 +165,7 @@ def _measured(plan: Plan, limits: Limits, progress: Progress | None) -> pd.DataF
         able = {c: m for c, m in contest.measured.items() if c is contest.baseline or not limits.over(m.columns)}
         return {cell: 1.0 for cell, value in verdicts(replace(contest, measured=able), precision).items() if value > 1}
 
-    settings = settings_of(plan, ceilings.stored(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads))
-    return as_frame(measure(plan.server, settings, plan.cells, progress, worth))
+    return as_frame(measure(plan.server, settings_here(plan), plan.cells, progress, worth))
 
 
 def best(

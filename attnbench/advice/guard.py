@@ -11,7 +11,6 @@ from attnbench.advice.revisions import Revision
 from attnbench.analysis import between
 from attnbench.analysis.between import BROKEN, SLOWER, UNSURE, Change, Comparison
 from attnbench.errors import AttnbenchError
-from attnbench.records import ceilings
 from attnbench.records.run import as_frame
 from attnbench.records.schema import FAILED, Row
 from attnbench.registry import Request, select
@@ -20,7 +19,7 @@ from attnbench.stats.held_up import Round, paired
 from attnbench.stats.intervals import interval
 from attnbench.stats.slower import certain, chance, suspicion
 from attnbench.sweep.cell import Cell
-from attnbench.sweep.engine import Plan, planned, settings_of
+from attnbench.sweep.engine import Plan, planned, settings_here
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
 from attnbench.sweep.settings import Asked, Settings
@@ -101,8 +100,7 @@ def guard(
         AttnbenchError: a plugin, an option or a size is not to be had, or there is nothing to measure.
     """
     with planned(asked, (_requests(asked.plugins, base, new), None)) as plan:
-        known = ceilings.stored(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads)
-        settings = settings_of(plan, known)
+        settings = settings_here(plan)
         pairs, left = _pairs(plan.cells)
 
         def looked(pair: Pair, seconds: float, precision: float, turned: bool) -> Look:

@@ -16,14 +16,13 @@ from typing import Any
 from attnbench.advice.best import Limits, choose
 from attnbench.advice.field import Field, Guess, Place, contenders, regret, tied
 from attnbench.errors import AttnbenchError
-from attnbench.records import ceilings
 from attnbench.records.run import as_frame
 from attnbench.records.schema import Row
 from attnbench.report import units
 from attnbench.sizes import Sweep
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
-from attnbench.sweep.engine import Plan, planned, settings_of
+from attnbench.sweep.engine import Plan, planned, settings_here
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
 from attnbench.sweep.settings import Asked, Settings
@@ -175,8 +174,7 @@ class _Survey:
         self, plan: Plan, axes: tuple[Axis, ...], limits: Limits, deadline: float, progress: Progress | None
     ) -> None:
         self._plan, self._axes, self._deadline, self._progress = plan, axes, deadline, progress
-        known = ceilings.stored(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads)
-        self._settings: Settings = settings_of(plan, known)
+        self._settings: Settings = settings_here(plan)
         self._start_s = _START_S
         self.cells = {_at(axes, w): list(group) for w, group in groupby(plan.cells, key=lambda c: c.workload)}
         self.fields: dict[tuple[Any, ...], Field] = {}

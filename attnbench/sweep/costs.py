@@ -11,6 +11,7 @@ from attnbench.sweep.cell import Cell
 _START_SECONDS = 0.4  # to start a worker, load its plugin and compute the reference
 _WARM_UP_SECONDS = 0.1  # of short calls
 _ROUND_SECONDS = 4e-3  # to give a burst's calls their values, to look at what came out, and at the machine
+_LIMIT_SHARE = 0.8  # of what is left of a time limit, what may be planned for: calls may take longer than predicted
 _LOOKS = 1.05  # times a burst's calls, with the looks in passing
 
 
@@ -48,6 +49,10 @@ class Costs:
         call = self.call(cell)
         calls, head = burst_size(call, of(cell.workload.device).burst_s)
         return _LOOKS * (calls + head) * call + _ROUND_SECONDS
+
+    def fitting(self, cell: Cell, seconds: float) -> int:
+        """Rounds that may be planned for where so much of the cell's time limit is left."""
+        return max(0, int(_LIMIT_SHARE * seconds / self.round(cell)))
 
     def ready(self, cell: Cell) -> float:
         """Seconds until the first round, by when the cell has a number: a first call, and one that measures memory.

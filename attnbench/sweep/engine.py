@@ -128,8 +128,7 @@ def _check_same_plugins(path: Path, begun: Mapping[str, str]) -> None:
 
 def meta(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
     """What run.json will say of a run that begins now."""
-    sweep = plan.asked.sweep
-    known = ceilings.stored(plan.facts, sweep.device, sweep.threads)
+    sweep, known = plan.asked.sweep, _calibrated(plan)
     return {
         "command": list(command),
         "started": _now(),
@@ -153,8 +152,18 @@ def check_same_machine(run: Run, facts: dict[str, Any]) -> None:
         )
 
 
+def _calibrated(plan: Plan) -> Ceilings | None:
+    """What this machine can do at best, where that was measured."""
+    return ceilings.stored(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads)
+
+
+def settings_here(plan: Plan) -> Settings:
+    """How a session measures the plan by what this machine can do at best."""
+    return settings_of(plan, _calibrated(plan))
+
+
 def settings_of(plan: Plan, known: Ceilings | None) -> Settings:
-    """How a session measures the plan. known: what this machine can do at best."""
+    """How a session measures the plan. known: what its machine can do at best."""
     asked = plan.asked
     assert asked.memory is not None
     return Settings(

@@ -25,7 +25,6 @@ _OPEN = 3.0  # what a cell counts whose verdict more rounds may change, beside o
 _UNKNOWN_ROUNDS = 40  # what a cell needs of which too little is known
 _MEDIAN = 1.96 * 1.2533  # half-width of a normal sample's median, in deviations over the root of their number
 _SPARE = 1.6  # times the rounds that a spread calls for, as that is known from few rounds itself
-_LIMIT_SHARE = 0.8  # of what is left of a cell's time limit, what rounds may be planned for
 _FREE = 0.2  # the least share of rounds that is counted on not to be held up
 
 
@@ -96,16 +95,25 @@ class Returns:
 
     def __init__(self, costs: Costs, spent: Mapping[Cell, float], settings: Settings, worth: Worth) -> None:
         self._costs, self._spent, self._settings, self._worth = costs, spent, settings, worth
+        self._offers: dict[Contest, list[Bout]] = {}
 
     def best(self, contests: Iterable[Contest], left: float) -> Bout | None:
         """The further rounds that make most of `left` seconds: the cheapest for what they are worth, if they fit.
 
         Where nothing fits, the cheapest with as many rounds as do; None where that is too few to say anything.
         """
-        found = [bout for contest in contests for bout in self._bouts(contest)]
+        found = []
+        for contest in contests:
+            if contest not in self._offers:
+                self._offers[contest] = list(self._bouts(contest))
+            found += self._offers[contest]
         fits = [bout for bout in found if bout.seconds <= left]
         cheapest = min(fits or found, key=lambda bout: bout.seconds / bout.worth, default=None)
         return cheapest if fits or cheapest is None else self._within(cheapest, left)
+
+    def measured(self, contest: Contest) -> None:
+        """What was weighed of it no longer holds."""
+        self._offers.pop(contest, None)
 
     def outlook(self, contests: Iterable[Contest], seconds: float) -> list[tuple[str, int]]:
         """What so many seconds more would buy: workloads, and how many more of their cells would be precise enough."""
@@ -133,7 +141,7 @@ class Returns:
 
     def _most(self, cell: Cell) -> int:
         """Rounds that fit into its time limit."""
-        return int(_LIMIT_SHARE * (self._settings.timeout - self._spent.get(cell, 0.0)) / self._costs.round(cell))
+        return self._costs.fitting(cell, self._settings.timeout - self._spent.get(cell, 0.0))
 
     def _bout(self, contest: Contest, needs: Mapping[Cell, int], worth: float) -> Bout:
         base = contest.baseline if contest.base and contest.baseline not in needs else None

@@ -31,7 +31,6 @@ from attnbench.sweep.testimony import HIDDEN, has_witness, hear
 from attnbench.workers.messages import Aim, Burst, Finish, Given, Look
 from attnbench.workers.server import Forkserver
 
-_LIMIT_SHARE = 0.8  # of what is left of a cell's time limit, what rounds may be planned for
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
 _OVERRUN, _LEAST_ROUNDS = 1.5, 3  # a workload whose rounds take this many times what was allotted stops after so many
 
@@ -169,8 +168,8 @@ class Rounds:
         """As many rounds as fit into each cell's time limit."""
         planned = {}
         for cell in (one.cell for one in live):
-            left = self._settings.timeout - self.spent[cell]
-            planned[cell] = max(0, min(int(_LIMIT_SHARE * left / self.costs.round(cell)), rounds.get(cell, 0)))
+            fitting = self.costs.fitting(cell, self._settings.timeout - self.spent[cell])
+            planned[cell] = min(fitting, rounds.get(cell, 0))
         base = next((c for c in planned if c is contest.baseline and c.status is None), None)
         others = [c for c in planned if c is not base and c.status is None]
         if base and others:  # a round without the baseline pairs with nothing, but for the first: see `_keep_a_sample`

@@ -68,6 +68,7 @@ class Session:
         while bout := self._returns.best(self._contests, deadline - time.monotonic()):
             self._rounds.sharpen(bout, deadline, progress)
             sink.append(done := self._ended(bout.contest))
+            self._returns.measured(bout.contest)
             progress.again(done, max(0.0, deadline - time.monotonic()))
 
     def _ended(self, contest: Contest) -> list[Row]:

@@ -11,10 +11,8 @@ MOST_PROCESSES = 20
 LOOKS = (12, 25, 50, 100, 200)  # rounds after which a cell may stop early
 PROCESS_LOOKS = (5, 10)
 _PROCESS_SHARE = 1 / 3  # of the time for rounds, what starting further processes may take
-_STARTS_SHARE, _STARTS_SECONDS = (
-    1 / 2,
-    3.0,
-)  # likewise, and at most, for as few processes as an interval by process needs
+# Likewise, and seconds at most, for as few processes as an interval by process needs.
+_STARTS_SHARE, _STARTS_SECONDS = 1 / 2, 3.0
 _PROCESS_ROUNDS = 2  # the fewest in each of several processes
 _EARLY_ERROR = 0.2  # of what intervals may miss, the share of all early looks together
 
