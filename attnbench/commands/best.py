@@ -81,12 +81,11 @@ def _check(picture: Path, given: Given) -> None:
     from attnbench.advice import shown
 
     shown.check(picture)
-    several = [name for name, text in given.items() if isinstance(text, str) and _SEVERAL.search(text)]
+    words = {name: text for name, text in given.items() if isinstance(text, str) and name != "plugins"}
+    several = [name for name, text in words.items() if _SEVERAL.search(text)]
     if not given["seq"] and not given["kv_seq"] and not given["tokens"]:
         given["seq"] = _LENGTHS
         several.append("seq")
-    if "plugins" in several:
-        several.remove("plugins")
     if several == ["seq"] and not given["batch"] and not given["tokens"] and not given["lengths"]:
         given["batch"] = _BATCHES
 
