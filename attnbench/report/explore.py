@@ -56,8 +56,8 @@ def _row(row: Row, number: Mapping[str, int]) -> list[Any]:
 
 
 def _short(value: float) -> float | int | None:
-    """Four digits, or as many as a whole number has; None for none."""
+    """Six digits, so that the page's three are not rounded twice, or as many as a whole number has; None for none."""
     if value is None or not math.isfinite(value):
         return None
-    short = float(f"{value:.4g}") if value != int(value) or abs(value) > 1e7 else int(value)
+    short = float(f"{value:.6g}") if value != int(value) or abs(value) > 1e7 else int(value)
     return int(short) if short == int(short) else short
