@@ -30,13 +30,13 @@ SEQ = (2048, 8192)
 SPARSE = "block-sparse:impl={impl}:window={window}"
 PLUGINS = (
     "tiled:impl=strip",
-    "tiled:impl=avx512",
+    "tiled:impl=native",
     "int8:impl=qk",
     "int8:impl=qkpv",
-    *(SPARSE.format(impl=impl, window=window) for impl in ("avx512", "flex") for window in (256, 1024)),
+    *(SPARSE.format(impl=impl, window=window) for impl in ("native", "flex") for window in (256, 1024)),
     "linear",
 )
-DENSE = "tiled:impl=avx512,int8:impl=qk,int8:impl=qkpv"
+DENSE = "tiled:impl=native,int8:impl=qk,int8:impl=qkpv"
 SWEEPS = {  # name: share of the budget, arguments of `attnbench run`
     "": (0.6, {"seq": "2048,8192", "mask": "full,causal"}),
     "-linear": (0.12, {"plugins": "linear", "seq": "16384", "mask": "causal"}),
@@ -63,7 +63,7 @@ class Table:
 
 FULL = {  # over sdpa, full, by length; relative L2 at most
     "tiled:impl=strip": (2.1, 2.4, 5e-3),
-    "tiled:impl=avx512": (4.2, 4.6, None),  # 1.05 x sdpa's own
+    "tiled:impl=native": (4.2, 4.6, None),  # 1.05 x sdpa's own
     "int8:impl=qk": (4.5, 5.5, 1e-2),
     "int8:impl=qkpv": (5.0, 7.0, 1.7e-2),
 }
@@ -89,11 +89,11 @@ def bars(table: Table) -> list[Bar]:
                         most=True,
                     )
                 )
-            dense, qk = table("tiled:impl=avx512", mask, seq), table("int8:impl=qk", mask, seq)
+            dense, qk = table("tiled:impl=native", mask, seq), table("int8:impl=qk", mask, seq)
             if i == 1 and dense is not None and qk is not None:
-                found.append(Bar(f"int8 qk, {mask}, {seq}: x tiled avx512", 1.15, qk.speedup / dense.speedup))
+                found.append(Bar(f"int8 qk, {mask}, {seq}: x tiled native", 1.15, qk.speedup / dense.speedup))
             for window in (256, 1024):
-                ours, flex = (table(SPARSE.format(impl=i, window=window), mask, seq) for i in ("avx512", "flex"))
+                ours, flex = (table(SPARSE.format(impl=i, window=window), mask, seq) for i in ("native", "flex"))
                 what = f"block-sparse window {window}, {mask}, {seq}"
                 if ours is not None and dense is not None:
                     pairs = 1.0 if mask == "full" else (seq + 1) / (2 * seq)  # of seq^2, that the dense kernel needs
@@ -134,7 +134,7 @@ def beside(table: Table, runs: Sequence[Path]) -> list[str]:
                 interval = f"[{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
                 said.append(f"tiled, {mask}, {seq}, forward and backward: {row.speedup:.2f} {interval} x sdpa")
     ceilings = Ceilings.from_dict(read_meta(runs[0]).get("ceilings"))
-    for plugin in ("tiled:impl=strip", "tiled:impl=avx512"):
+    for plugin in ("tiled:impl=strip", "tiled:impl=native"):
         row = table(plugin, "full", 8192)
         if ceilings and row is not None:
             share = row.flops_per_s / ceilings.operations_per_s["bfloat16"]

@@ -17,6 +17,7 @@ from attnbench_plugins.int8 import Int8
 from attnbench_plugins.int8.plain import multiplies_int8
 from attnbench_plugins.linear import Linear
 from attnbench_plugins.native import compiler
+from attnbench_plugins.sdpa import Sdpa
 from attnbench_plugins.tiled import Tiled
 from attnbench_plugins.xformers import Xformers
 
@@ -195,22 +196,21 @@ print(json.dumps([
     for auto, asked, w in KERNELS
 ]))
 """
+ABSENT = compiler.unsupported("bfloat16")
 W16 = Workload(seq=70, kv_seq=70, heads=2, kv_heads=2, dtype="bfloat16", mask="causal", threads=1)
 KERNELS = [
-    (Tiled(), Tiled(impl="avx512"), W16),
-    (Tiled(), Tiled(impl="avx512"), W16.replace(seq=1)),
-    (Tiled(), Tiled(impl="avx512"), W16.replace(phase="train")),
+    (Tiled(), Tiled(impl="native"), W16),
+    (Tiled(), Tiled(impl="native"), W16.replace(seq=1)),
+    (Tiled(), Tiled(impl="native"), W16.replace(phase="train")),
     (Int8(), Int8(impl="qk"), W16),
-    (Linear(), Linear(impl="avx512"), W16),
-    (BlockSparse(), BlockSparse(impl="avx512"), W16),
+    (Linear(), Linear(impl="native"), W16),
+    (BlockSparse(), BlockSparse(impl="native"), W16),
 ]
-NEXT = [
-    Tiled(impl="strip"), Tiled(impl="strip"), Tiled(impl="strip"), Int8(impl="torch"), Linear(impl="torch"),
-    BlockSparse(impl="gather"),
-]  # fmt: skip
+WITHOUT = Tiled(impl="strip") if compiler.multiplies_bfloat16() else Sdpa()
+NEXT = [WITHOUT, WITHOUT, WITHOUT, Int8(impl="torch"), Linear(impl="torch"), BlockSparse(impl="gather")]
 
 
-@pytest.mark.skipif(compiler.unsupported() is not None, reason=str(compiler.unsupported()))
+@pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 def test_a_kernel_that_cannot_be_compiled_is_neither_promised_nor_built(tmp_path: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -225,9 +225,9 @@ def test_a_kernel_that_cannot_be_compiled_is_neither_promised_nor_built(tmp_path
 
 def test_an_int8_caches_step_is_promised_by_what_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     w = Workload(seq=1, kv_seq=70, dtype="bfloat16", mask="causal", phase="decode")
-    monkeypatch.setattr(compiler, "unsupported", lambda *sources: f"no {', '.join(sources)}")
+    monkeypatch.setattr(compiler, "unsupported", lambda dtype, *sources: f"no {', '.join(sources)} for {dtype}")
     assert Int8().decoding(w).implementation == (
-        "plain torch, over an int8 cache of keys and values (no decode_int8.cpp)"
+        "plain torch, over an int8 cache of keys and values (no decode_int8.cpp for bfloat16)"
     )
     assert Int8().workspace_bytes(w) == 4 * (3 * 8 * 70 + 70 * 8 * 64)
     with pytest.raises(AttnbenchError, match="step by step"):
@@ -249,12 +249,13 @@ def test_a_sparse_step_needs_what_its_dense_kernel_needs(dtype: str) -> None:
 
 def test_a_source_is_compiled_only_when_its_kernel_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(compiler, "unsupported", lambda *sources: asked.extend(sources))
+    monkeypatch.setattr(compiler, "unsupported", lambda dtype, *sources: asked.extend(sources))
     for w, sources in (
         (W16, ["tiled.cpp"]),
         (W16.replace(seq=1), ["decode.cpp"]),
         (W16.replace(phase="train"), ["tiled.cpp", "backward.cpp"]),
-        (W16.replace(dtype="float32"), []),
+        (W16.replace(dtype="float32"), ["tiled.cpp"]),
+        (W16.replace(head_dim=300), []),
     ):
         asked.clear()
         assert Tiled().supports(w) is None

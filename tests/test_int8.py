@@ -83,7 +83,7 @@ def test_computes_what_it_defines(integers: bool, shape: dict[str, Any], dtype: 
 def test_its_two_errors_are_of_different_size(rows: int, low: float, high: float) -> None:
     """Right to rounding against its own operands, and off by what quantization costs against softmax."""
     w = Workload(seq=700, kv_seq=700)
-    implementation, approximation = errors(Int8(rows=rows), w, make(w))
+    implementation, approximation = errors(Int8(rows=rows, impl="torch"), w, make(w))
     assert implementation < 1e-6
     assert low < approximation < high
 
@@ -139,7 +139,7 @@ def test_every_score_comes_from_an_integer_product(integers: bool, mask: str) ->
 
     w = Workload(seq=600, kv_seq=700, mask=mask, heads=2, kv_heads=1, head_dim=32, value_dim=48)
     inputs = make(w)
-    call = Int8().build(w).call
+    call = Int8(impl="torch").build(w).call
     with Products() as products:
         call(*inputs)
     pairs = 2 * (512 * 612 + 88 * 700 if mask == "causal" else 600 * 700)  # a strip ends where its last row sees
@@ -149,7 +149,7 @@ def test_every_score_comes_from_an_integer_product(integers: bool, mask: str) ->
 
 def test_a_call_leaves_its_inputs_and_earlier_outputs_alone_and_keeps_no_scale() -> None:
     w = Workload(seq=100, kv_seq=100)
-    call = Int8().build(w).call
+    call = Int8(impl="torch").build(w).call
     inputs = make(w)
     kept = [x.clone() for x in inputs]
     first = call(*inputs)
@@ -164,7 +164,7 @@ def test_zeros_and_equal_keys_are_averages_of_v() -> None:
     w = Workload(seq=5, kv_seq=8)
     query, key, value = make(w)
     mean = value.double().mean(2, keepdim=True).expand(-1, -1, w.seq, -1)
-    call = Int8().build(w).call
+    call = Int8(impl="torch").build(w).call
     assert rel_l2(call(query * 0, key, value), mean) < 1e-6
     assert rel_l2(call(query, key[:, :, :1].expand_as(key), value), mean) < 1e-6
 
@@ -177,12 +177,12 @@ def test_strided_inputs() -> None:
 
 def test_a_head_dim_of_1_is_refused_where_torch_has_it_wrong(integers: bool) -> None:
     w = Workload(seq=10, kv_seq=10)
-    assert Int8().supports(w) is None
+    assert Int8(impl="torch").supports(w) is None
     narrow = w.replace(head_dim=1)
     if integers:
-        assert "head dim" in (Int8().supports(narrow) or "")
+        assert "head dim" in (Int8(impl="torch").supports(narrow) or "")
     else:
-        assert errors(Int8(), narrow, make(narrow))[0] < TOLERANCE["float32"]
+        assert errors(Int8(impl="torch"), narrow, make(narrow))[0] < TOLERANCE["float32"]
 
 
 def test_integers_without_vnni_give_what_those_with_it_give() -> None:
@@ -190,7 +190,8 @@ def test_integers_without_vnni_give_what_those_with_it_give() -> None:
     code = (
         "import test_int8 as t\n"
         "w = t.Workload(seq=300, kv_seq=300)\n"
-        "print(*t.errors(t.Int8(), w, t.make(w, outlier=10.0)), t.Int8().build(w).implementation)\n"
+        "plain = t.Int8(impl='torch')\n"
+        "print(*t.errors(plain, w, t.make(w, outlier=10.0)), plain.build(w).implementation)\n"
     )
     found = []
     for hidden in ({}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}, {compiler.HIDE: "avx2"}):

@@ -46,8 +46,8 @@ EXACT: dict[str, tuple[Plugin, float]] = {
     "xformers small": (Xformers(query_chunk=50, key_chunk=70), 1e-2),
     "strip": (Tiled(impl="strip"), 3.5e-3),
     "strip small": (Tiled(impl="strip", rows=7, keys=64), 3.5e-3),
-    "avx512": (Tiled(impl="avx512"), 3.5e-3),
-    "avx512 small": (Tiled(impl="avx512", rows=7, keys=64), 3.5e-3),
+    "native": (Tiled(impl="native"), 3.5e-3),
+    "native small": (Tiled(impl="native", rows=7, keys=64), 3.5e-3),
     "tiled": (Tiled(), 3.5e-3 if compiler.multiplies_bfloat16() else 7e-3),
 }
 
@@ -103,16 +103,17 @@ def check(plugin: Plugin, w: Workload, limit: float, strided: bool = False) -> N
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("name", "dtype", "isa"),
     [
-        (name, dtype)
+        (name, dtype, isa)
         for name in EXACT
-        for dtype in ("float32", "bfloat16")
-        if "avx512" not in name or dtype == "bfloat16"
+        for dtype, isa in (("float32", ""), ("bfloat16", ""), ("float32", "avx2"), ("float16", "avx2"))
+        if not isa or "native" in name
     ],
+    indirect=["isa"],
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_those_of_softmax_attention(name: str, shape: str, dtype: str, mask: str) -> None:
+def test_gradients_are_those_of_softmax_attention(name: str, shape: str, dtype: str, isa: str, mask: str) -> None:
     plugin, limit = EXACT[name]
     # A head dim of 1 has few products to average over.
     check(plugin, workload(shape, dtype=dtype, mask=mask), limit * (2.5 if shape == "narrow" else 1), shape in STRIDED)
@@ -120,7 +121,7 @@ def test_gradients_are_those_of_softmax_attention(name: str, shape: str, dtype: 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("shape", ["even", "multi-query", "widest"])
-@pytest.mark.parametrize("impl", ["strip", "avx512"])
+@pytest.mark.parametrize("impl", ["strip", "native"])
 def test_bfloat16_gradients_are_about_as_good_as_those_of_sdpa(impl: str, shape: str, mask: str) -> None:
     w = workload(shape, dtype="bfloat16", mask=mask)
     plugin = Tiled(impl=impl)
@@ -147,7 +148,7 @@ def test_gradients_are_those_of_the_pattern(
 ) -> None:
     w = workload(shape, dtype=dtype, mask=mask)
     plugin = BlockSparse(impl=impl, pattern=pattern, block=13, window=40)
-    check(plugin, w, limit if compiler.unsupported() is None else 1e-2, shape in STRIDED)
+    check(plugin, w, limit if compiler.unsupported(dtype) is None else 1e-2, shape in STRIDED)
 
 
 @pytest.mark.parametrize("plugin", [Sdpa(), Tiled(), Tiled(impl="strip"), Naive(), Xformers()])
@@ -184,12 +185,13 @@ def test_implementations_say_what_the_backward_pass_is() -> None:
     w = workload("even", dtype="bfloat16")
     assert built(Tiled(impl="strip"), w).implementation == "plain torch, strips of 256 rows forward and backward"
     assert "checkpointed" in built(Xformers(), w).implementation
-    assert "(the AVX-512 kernel has no backward pass)" in built(Linear(), w).implementation
+    assert "(the C++ kernel has no backward pass)" in built(Linear(), w).implementation
+    wide = w.replace(head_dim=300, value_dim=300)
     assert (
-        built(BlockSparse(), w.replace(dtype="float32")).implementation
-        == "plain torch, block gather, checkpointed (the AVX-512 kernel is for bfloat16)"
+        built(BlockSparse(), wide).implementation
+        == "plain torch, block gather, checkpointed (the C++ kernel holds head and value dims up to 256)"
     )
-    if compiler.unsupported() is None:
+    if compiler.unsupported(w.dtype) is None:
         assert "backward" in built(Tiled(), w).implementation
         assert "C++" in built(BlockSparse(), w).implementation
 
@@ -198,7 +200,7 @@ def test_what_has_no_backward_pass_says_so() -> None:
     w = workload("even", dtype="bfloat16")
     assert "train" not in Int8.phases
     assert BlockSparse(impl="flex").supports(w) == "flex_attention has no backward on a CPU"
-    assert Linear(impl="avx512").supports(w) == "the AVX-512 kernel has no backward pass"
+    assert Linear(impl="native").supports(w) == "the C++ kernel has no backward pass"
 
 
 @pytest.mark.parametrize("plugin", [Sdpa(), Tiled(), Tiled(impl="strip"), Xformers(), Linear(), BlockSparse()])

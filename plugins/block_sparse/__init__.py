@@ -36,7 +36,7 @@ from .plain import Gather, gather_bytes
 class BlockSparse(Choice):
     """Sparse attention by blocks of queries and keys: in C++, through torch's flex_attention or in plain torch.
 
-    `impl=avx512` is the C++ kernel of `tiled` over those blocks alone, in bfloat16 on a CPU.
+    `impl=native` is the C++ kernel of `tiled` over those blocks alone, on a CPU.
     `impl=flex` compiles torch.nn.attention.flex_attention (Dong 2024, "Flex Attention") for the pattern.
     `impl=gather` runs in plain torch: block by block of queries over the keys that its blocks hold.
     `impl=auto` is the first of these that can run, but for flex on a CPU: there gathering takes 0.7 to 1.4 times as
@@ -52,7 +52,7 @@ class BlockSparse(Choice):
         "pattern": Option("window", "which keys a query sees", PATTERNS),
         "window": Option(256, "keys seen around the query, on each side (causal: before it), its own included"),
         "block": Option(128, "queries and keys to a block"),
-        "impl": Option("auto", "what computes it", ("auto", "avx512", "flex", "gather")),
+        "impl": Option("auto", "what computes it", ("auto", "native", "flex", "gather")),
     }
     pattern: str
     window: int
@@ -76,22 +76,22 @@ class BlockSparse(Choice):
         def no_kernel(w: Workload) -> str | None:
             return kernels.unsupported(w, *kernels.exact_sources(w))
 
-        def avx512_bytes(w: Workload) -> int:
-            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.bf16_bytes(w))
+        def native_bytes(w: Workload) -> int:
+            return kernels.workspace_bytes(w, min(STRIP_ROWS, self.block, w.seq), BLOCK_KEYS, kernels.packed_bytes(w))
 
         def gathered(w: Workload) -> int:
             return gather_bytes(w, self._pattern(w))
 
         no_flex, flex_size = partial(flex_unsupported, block=self.block), partial(flex_bytes, block=self.block)
-        avx512 = Implementation("avx512", self._avx512, no_kernel, workspace_bytes=_untrained(avx512_bytes))
+        native = Implementation("native", self._native, no_kernel, workspace_bytes=_untrained(native_bytes))
         flex = Implementation("flex", self._flex, no_flex, workspace_bytes=_untrained(flex_size))
         gather = Implementation("gather", self._gather, workspace_bytes=_untrained(gathered))
-        return (flex, gather, avx512) if workload.device == "cuda" else (avx512, gather, flex)
+        return (flex, gather, native) if workload.device == "cuda" else (native, gather, flex)
 
-    def _avx512(self, workload: Workload) -> Attention:
+    def _native(self, workload: Workload) -> Attention:
         both = plan(self._pattern(workload))
         call = kernels.exact(workload, both, BLOCK_KEYS, both, BLOCK_KEYS)
-        return Attention(call, "C++ AVX512-BF16, hidden blocks skipped", self._density(workload))
+        return Attention(call, f"{kernels.described(workload.dtype)}, hidden blocks skipped", self._density(workload))
 
     def _flex(self, workload: Workload) -> Attention:
         try:

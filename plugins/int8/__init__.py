@@ -13,7 +13,7 @@ from attnbench.workload import Workload
 
 from .. import triton_kit
 from . import cache, native, plain
-from .quantization import quantize, smooth
+from .quantization import LEVELS, quantize, smooth
 
 
 class Int8(Choice):
@@ -24,12 +24,14 @@ class Int8(Choice):
 
     `rows` rows of Q, and of K, share one scale, peak / 127: 1 is the paper's per-token, 128 its per-block way (4.3).
 
-    On a CPU, `impl=qk` is a C++ kernel that does this for bfloat16 and rows=1, and `impl=qkpv` one that quantizes P and
-    V too: V by column with the scale peak / 127, P to unsigned bytes by the maximum of each block of keys.
-    `impl=torch` is plain torch around torch._int_mm, or where that is slow around the same integers in float32, which
-    holds their sums exactly; `impl=auto` is qk where that can run, else torch. A decoder's past is kept in 8 bits.
+    On a CPU, `impl=qk` is a C++ kernel that does this for rows=1, and `impl=qkpv` one that quantizes P and V too, for
+    bfloat16: V by column with the scale peak / 127, P to unsigned bytes by the maximum of each block of keys. Where the
+    CPU has no VNNI, K and P have 7 bits there. `impl=torch` is plain torch around torch._int_mm, or where that is slow
+    around the same integers in float32, which holds their sums exactly; `impl=auto` is qk where that can run, else
+    torch. A decoder's past is kept in 8 bits.
 
-    Against softmax attention on normal inputs the relative L2 error is 9e-3 with rows=1 and 1.3e-2 with rows=128.
+    Against softmax attention on normal inputs the relative L2 error is 9e-3 with rows=1 and 1.3e-2 with rows=128; with
+    7 bits of K it is 1.4e-2.
     """
 
     family = "quantized"
@@ -52,9 +54,12 @@ class Int8(Choice):
         if workload.phase == "decode":
             return Softmax(operands=partial(cache.operands, workload))
 
+        chosen, _ = self.chosen(workload)
+        levels = native.key_levels() if chosen and chosen.name in native.PRODUCTS else LEVELS
+
         def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             q8, q_scale = quantize(query.float(), self.rows)  # (batch, heads, seq, head_dim), (.., seq, 1)
-            k8, k_scale = quantize(smooth(key), self.rows)  # (batch, kv_heads, kv_seq, head_dim), (.., kv_seq, 1)
+            k8, k_scale = quantize(smooth(key), self.rows, levels)  # (batch, kv_heads, kv_seq, ..), (.., kv_seq, 1)
             if self.impl == "qkpv":
                 v8, v_scale = quantize(value.float().mT, 1)  # (batch, kv_heads, value_dim, kv_seq), (.., value_dim, 1)
                 value = (v8.double() * v_scale.double()).mT  # (batch, kv_heads, kv_seq, value_dim)

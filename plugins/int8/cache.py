@@ -70,25 +70,25 @@ Reader: TypeAlias = Callable[[Int8Cache, Tensor], Tensor]
 
 
 def implementations() -> Sequence[Implementation]:
-    """What computes a step: the C++ kernel for bfloat16 on a CPU that has what it needs, else torch."""
+    """What computes a step: the C++ kernel on a CPU that has what it needs, else torch."""
 
     def unsupported(workload: Workload) -> str | None:
         return kernels.unsupported(workload, "decode_int8.cpp")
 
     def native(workload: Workload) -> Decoding:
-        decode = kernels.int8_decoder(compiler.load("decode_int8.cpp").decode_int8, workload)
+        decode = kernels.int8_decoder(compiler.load("decode_int8.cpp", workload.dtype).decode_int8, workload)
 
         def read(cache: Int8Cache, query: Tensor) -> Tensor:
             integers, scales = cache.integers, cache.scales
             return decode(quantize(query.float(), 1), (integers.key, scales.key), (integers.value, scales.value))
 
-        return _decoding(read, "C++ AVX512-VNNI")
+        return _decoding(read, f"{kernels.described('float32')} in float32")
 
     def plain(workload: Workload) -> Decoding:
         return _decoding(partial(in_torch, workload), "plain torch")
 
     return (
-        Implementation("avx512", _no_call, unsupported, decoding=native),  # what it holds is little
+        Implementation("native", _no_call, unsupported, decoding=native),  # what it holds is little
         Implementation("torch", _no_call, workspace_bytes=_torch_bytes, decoding=plain, emulated=True),  # as float32
     )
 

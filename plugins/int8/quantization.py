@@ -9,17 +9,17 @@ from torch.nn.functional import pad
 LEVELS = 127
 
 
-def quantize(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, rows: int, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
     """int8 (..., length, dim) and float32 scales (..., length, 1), so that x is about int8 * scale; equation 2.
 
-    x: float32 (..., length, dim). Each `rows` rows share their scale, peak / 127; ties round to even.
+    x: float32 (..., length, dim). Each `rows` rows share their scale, peak / levels; ties round to even.
     """
     peak = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))  # (..., length, 1)
     if rows > 1:
         length = x.shape[-2]
         blocks = pad(peak, (0, 0, 0, -length % rows)).view(*x.shape[:-2], -1, rows, 1)  # (..., blocks, rows, 1)
         peak = blocks.amax(-2, keepdim=True).expand_as(blocks).flatten(-3, -2)[..., :length, :]  # (..., length, 1)
-    scale = peak.clamp(min=1e-30) / LEVELS  # (..., length, 1)
+    scale = peak.clamp(min=1e-30) / levels  # (..., length, 1)
     return (x / scale).round_().to(torch.int8), scale
 
 

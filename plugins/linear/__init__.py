@@ -25,7 +25,7 @@ from .plain import Scan
 class Linear(Choice):
     """Linear attention in float32, whatever the dtype of the inputs.
 
-    `impl=avx512` is a C++ kernel for elu features on a CPU, `impl=triton` kernels for them on CUDA, `impl=torch` plain
+    `impl=native` is a C++ kernel for elu features on a CPU, `impl=triton` kernels for them on CUDA, `impl=torch` plain
     torch; `impl=auto` is a kernel where one can run. On a CPU training takes plain torch, which keeps each chunk's
     scores and features for the backward pass; the GPU kernels have their own. They sum in float32, too, but multiply
     bfloat16 in bfloat16.
@@ -36,7 +36,7 @@ class Linear(Choice):
         "features": Option("elu", "phi: elu(x) + 1, or FAVOR+ positive random features", ("elu", "favor")),
         "count": Option(256, "favor: number of random features"),
         "chunk": Option(0, "torch, causal: tokens at a time, chunk^2 scores each; 0: 64 on a CPU, 512 on CUDA"),
-        "impl": Option("auto", "what computes it", ("auto", "torch", "avx512", "triton")),
+        "impl": Option("auto", "what computes it", ("auto", "torch", "native", "triton")),
     }
     features: str
     count: int
@@ -63,7 +63,7 @@ class Linear(Choice):
             lambda w: triton_kit.kernels(__name__).workspace_bytes(w), lambda w: triton_kit.kernels(__name__).flops(w),
         )  # fmt: skip
         cpu = Implementation(
-            "avx512", self._avx512, self._no_avx512, workspace_bytes=native.workspace_bytes, flops=self._products
+            "native", self._native, self._no_native, workspace_bytes=native.workspace_bytes, flops=self._products
         )
         plain = Implementation("torch", self._torch, workspace_bytes=self._torch_bytes, flops=self._products)
         return (gpu, plain, cpu) if workload.device == "cuda" else (cpu, plain, gpu)
@@ -79,13 +79,13 @@ class Linear(Choice):
             return "the Triton kernels are for elu features and their own chunk"
         return triton_kit.unsupported(workload)
 
-    def _avx512(self, workload: Workload) -> Attention:
-        how = f"C++ AVX-512 in float32, {self._what()}, chunks of {native.CHUNK}"
+    def _native(self, workload: Workload) -> Attention:
+        how = f"{native.described()} in float32, {self._what()}, chunks of {native.CHUNK}"
         return Attention(native.linear(workload), how)
 
-    def _no_avx512(self, workload: Workload) -> str | None:
+    def _no_native(self, workload: Workload) -> str | None:
         if workload.device == "cpu" and workload.phase == "forward" and (self.features != "elu" or self.chunk):
-            return "the AVX-512 kernel is for elu features and its own chunk"
+            return "the C++ kernel is for elu features and its own chunk"
         return native.unsupported(workload)
 
     def _torch(self, workload: Workload) -> Attention:

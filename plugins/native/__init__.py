@@ -1,1 +1,1 @@
-"""Attention kernels in C++ for CPUs with AVX-512, compiled when first used: what variants share of `impl=avx512`."""
+"""Attention in C++ for CPUs with AVX2 or AVX-512, compiled when first used: what variants share of `impl=native`."""

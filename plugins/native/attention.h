@@ -15,7 +15,14 @@
 
 #include "tile.h"
 
+#ifndef VALUE
+#define VALUE bf16  // of query, key, value and output: float, bf16 or f16
+#endif
+
 namespace attnbench {
+
+using Value = VALUE;
+constexpr int MAX_DIM = 256;  // of heads and values
 
 // (batch, heads, length, dim) with strides in elements; the last dimension is dense.
 struct Tensor {
@@ -57,7 +64,7 @@ struct Problem {
     int64_t columns() const { return round_up(value_dim, LANES); }
 };
 
-// Memory that is aligned for AVX-512 and goes with its owner.
+// Memory that is aligned to a cache's lines and goes with its owner.
 template <class T>
 class Buffer {
   public:
@@ -111,13 +118,13 @@ struct Workspace {
     Buffer<float> out, top, sum;
 };
 
-// R rows of a strip, from the `row`-th on, over the keys [start, end) of one block, both multiples of KEYS: what lies
+// R rows of a strip, from the `row`-th on, over the keys [start, end) of one block, both multiples of PANEL: what lies
 // outside the range or the band is hidden.
 template <int R, class Keys, class Values>
 void tile(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys, Values>& w, const Strip& strip,
           const Range& range, int64_t row, int64_t start, int64_t end) {
     const int64_t n = end - start, columns = p.columns();
-    for (int64_t j = 0; j < n; j += KEYS)
+    for (int64_t j = 0; j < n; j += PANEL)
         packed.keys.template scores<R>(w.queries, row, start + j, w.scores + j, p.keys);
     float* out = w.out + row * columns;
     float factors[R];
@@ -143,28 +150,22 @@ void attend(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys
     std::fill(w.out + 0, w.out + rows * columns, 0.f);
     for (int64_t at = strip.first_range; at < strip.end_range; ++at) {
         const Range& range = p.ranges[at];
-        const int64_t last = round_up(range.end, KEYS);
-        for (int64_t start = range.start / KEYS * KEYS; start < last; start += p.keys)
+        const int64_t last = round_up(range.end, PANEL);
+        for (int64_t start = range.start / PANEL * PANEL; start < last; start += p.keys)
             for (int64_t row = 0; row < rows; row += ROWS) {
                 const int64_t together = std::min<int64_t>(ROWS, rows - row), first = strip.start + row;
                 int64_t from = start, to = std::min(start + p.keys, last);
                 if (!range.whole) {  // skip what the band leaves out for all of these rows
-                    from = std::max(from, std::max<int64_t>(first + p.low, 0) / KEYS * KEYS);
-                    to = std::min(to, round_up(std::max<int64_t>(first + together + p.high, 0), KEYS));
+                    from = std::max(from, std::max<int64_t>(first + p.low, 0) / PANEL * PANEL);
+                    to = std::min(to, round_up(std::max<int64_t>(first + together + p.high, 0), PANEL));
                 }
                 if (from >= to) continue;
-                switch (together) {
-                    case 1: tile<1>(p, packed, w, strip, range, row, from, to); break;
-                    case 2: tile<2>(p, packed, w, strip, range, row, from, to); break;
-                    case 3: tile<3>(p, packed, w, strip, range, row, from, to); break;
-                    case 4: tile<4>(p, packed, w, strip, range, row, from, to); break;
-                    case 5: tile<5>(p, packed, w, strip, range, row, from, to); break;
-                    default: tile<ROWS>(p, packed, w, strip, range, row, from, to);
-                }
+                with_constant<ROWS>(together, [&](auto r) { tile<r>(p, packed, w, strip, range, row, from, to); });
             }
     }
     for (int64_t i = 0; i < rows; ++i)
-        finish(w.out + i * columns, p.value_dim, 1 / w.sum[i], p.out.at<bf16>(batch, head, strip.start + i));
+        finish(w.out + i * columns, p.value_dim, 1 / w.sum[i], 
+               p.out.at<typename Values::Value>(batch, head, strip.start + i));
     for (int64_t i = 0; p.lse && i < rows; ++i)
         p.lse[(batch * p.heads + head) * p.seq + strip.start + i] = log_sum_exp(w.top[i], w.sum[i]);
 }

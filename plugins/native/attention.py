@@ -16,7 +16,7 @@ from ..autograd import Backward, Forward, dense_rows, differentiable
 from ..pieces import strips
 from . import compiler
 
-KEYS, LANES, ROWS = 64, 16, 6  # as in tile.h
+KEYS, ROWS = 64, 6  # as in vectors.h
 MAX_DIM = 256
 _FAR = 1 << 40
 
@@ -44,14 +44,25 @@ def dense(workload: Workload, rows: int) -> Plan:
 
 
 def unsupported(workload: Workload, *sources: str) -> str | None:
-    """None, or why the bfloat16 kernels of these sources can't compute this workload here."""
+    """None, or why the kernels of these sources can't compute this workload here."""
     if workload.device != "cpu":
-        return "the AVX-512 kernel is for a CPU"
-    if workload.dtype != "bfloat16":
-        return "the AVX-512 kernel is for bfloat16"
+        return "the C++ kernel is for a CPU"
     if max(workload.head_dim, workload.value_dim) > MAX_DIM:
-        return f"the AVX-512 kernel holds head and value dims up to {MAX_DIM}"
-    return compiler.unsupported(*sources)
+        return f"the C++ kernel holds head and value dims up to {MAX_DIM}"
+    return compiler.unsupported(workload.dtype, *sources)
+
+
+def described(dtype: str) -> str:
+    """What multiplies values of this dtype in the kernels."""
+    using = compiler.isa()
+    if pairs(dtype) or using is None:
+        return "C++ AVX512-BF16"
+    return f"C++ {using.name}" + ("" if dtype == "float32" else " in float32")
+
+
+def pairs(dtype: str) -> bool:
+    """Whether values of this dtype are multiplied in pairs of 16 bits, and not as float32."""
+    return dtype == "bfloat16" and compiler.multiplies_pairs()
 
 
 def product_dtype(dtype: str) -> torch.dtype:
@@ -173,10 +184,10 @@ def exact(workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan
     Raises:
         CompileError: they can't be compiled, which `unsupported` tells before.
     """
-    kernel = compiler.load("tiled.cpp").tiled
+    kernel = compiler.load("tiled.cpp", workload.dtype).tiled
     if workload.phase != "train":
         return caller(kernel, workload, forward_plan, keys)
-    back = compiler.load("backward.cpp").backward
+    back = compiler.load("backward.cpp", workload.dtype).backward
     return differentiable(
         forward(kernel, workload, forward_plan, keys), backward(back, workload, backward_plan, backward_keys)
     )
@@ -191,11 +202,11 @@ Int8 = tuple[Tensor, Tensor]
 
 
 def int8_decoder(kernel: Callable[..., int], workload: Workload) -> Callable[[Int8, Int8, Int8], Tensor]:
-    """decode_int8.cpp as a function of query, key and value; the output is bfloat16."""
+    """decode_int8.cpp as a function of query, key and value; the output is of the workload's dtype."""
     w, problem = workload, _Problems(workload, dense(workload, workload.seq), KEYS)
 
     def call(query: Int8, key: Int8, value: Int8) -> Tensor:
-        out = query[0].new_empty(w.batch, w.heads, w.seq, w.value_dim, dtype=torch.bfloat16)
+        out = query[0].new_empty(w.batch, w.heads, w.seq, w.value_dim, dtype=getattr(torch, w.dtype))
         scales = _Scales(*(_tensor(scale) for _, scale in (query, key, value)))
         _run(kernel, problem(query[0], key[0], value[0], out), scales)
         return out
@@ -203,21 +214,33 @@ def int8_decoder(kernel: Callable[..., int], workload: Workload) -> Callable[[In
     return call
 
 
-def workspace_bytes(workload: Workload, rows: int, keys: int, packed: int, weight: int = 2) -> int:
+def workspace_bytes(workload: Workload, rows: int, keys: int, packed: int, weight: int | None = None) -> int:
     """What a call holds beside inputs and output.
 
-    rows: of the tallest strip. packed: bytes of a packed key with its value. weight: bytes of one.
+    rows: of the tallest strip. packed: bytes of a packed key with its value. weight: bytes of one, if not an operand's.
     """
-    w = workload
+    w, operand = workload, operand_bytes(workload.dtype)
+    weight = operand if weight is None else weight
     heads = w.batch * w.kv_heads
     length = round_up(w.kv_seq, KEYS)
-    work = rows * (4 * round_up(w.value_dim, LANES) + 2 * w.head_dim + 8) + ROWS * keys * (4 + weight)
+    work = rows * (4 * columns(w.value_dim) + operand * w.head_dim + 8) + ROWS * keys * (4 + weight)
     return (w.threads if heads >= w.threads else 1) * length * packed + w.threads * work
 
 
-def bf16_bytes(workload: Workload) -> int:
-    """Of a key with its value, packed in bfloat16."""
-    return 2 * (round_up(workload.head_dim, 2) + round_up(workload.value_dim, LANES))
+def packed_bytes(workload: Workload) -> int:
+    """Of a key with its value, as exact attention packs them."""
+    w, operand = workload, operand_bytes(workload.dtype)
+    return operand * (round_up(w.head_dim, 4 // operand) + columns(w.value_dim))
+
+
+def operand_bytes(dtype: str) -> int:
+    return 2 if pairs(dtype) else 4
+
+
+def columns(dim: int) -> int:
+    """Whole registers of float32."""
+    using = compiler.isa()
+    return round_up(dim, using.lanes if using else 1)
 
 
 def round_up(n: int, to: int) -> int:

@@ -1,17 +1,20 @@
-// The gradients of exact attention in bf16: FlashAttention-2 (Dao 2023), algorithm 2, with the loops as in the forward,
-// strips of query rows outside and blocks of keys inside. The forward left each row's log-sum-exp L, so no maximum has
-// to be found again. With dO given, and delta = rowsum(dO * O):
+// The gradients of exact attention: FlashAttention-2 (Dao 2023), algorithm 2, with the loops as in the forward, strips of
+// query rows outside and blocks of keys inside. The forward left each row's log-sum-exp L, so no maximum has to be found
+// again. With dO given, and delta = rowsum(dO * O):
 //
 //     P = exp(S - L)    dP = dO V^T    dS = P * (dP - delta)
 //     dV += P^T dO    dK += dS^T Q * scale    dQ += dS K * scale
 //
 // A tile is computed as its transpose, keys x query rows: P^T and dS^T then come out as the left operands that dV and
-// dK need, L and delta are whole registers, and for dQ^T += K^T dS^T alone pairs of keys have to be interleaved.
-#include <type_traits>
-
+// dK need, L and delta are whole registers, and for dQ^T += K^T dS^T alone rows of keys are packed to groups.
 #include "attention.h"
 
 namespace attnbench::gradient {
+
+using Product = Multiplied<Value>::Product;
+using Element = Product::Element;
+constexpr int GROUP = Product::GROUP;
+constexpr bool FINE = !std::is_same_v<Value, bf16>;
 
 // dO, and where the gradients of query, key and value go. Mirrored in attention.py.
 struct Gradients {
@@ -20,143 +23,93 @@ struct Gradients {
 
 // ---- stages: of one key with KEYS queries, where nothing else is said ----------------------------------------------
 
-// P^T = 2^(scale S^T - L), in place and in bf16; scale and L have log2 e in them.
-inline void weights(float* s, float scale, const float* lse, bf16* p) {
-    const __m512 factor = _mm512_set1_ps(scale);
+// P^T = 2^(scale S^T - L), in place and as the product takes it; scale and L have log2 e in them.
+inline void weights(float* s, float scale, const float* lse, Element* p) {
+    const auto power = [&](int t) {
+        const Floats value = exp2<FINE>(fma(load(s + t), splat(scale), -load(lse + t)));
+        store(s + t, value);
+        return value;
+    };
     for (int t = 0; t < KEYS; t += 2 * LANES) {
-        __m512 half[2];
-        for (int i = 0; i < 2; ++i) {
-            const int at = t + i * LANES;
-            half[i] = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + at), factor, _mm512_load_ps(lse + at)));
-            _mm512_store_ps(s + at, half[i]);
-        }
-        _mm512_store_si512(p + t, (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]));
+        const Floats low = power(t), high = power(t + LANES);
+        Product::put(p + t, low, high);
     }
 }
 
-// dS^T = P^T * (dP^T - delta), in bf16.
-inline void differences(const float* p, const float* dp, const float* delta, bf16* ds) {
-    for (int t = 0; t < KEYS; t += 2 * LANES) {
-        __m512 half[2];
-        for (int i = 0; i < 2; ++i) {
-            const int at = t + i * LANES;
-            half[i] = _mm512_sub_ps(_mm512_load_ps(dp + at), _mm512_load_ps(delta + at));
-            half[i] = _mm512_mul_ps(_mm512_load_ps(p + at), half[i]);
-        }
-        _mm512_store_si512(ds + t, (__m512i)_mm512_cvtne2ps_pbh(half[1], half[0]));
-    }
-}
-
-// Two keys' dS^T to [query][2].
-inline void interleave(const bf16* even, const bf16* odd, bf16* to) {
-    for (int t = 0; t < KEYS; t += LANES) {
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(even + t)));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(odd + t)));
-        _mm512_store_si512(to + 2 * t, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-    }
+// dS^T = P^T * (dP^T - delta), as the product takes it.
+inline void differences(const float* p, const float* dp, const float* delta, Element* ds) {
+    const auto difference = [&](int t) { return load(p + t) * (load(dp + t) - load(delta + t)); };
+    for (int t = 0; t < KEYS; t += 2 * LANES) Product::put(ds + t, difference(t), difference(t + LANES));
 }
 
 // delta = the sum of dO * O over one row.
-inline float row_sum(const bf16* a, const bf16* b, int64_t n) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += LANES)
-        sum = _mm512_fmadd_ps(load_float(a + i, first(n - i)), load_float(b + i, first(n - i)), sum);
-    return _mm512_reduce_add_ps(sum);
+template <class T>
+inline float row_sum(const T* a, const T* b, int64_t n) {
+    Floats sum = zero();
+    for (int64_t i = 0; i < n; i += LANES) sum = fma(load_first(a + i, n - i), load_first(b + i, n - i), sum);
+    return total(sum);
 }
 
-// KEYS rows of K to K^T: `width` rows, `to_row` apart; keys that are missing become 0.
-inline void pack_turned(const bf16* from, int64_t row, int64_t rows, int64_t width, bf16* to, int64_t to_row) {
-    for (int64_t key = 0; key < KEYS; key += 2 * LANES)
+// KEYS rows of K to K^T: `width` rows, to_row apart; keys that are missing become 0.
+template <class T>
+inline void pack_turned(const T* from, int64_t row, int64_t rows, int64_t width, Element* to, int64_t to_row) {
+    for (int64_t key = 0; key < KEYS; key += GROUP * LANES)
         for (int64_t c = 0; c < width; c += LANES) {
-            const auto load = [&](int64_t k) {
-                const __mmask16 there = k < rows ? first(width - c) : 0;
-                return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, from + k * row + c));
-            };
-            __m512i r[LANES];  // pairs of keys, of 16 columns
-            for (int i = 0; i < LANES; ++i)
-                r[i] = _mm512_or_si512(load(key + 2 * i), _mm512_slli_epi32(load(key + 2 * i + 1), 16));
+            Ints r[LANES];  // groups of keys, of LANES columns
+            for (int i = 0; i < LANES; ++i) {
+                const int64_t at = key + GROUP * i;
+                r[i] = at < rows ? Product::across(from + at * row + c, row, rows - at, width - c) : Ints{};
+            }
             transpose(r);
-            for (int i = 0; i < LANES && c + i < width; ++i) _mm512_storeu_si512(to + (c + i) * to_row + key, r[i]);
+            for (int i = 0; i < LANES && c + i < width; ++i) store_ints(to + (c + i) * to_row + key, r[i]);
         }
 }
 
-// KEYS rows to [group of KEYS columns][pair of rows][column][2]; the last group may be narrower.
-inline void pack_columns(const bf16* from, int64_t row, int64_t rows, int64_t width, bf16* to) {
-    for (int64_t c = 0; c < width; c += KEYS, to += KEYS * KEYS)
-        pack_pairs(from + c, row, rows, width - c, std::min<int64_t>(KEYS, round_up(width - c, LANES)), to);
-}
-
-// dQ^T (n rows of KEYS queries) * factor to `rows` rows of n values in bf16.
-inline void finish_turned(const float* x, int64_t n, float factor, int64_t rows, bf16* out, int64_t out_row) {
+// dQ^T (n rows of KEYS queries) * factor to `rows` rows of n values.
+template <class T>
+inline void finish_turned(const float* x, int64_t n, float factor, int64_t rows, T* out, int64_t out_row) {
     for (int64_t query = 0; query < rows; query += LANES)
         for (int64_t c = 0; c < n; c += LANES) {
-            __m512i r[LANES];
-            for (int i = 0; i < LANES; ++i)
-                r[i] = c + i < n ? _mm512_load_si512(x + (c + i) * KEYS + query) : _mm512_setzero_si512();
+            Ints r[LANES];
+            for (int i = 0; i < LANES; ++i) r[i] = c + i < n ? load_ints(x + (c + i) * KEYS + query) : Ints{};
             transpose(r);
-            for (int i = 0; i < LANES && query + i < rows; ++i) {
-                const __m512 value = _mm512_mul_ps(_mm512_castsi512_ps(r[i]), _mm512_set1_ps(factor));
-                _mm256_mask_storeu_epi16(out + (query + i) * out_row + c, first(n - c),
-                                         (__m256i)_mm512_cvtneps_pbh(value));
-            }
+            for (int i = 0; i < LANES && query + i < rows; ++i)
+                store_first(out + (query + i) * out_row + c, (Floats)r[i] * splat(factor), n - c);
         }
 }
 
-// f with min(n, ROWS) as a constant.
-template <class F>
-void with_rows(int64_t n, F f) {
-    switch (n) {
-        case 1: f(std::integral_constant<int, 1>()); break;
-        case 2: f(std::integral_constant<int, 2>()); break;
-        case 3: f(std::integral_constant<int, 3>()); break;
-        case 4: f(std::integral_constant<int, 4>()); break;
-        case 5: f(std::integral_constant<int, 5>()); break;
-        default: f(std::integral_constant<int, ROWS>());
-    }
-}
-
-// C += A B for R rows and `columns` columns, a multiple of LANES. B: as pack_columns lays it out.
+// R rows of groups with KEYS columns, packed by pack_rows.
 template <int R>
-void accumulate(const bf16* a, int64_t a_row, const bf16* b, int64_t pairs, int64_t columns, float* c) {
-    for (int64_t at = 0; at < columns; at += KEYS, b += 2 * pairs * KEYS)
-        switch (std::min<int64_t>(KEYS, columns - at) / LANES) {
-            case 1: product<R, 1, true>(a, a_row, b, pairs, c + at, columns); break;
-            case 2: product<R, 2, true>(a, a_row, b, pairs, c + at, columns); break;
-            case 3: product<R, 3, true>(a, a_row, b, pairs, c + at, columns); break;
-            default: product<R, 4, true>(a, a_row, b, pairs, c + at, columns);
-        }
+INLINE void products(const Element* a, int64_t a_row, const Element* b, int64_t groups, float* c) {
+    for (int t = 0; t < KEYS; t += PANEL, b += groups * PANEL * GROUP)
+        product<Product, R, VECTORS, false>(a, a_row, b, groups, c + t, KEYS);
 }
 
 // ---- operands ---------------------------------------------------------------------------------------------------
 
-inline int64_t even(int64_t n) { return round_up(n, 2); }
+inline int64_t whole(int64_t n) { return round_up(n, GROUP); }
 
-// One key/value head: rows of K and V padded to whole pairs, and K^T.
+// One key/value head: rows of K and V padded to whole registers, and K^T.
 struct Head {
     explicit Head(const Problem& p)
         : turned_row(p.packed_keys() + 2 * LANES),  // no power of 2: those rows would share one set of a cache
-          keys(p.packed_keys() * even(p.head_dim)),
-          values(p.packed_keys() * even(p.value_dim)),
+          key_row(round_up(p.head_dim, GROUP * LANES)),
+          value_row(round_up(p.value_dim, GROUP * LANES)),
+          keys(p.packed_keys() * key_row),
+          values(p.packed_keys() * value_row),
           turned(p.head_dim * turned_row) {}
 
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t block) {
         const int64_t start = block * KEYS, rows = std::min<int64_t>(KEYS, p.kv_seq - start);
-        copy(p.key, batch, head, start, rows, p.head_dim, keys);
-        copy(p.value, batch, head, start, rows, p.value_dim, values);
-        pack_turned(p.key.at<bf16>(batch, head, start), p.key.row, rows, p.head_dim, turned + start, turned_row);
-    }
-
-    int64_t turned_row;
-    Buffer<bf16> keys, values, turned;
-
-  private:
-    static void copy(const Tensor& x, int64_t batch, int64_t head, int64_t start, int64_t rows, int64_t dim, bf16* to) {
-        to += start * even(dim);
-        for (int64_t i = start; i < start + rows; ++i, to += even(dim)) {
-            to[even(dim) - 1] = 0;
-            std::memcpy(to, x.at<bf16>(batch, head, i), dim * sizeof(bf16));
+        for (int64_t i = start; i < start + rows; ++i) {
+            copy_row<Product>(p.key.at<Value>(batch, head, i), p.head_dim, keys + i * key_row);
+            copy_row<Product>(p.value.at<Value>(batch, head, i), p.value_dim, values + i * value_row);
         }
+        pack_turned(p.key.at<Value>(batch, head, start), p.key.row, rows, p.head_dim, turned + start, turned_row);
     }
+
+    int64_t turned_row, key_row, value_row;
+    Buffer<Element> keys, values, turned;
 };
 
 // Running sums for dK and dV of one key/value head, a row for each key.
@@ -173,56 +126,57 @@ struct Sums {
     Buffer<float> keys, values;
 };
 
-// KEYS query rows. Q and dO by pairs of dims are the right operands of S^T and dP^T, by pairs of rows those of dK, dV.
+// KEYS query rows. Q and dO by groups of dims are the right operands of S^T and dP^T, by groups of rows those of dK, dV.
 struct Queries {
     explicit Queries(const Problem& p)
-        : queries(even(p.head_dim) * KEYS),
-          ups(even(p.value_dim) * KEYS),
+        : queries(whole(p.head_dim) * KEYS),
+          ups(whole(p.value_dim) * KEYS),
           query_rows(round_up(p.head_dim, LANES) * KEYS),
           up_rows(p.columns() * KEYS),
           sums(p.head_dim * KEYS) {}
 
     void pack(const Problem& p, const Gradients& g, int64_t batch, int64_t head, int64_t start, int64_t rows) {
-        const bf16 *q = p.query.at<bf16>(batch, head, start), *up = g.out.at<bf16>(batch, head, start);
-        pack_groups(q, p.query.row * sizeof(bf16), rows, p.head_dim * sizeof(bf16), queries);
-        pack_groups(up, g.out.row * sizeof(bf16), rows, p.value_dim * sizeof(bf16), ups);
-        pack_columns(q, p.query.row, rows, p.head_dim, query_rows);
-        pack_columns(up, g.out.row, rows, p.value_dim, up_rows);
+        const Value *q = p.query.at<Value>(batch, head, start), *up = g.out.at<Value>(batch, head, start);
+        pack_rows<Product>(q, p.query.row, rows, p.head_dim, queries + 0);
+        pack_rows<Product>(up, g.out.row, rows, p.value_dim, ups + 0);
+        const int64_t columns = round_up(p.head_dim, LANES);
+        pack_panels<Product>(q, p.query.row, rows, p.head_dim, columns, KEYS, 0, query_rows + 0);
+        pack_panels<Product>(up, g.out.row, rows, p.value_dim, p.columns(), KEYS, 0, up_rows + 0);
         std::fill(lse, lse + KEYS, 0.f);  // rows that are missing have Q = 0 and dO = 0, and add nothing
         std::fill(delta, delta + KEYS, 0.f);
         for (int64_t i = 0; i < rows; ++i) {
             lse[i] = p.lse[(batch * p.heads + head) * p.seq + start + i] * float(M_LOG2E);
-            delta[i] = row_sum(up + i * g.out.row, p.out.at<bf16>(batch, head, start + i), p.value_dim);
+            delta[i] = row_sum(up + i * g.out.row, p.out.at<Value>(batch, head, start + i), p.value_dim);
         }
         std::fill(sums + 0, sums + p.head_dim * KEYS, 0.f);
     }
 
-    Buffer<bf16> queries, ups, query_rows, up_rows;
+    Buffer<Element> queries, ups, query_rows, up_rows;
     Buffer<float> sums;  // dQ^T
     alignas(64) float lse[KEYS], delta[KEYS];
 };
 
-// What one thread works in: a strip's queries; S^T, dP^T, P^T and dS^T of a tile; dS^T of a block by pairs of keys.
+// What one thread works in: a strip's queries; S^T, dP^T, P^T and dS^T of a tile; dS^T of a block by groups of keys.
 struct Room {
-    explicit Room(const Problem& p) : pairs(p.keys * KEYS) {
+    explicit Room(const Problem& p) : groups(p.keys * KEYS) {
         for (int64_t i = 0; i < p.strip_rows; i += KEYS) queries.push_back(std::make_unique<Queries>(p));
     }
 
     std::vector<std::unique_ptr<Queries>> queries;
-    Buffer<bf16> pairs;
+    Buffer<Element> groups;
     alignas(64) float scores[ROWS * KEYS], products[ROWS * KEYS];
-    alignas(64) bf16 weights[ROWS * KEYS], differences[(ROWS + 1) * KEYS];
+    alignas(64) Element weights[ROWS * KEYS], differences[ROWS * KEYS];
 };
 
 // ---- loops ------------------------------------------------------------------------------------------------------
 
-// R keys from `key` on with KEYS queries from `row` on: what they add to dV and dK, and dS^T by pairs of keys.
+// R keys from `key` on, of a block from `start` on, with KEYS queries from `row` on: what they add to dV and dK, and dS^T
+// by groups of keys.
 template <int R>
 void tile(const Problem& p, const Head& head, const Sums& sums, const Queries& q, Room& w, const Range& range,
-          int64_t row, int64_t key, bf16* pairs) {
-    const int64_t dims = even(p.head_dim), value_dims = even(p.value_dim);
-    product<R, VECTORS, false>(head.keys + key * dims, dims, q.queries, dims / 2, w.scores, KEYS);
-    product<R, VECTORS, false>(head.values + key * value_dims, value_dims, q.ups, value_dims / 2, w.products, KEYS);
+          int64_t row, int64_t start, int64_t key) {
+    products<R>(head.keys + key * head.key_row, head.key_row, q.queries + 0, whole(p.head_dim) / GROUP, w.scores);
+    products<R>(head.values + key * head.value_row, head.value_row, q.ups + 0, whole(p.value_dim) / GROUP, w.products);
     for (int r = 0; r < R; ++r) {
         float* s = w.scores + r * KEYS;
         const int64_t j = key + r;
@@ -233,24 +187,24 @@ void tile(const Problem& p, const Head& head, const Sums& sums, const Queries& q
         weights(s, p.scale * float(M_LOG2E), q.lse, w.weights + r * KEYS);
         differences(s, w.products + r * KEYS, q.delta, w.differences + r * KEYS);
     }
-    accumulate<R>(w.weights, KEYS, q.up_rows, KEYS / 2, p.columns(), sums.values + key * p.columns());
-    accumulate<R>(w.differences, KEYS, q.query_rows, KEYS / 2, sums.columns, sums.keys + key * sums.columns);
-    if (R % 2) std::fill(w.differences + R * KEYS, w.differences + (R + 1) * KEYS, bf16(0));
-    for (int r = 0; r < R; r += 2)
-        interleave(w.differences + r * KEYS, w.differences + (r + 1) * KEYS, pairs + r * KEYS);
+    const int64_t columns = p.columns();
+    accumulate<Product, R>(w.weights + 0, KEYS, q.up_rows + 0, KEYS, 0, KEYS, columns, sums.values + key * columns, columns);
+    accumulate<Product, R>(w.differences + 0, KEYS, q.query_rows + 0, KEYS, 0, KEYS, sums.columns,
+                           sums.keys + key * sums.columns, sums.columns);
+    pack_panels<Product>(w.differences + 0, KEYS, R, KEYS, KEYS, p.keys, key - start, w.groups + 0, R);
 }
 
-// KEYS queries from `row` on with keys [start, end) of one block; start is even.
+// KEYS queries from `row` on with keys [start, end) of one block; start is a multiple of GROUP.
 inline void block(const Problem& p, const Head& head, const Sums& sums, const Queries& q, Room& w, const Range& range,
                   int64_t row, int64_t start, int64_t end) {
     for (int64_t key = start; key < end; key += ROWS)
-        with_rows(end - key, [&](auto rows) {
-            tile<rows>(p, head, sums, q, w, range, row, key, w.pairs + (key - start) * KEYS);
+        with_constant<ROWS>(end - key, [&](auto rows) {
+            tile<rows>(p, head, sums, q, w, range, row, start, key);
         });
     for (int64_t d = 0; d < p.head_dim; d += ROWS)  // dQ^T += K^T dS^T
-        with_rows(p.head_dim - d, [&](auto rows) {
-            accumulate<rows>(head.turned + d * head.turned_row + start, head.turned_row, w.pairs, even(end - start) / 2,
-                             KEYS, q.sums + d * KEYS);
+        with_constant<ROWS>(p.head_dim - d, [&](auto rows) {
+            accumulate<Product, rows>(head.turned + d * head.turned_row + start, head.turned_row, w.groups + 0, p.keys, 0,
+                                      end - start, KEYS, q.sums + d * KEYS, KEYS);
         });
 }
 
@@ -264,18 +218,18 @@ inline void strip_gradients(const Problem& p, const Gradients& g, const Head& he
     each([&](Queries& q, int64_t row, int64_t rows) { q.pack(p, g, batch, query_head, row, rows); });
     for (int64_t at = strip.first_range; at < strip.end_range; ++at) {
         const Range& range = p.ranges[at];
-        for (int64_t start = range.start / 2 * 2; start < range.end; start += p.keys)
+        for (int64_t start = range.start / GROUP * GROUP; start < range.end; start += p.keys)
             each([&](Queries& q, int64_t row, int64_t rows) {
                 int64_t from = start, to = std::min<int64_t>(start + p.keys, range.end);
                 if (!range.whole) {  // skip what the band leaves out for all of these rows
-                    from = std::max(from, std::max<int64_t>(row + p.low, 0) / 2 * 2);
+                    from = std::max(from, std::max<int64_t>(row + p.low, 0) / GROUP * GROUP);
                     to = std::min(to, row + rows + p.high);
                 }
                 if (from < to) block(p, head, sums, q, w, range, row, from, to);
             });
     }
     each([&](Queries& q, int64_t row, int64_t rows) {
-        finish_turned(q.sums, p.head_dim, p.scale, rows, g.query.at<bf16>(batch, query_head, row), g.query.row);
+        finish_turned(q.sums, p.head_dim, p.scale, rows, g.query.at<Value>(batch, query_head, row), g.query.row);
     });
 }
 
@@ -290,8 +244,8 @@ inline void join(const Problem& p, const Sums& from, int64_t key, const Sums& to
 
 inline void finish_key(const Problem& p, const Gradients& g, const Sums& sums, int64_t batch, int64_t head,
                        int64_t key) {
-    finish(sums.keys + key * sums.columns, p.head_dim, p.scale, g.key.at<bf16>(batch, head, key));
-    finish(sums.values + key * p.columns(), p.value_dim, 1, g.value.at<bf16>(batch, head, key));
+    finish(sums.keys + key * sums.columns, p.head_dim, p.scale, g.key.at<Value>(batch, head, key));
+    finish(sums.values + key * p.columns(), p.value_dim, 1, g.value.at<Value>(batch, head, key));
 }
 
 // All of it, shared among threads as in the forward. Where they share a key/value head each thread has sums of its own,

@@ -1,4 +1,4 @@
-"""Compiles the C++ beside this file when it is first used, once for each source, compiler and set of flags."""
+"""Compiles the C++ beside this file when it is first used, once for each source, dtype, compiler and CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,49 +21,90 @@ from platformdirs import user_cache_path
 from attnbench.errors import AttnbenchError
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mtune=native")
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-mtune=native")
+TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "f16"}  # of tensors, by their names in C++
 TIMEOUT = 300  # seconds
-HIDE = "ATTNBENCH_MAX_CPU_ISA"  # set to avx2 it hides AVX-512 from us, as ATEN_CPU_CAPABILITY does from torch
+HIDE = "ATTNBENCH_MAX_CPU_ISA"  # hides what is beyond it from us, as ATEN_CPU_CAPABILITY does from torch
+# oneDNN's names for what may be left, and how what is hidden then begins.
+_HIDDEN = {"avx2": ("avx512", "avx_", "amx"), "avx2_vnni": ("avx512", "amx"), "avx512_core": ("avx512_", "avx_", "amx")}
+
+
+@dataclass(frozen=True)
+class Isa:
+    """Instructions that the kernels are compiled for.
+
+    lanes: float32 values in a register. needs, flag: features of the CPU by Linux's names, and what tells the compiler.
+    more: likewise, what is used where the CPU has it.
+    """
+
+    name: str
+    lanes: int
+    needs: tuple[str, ...]
+    flag: str
+    more: Mapping[str, str]
+
+    def flags(self) -> tuple[str, ...]:
+        return (self.flag, *(flag for feature, flag in self.more.items() if feature in features()))
+
+
+ISAS = (
+    Isa(
+        "AVX-512", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl"), "-march=x86-64-v4",
+        {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"},
+    ),
+    Isa("AVX2", 8, ("avx2", "fma", "f16c", "bmi2"), "-march=x86-64-v3", {"avx_vnni": "-mavxvnni"}),
+)  # fmt: skip
 
 
 class CompileError(Exception):
     """What the compiler said, in a line."""
 
 
-@cache
 def features() -> frozenset[str]:
     """What this CPU can execute, by Linux's names for it; nothing where Linux does not say.
 
     Raises:
-        AttnbenchError: ATTNBENCH_MAX_CPU_ISA is set to something else than avx2.
+        AttnbenchError: ATTNBENCH_MAX_CPU_ISA is set to a name that it does not know.
     """
     most = os.environ.get(HIDE, "").lower()
-    if most not in ("", "avx2"):
-        raise AttnbenchError(f"{HIDE}={most!r}: the one instruction set to stop at is avx2")
+    if most and most not in _HIDDEN:
+        raise AttnbenchError(f"{HIDE}={most!r}: the instruction sets to stop at are {', '.join(_HIDDEN)}")
+    return frozenset(f for f in _all_features() if not f.startswith(_HIDDEN.get(most, "none")))
+
+
+@cache
+def _all_features() -> frozenset[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
-    flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
-    return frozenset(f for f in flags if not (most and f.startswith(("avx512", "avx_", "amx"))))
+    return frozenset(next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), []))
 
 
-def unsupported(*sources: str) -> str | None:
-    """None, or why kernels can't run on this machine. Those of `sources` are compiled: only the compiler can tell."""
-    if missing := [name for name in NEEDED if name not in features()]:
-        hidden = f" ({HIDE} hides it)" if os.environ.get(HIDE) else ""
-        return f"this CPU lacks {', '.join(missing)}{hidden}"
+def isa() -> Isa | None:
+    """The best of `ISAS` that this CPU has."""
+    return next((each for each in ISAS if features().issuperset(each.needs)), None)
+
+
+def unsupported(dtype: str, *sources: str) -> str | None:
+    """None, or why kernels can't run on this machine.
+
+    Those of `sources` are compiled for tensors of this dtype: only the compiler can tell.
+    """
+    if dtype not in TYPES:
+        return f"the C++ kernel is for {', '.join(TYPES)}"
+    if isa() is None:
+        return f"this CPU lacks {', '.join(name for name in ISAS[-1].needs if name not in features())}"
     if not shutil.which(_command()[0]):
         return f"no C++ compiler ({_command()[0]})"
-    return next(filter(None, map(_failure, sources)), None)
+    return next(filter(None, (_failure(source, flags(dtype)) for source in sources)), None)
 
 
 @cache
-def _failure(source: str) -> str | None:
+def _failure(source: str, flags: tuple[str, ...]) -> str | None:
     """None, or why there is no library of this source. What failed once is not tried again in this process."""
     try:
-        load(source)
+        _load(source, flags)
     except CompileError as error:
         return str(error)
     return None
@@ -77,15 +120,42 @@ def multiplies_int8() -> bool:
     return not features().isdisjoint(("avx512_vnni", "avx_vnni"))
 
 
-@cache
-def load(source: str, *extra: str) -> ctypes.CDLL:
-    """The compiled `source`, a file's name here or a path, as a library. extra: further flags.
+def multiplies_pairs() -> bool:
+    """Whether the kernels multiply bfloat16 as such; else they widen it to float32."""
+    return "avx512_bf16" in features() and isa() is ISAS[0]
+
+
+def multiplies_bytes() -> bool:
+    """Whether the kernels multiply 8 bits with 8; else 7 with 8, as pairs of products are added in 16 bits."""
+    using = isa()
+    return using is not None and "vnni" in " ".join(using.flags())
+
+
+def load(source: str, dtype: str) -> ctypes.CDLL:
+    """The compiled `source`, a file's name here or a path, as a library for tensors of this dtype on this CPU.
 
     Raises:
         CompileError: the compiler failed, or what it made can't be loaded.
     """
+    return _load(source, flags(dtype))
+
+
+def flags(dtype: str) -> tuple[str, ...]:
+    """For the compiler, on this CPU.
+
+    Raises:
+        AttnbenchError: it has none of `ISAS`.
+    """
+    using = isa()
+    if using is None:
+        raise AttnbenchError("no instruction set that the kernels are written for")
+    return (*FLAGS, *using.flags(), f"-DVALUE={TYPES[dtype]}")
+
+
+@cache
+def _load(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     path = HERE / source
-    command = [*_command(), *FLAGS, f"-I{HERE}", *extra]
+    command = [*_command(), *flags, f"-I{HERE}"]
     target = _cache() / f"{path.stem}-{_key(path, command)}.so"
     with FileLock(target.with_suffix(".lock")):
         if not target.exists():

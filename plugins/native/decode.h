@@ -7,23 +7,12 @@
 
 namespace attnbench {
 
-// P = 2^(scale S - top) in place, and its sum.
-inline float powers(float* s, float scale, float top) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t j = 0; j < KEYS; j += LANES) {
-        const __m512 p = exp2(_mm512_fmadd_ps(_mm512_load_ps(s + j), _mm512_set1_ps(scale), _mm512_set1_ps(-top)));
-        sum = _mm512_add_ps(sum, p);
-        _mm512_store_ps(s + j, p);
-    }
-    return _mm512_reduce_add_ps(sum);
-}
-
 // Asks for rows of a tensor that are needed soon; the hardware's own prefetcher loses the thread from K to V and back.
 template <class T>
 void fetch_rows(const Tensor& x, int64_t batch, int64_t head, int64_t start, int64_t rows, int64_t dim) {
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t d = 0; d < dim; d += 64 / int64_t(sizeof(T)))
-            _mm_prefetch(x.at<T>(batch, head, start + i) + d, _MM_HINT_T0);
+            __builtin_prefetch(x.at<T>(batch, head, start + i) + d);
 }
 
 // One row over one part of the keys: its output before division, the maximum and the sum that it is relative to.
@@ -70,7 +59,7 @@ void attend(const Problem& p, const Cache& cache, Parts& parts, int64_t head, in
             const float scale = cache.scores(head, row, batch, kv_head, key, rows, s);
             hide(s, KEYS, 0, seen);
             raise(maximum(s, KEYS) * scale, part.top, part.sum, part.out, p.columns());
-            part.sum += powers(s, scale, part.top);
+            part.sum += powers<Singles, !std::is_same_v<Value, bf16>>(s, KEYS, scale, part.top, s);
             cache.accumulate(batch, kv_head, key, seen, s, part.out);
         }
     }
@@ -88,7 +77,7 @@ void merge(const Problem& p, Parts& parts, int64_t head, int64_t row) {
         whole.top = top;
     }
     const int64_t query_head = head % p.kv_heads * (p.heads / p.kv_heads) + row / p.seq;
-    finish(whole.out, p.value_dim, 1 / whole.sum, p.out.at<bf16>(head / p.kv_heads, query_head, row % p.seq));
+    finish(whole.out, p.value_dim, 1 / whole.sum, p.out.at<Value>(head / p.kv_heads, query_head, row % p.seq));
 }
 
 template <class Cache>

@@ -1,44 +1,34 @@
-// SageAttention's recipe (Zhang 2024, arXiv 2410.02367) on AVX-512 VNNI: Q and K quantized to int8 by row, K minus its
-// mean over tokens; and V by column with P in 8 bits, or both in bf16.
+// SageAttention's recipe (Zhang 2024, arXiv 2410.02367): Q and K quantized to int8 by row, K minus its mean over tokens;
+// and V by column with P in unsigned bytes, or both as exact attention has them.
 //
-// VPDPBUSD multiplies an unsigned byte by a signed one, four pairs at a time, and adds to int32. So K is stored with
-// 128 added, and 128 times the sum of the query's integers is taken off again; P is never negative as it is.
-#include "bf16_values.h"
+// The product takes unsigned bytes with signed ones, and adds four of them to int32. So K is stored with OFFSET added, and
+// OFFSET times the sum of the query's integers is taken off again; P is never negative as it is. Where the CPU adds pairs in
+// 16 bits, an unsigned byte may have BYTE = 7 bits: K has 63 levels and P 127 then.
+#include "values.h"
 
 namespace attnbench {
 
-constexpr float LEVELS = 127;    // of a signed byte
-constexpr float WEIGHTS = 255;   // of an unsigned one
+constexpr float LEVELS = 127;                    // of a signed byte
+constexpr int OFFSET = 1 << (BYTE - 1);          // 128 or 64
+constexpr float KEY_LEVELS = OFFSET - 1;         // on each side
+constexpr float WEIGHTS = (1 << BYTE) - 1;       // of an unsigned one
 constexpr float TINIEST = 1e-30f;
 
-// sum + the products of four unsigned and four signed bytes in each lane. As an intrinsic, GCC 12 spills each sum.
-inline __attribute__((always_inline)) __m512i dot4(__m512i sum, __m512i bytes, __m512i integers) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(integers));
-    return sum;
-}
-
-inline __m512i load_four(const void* bytes) {  // four bytes, into every lane
-    int all;
-    std::memcpy(&all, bytes, sizeof all);
-    return _mm512_set1_epi32(all);
-}
-
-// Equation 2: x - mean to int8 with the scale peak / 127, which is returned. mean: nullptr for none.
-inline float quantize(const bf16* x, const float* mean, int64_t n, int8_t* to) {
+// Equation 2: x - mean to integers with the scale peak / levels, which is returned. mean: nullptr for none.
+template <class T>
+inline float quantize(const T* x, const float* mean, int64_t n, float levels, int8_t* to) {
     const auto value = [&](int64_t i) {
-        const __m512 raw = load_float(x + i, first(n - i));
-        return mean ? _mm512_sub_ps(raw, _mm512_maskz_loadu_ps(first(n - i), mean + i)) : raw;
+        const Floats raw = load_first(x + i, n - i);
+        return mean ? raw - load_first(mean + i, n - i) : raw;
     };
-    __m512 peak = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += LANES) peak = _mm512_max_ps(peak, _mm512_abs_ps(value(i)));
-    const float scale = std::max(_mm512_reduce_max_ps(peak), TINIEST) / LEVELS;
-    for (int64_t i = 0; i < n; i += LANES) {
-        const __m512i integers = _mm512_cvtps_epi32(_mm512_div_ps(value(i), _mm512_set1_ps(scale)));  // ties to even
-        _mm512_mask_cvtsepi32_storeu_epi8(to + i, first(n - i), integers);
-    }
+    Floats peak = zero();
+    for (int64_t i = 0; i < n; i += LANES) peak = max(peak, abs(value(i)));
+    const float scale = std::max(greatest(peak), TINIEST) / levels;
+    for (int64_t i = 0; i < n; i += LANES) store_int8(to + i, to_ints(value(i) / splat(scale)), n - i);
     return scale;
 }
 
+template <class T>
 class Int8Keys {
   public:
     class Queries {
@@ -50,11 +40,11 @@ class Int8Keys {
             for (int64_t i = 0; i < strip.end - strip.start; ++i) {
                 int8_t* to = data_ + i * row_;
                 std::fill(to + row_ - 4, to + row_, 0);
-                const bf16* from = p.query.at<bf16>(batch, head, strip.start + i);
-                scale_[i] = quantize(from, nullptr, p.head_dim, to) * p.scale * float(M_LOG2E);
+                const T* from = p.query.at<T>(batch, head, strip.start + i);
+                scale_[i] = quantize(from, nullptr, p.head_dim, LEVELS, to) * p.scale * float(M_LOG2E);
                 int sum = 0;
                 for (int64_t d = 0; d < p.head_dim; ++d) sum += to[d];
-                shift_[i] = -128 * sum;
+                shift_[i] = -OFFSET * sum;
             }
         }
 
@@ -79,69 +69,54 @@ class Int8Keys {
     // Equation 5's mean of K over tokens.
     void measure(const Problem& p, int64_t batch, int64_t head) {
         for (int64_t d = 0; d < p.head_dim; d += LANES) {
-            const __mmask16 mask = first(p.head_dim - d);
-            __m512 sum[4] = {};
+            Floats sum[4] = {};
             for (int64_t j = 0; j < p.kv_seq; ++j)
-                sum[j % 4] = _mm512_add_ps(sum[j % 4], load_float(p.key.at<bf16>(batch, head, j) + d, mask));
-            const __m512 total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
-            _mm512_mask_storeu_ps(mean_ + d, mask, _mm512_div_ps(total, _mm512_set1_ps(p.kv_seq)));
+                sum[j % 4] = sum[j % 4] + load_first(p.key.at<T>(batch, head, j) + d, p.head_dim - d);
+            const Floats total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            store_first(mean_ + d, total / splat(float(p.kv_seq)), p.head_dim - d);
         }
     }
 
-    // K to [block of keys][four dims][KEYS][4], unsigned.
+    // K to [panel of keys][four dims][PANEL][4], unsigned.
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
         const int64_t width = 4 * fours_;
         alignas(64) uint8_t block[KEYS * MAX_DIM];
         for (int64_t j = 0; j < rows; ++j) {
             uint8_t* row = block + j * width;
             std::fill(row + width - 4, row + width, 0);
-            scale_[key + j] = quantize(p.key.at<bf16>(batch, head, key + j), mean_, p.head_dim,
+            scale_[key + j] = quantize(p.key.at<T>(batch, head, key + j), mean_ + 0, p.head_dim, KEY_LEVELS,
                                        reinterpret_cast<int8_t*>(row));
-            for (int64_t d = 0; d < width; ++d) row[d] ^= 128;
+            for (int64_t d = 0; d < width; ++d) row[d] += OFFSET;
         }
         std::fill(scale_ + key + rows, scale_ + key + KEYS, 0.f);
-        pack_groups(block, width, rows, width, data_ + key * width);
+        pack_rows<Bytes<true>>(block + 0, width, rows, width, data_ + key * width);
     }
 
     template <int R>
     void scores(const Queries& queries, int64_t row, int64_t key, float* s, int64_t s_row) const {
-        const int8_t* q = queries.at(row);
-        const uint8_t* k = data_ + key * 4 * fours_;
-        __m512i sum[R][VECTORS];
+        Ints sum[R][VECTORS];
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int t = 0; t < VECTORS; ++t) sum[r][t] = _mm512_set1_epi32(queries.shift(row + r));
-        for (int64_t four = 0; four < fours_; ++four, k += 4 * KEYS) {
-            __m512i keys[VECTORS];
-#pragma GCC unroll 4
-            for (int t = 0; t < VECTORS; ++t) keys[t] = _mm512_load_si512(k + 4 * LANES * t);
-#pragma GCC unroll 6
-            for (int r = 0; r < R; ++r) {
-                const __m512i query = load_four(q + r * queries.row() + 4 * four);
-#pragma GCC unroll 4
-                for (int t = 0; t < VECTORS; ++t) sum[r][t] = dot4(sum[r][t], keys[t], query);
-            }
-        }
+            for (int t = 0; t < VECTORS; ++t) sum[r][t] = splat(queries.shift(row + r));
+        multiply<Bytes<true>>(queries.at(row), queries.row(), 4, data_ + key * 4 * fours_, 4 * PANEL, fours_, sum);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int t = 0; t < VECTORS; ++t) {
-                const __m512 scale = _mm512_load_ps(scale_ + key + LANES * t);
-                _mm512_store_ps(s + r * s_row + LANES * t, _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][t]), scale));
-            }
+            for (int t = 0; t < VECTORS; ++t)
+                store(s + r * s_row + LANES * t, to_floats(sum[r][t]) * load(scale_ + key + LANES * t));
     }
 
   private:
-    static constexpr int MAX_DIM = 256;
-
     int64_t fours_;
     Buffer<uint8_t> data_;
     Buffer<float> scale_, mean_;
 };
 
+template <class T>
 class Int8Values {
   public:
+    using Value = T;
     using Weight = uint8_t;
 
     explicit Int8Values(const Problem& p)
@@ -150,35 +125,30 @@ class Int8Values {
     // The scale of a column: its peak / 127.
     void measure(const Problem& p, int64_t batch, int64_t head) {
         for (int64_t c = 0; c < columns_; c += LANES) {
-            const __mmask16 mask = first(p.value_dim - c);
-            __m512 peak = _mm512_set1_ps(TINIEST);
+            Floats peak = splat(TINIEST);
             for (int64_t j = 0; j < p.kv_seq; ++j)
-                peak = _mm512_max_ps(peak, _mm512_abs_ps(load_float(p.value.at<bf16>(batch, head, j) + c, mask)));
-            _mm512_store_ps(scale_ + c, _mm512_div_ps(peak, _mm512_set1_ps(LEVELS)));
+                peak = max(peak, abs(load_first(p.value.at<T>(batch, head, j) + c, p.value_dim - c)));
+            store(scale_ + c, peak / splat(LEVELS));
         }
     }
 
-    // V to [group of columns][four keys][columns of the group][4].
+    // V to [panel of columns][four keys][column][4].
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
-        for (int64_t c = 0; c < columns_; c += KEYS) {
+        for (int64_t c = 0; c < columns_; c += PANEL) {
             int8_t* to = data_ + c * length_ + key * width(c);
             for (int64_t j = 0; j < KEYS; j += 4)
                 for (int64_t at = c; at < c + width(c); at += LANES, to += 4 * LANES) {
-                    const __m512 scale = _mm512_load_ps(scale_ + at);
-                    __m512i four = _mm512_setzero_si512();
-                    for (int i = 0; i < 4; ++i) {
-                        const __mmask16 mask = j + i < rows ? first(p.value_dim - at) : 0;
-                        const bf16* from = p.value.at<bf16>(batch, head, key + (mask ? j + i : 0)) + at;
-                        const __m512i integers = _mm512_cvtps_epi32(_mm512_div_ps(load_float(from, mask), scale));
-                        const __m512i byte = _mm512_and_si512(integers, _mm512_set1_epi32(255));
-                        four = _mm512_or_si512(four, _mm512_sllv_epi32(byte, _mm512_set1_epi32(8 * i)));
+                    Ints four = {};
+                    for (int64_t i = 0; i < 4 && j + i < rows; ++i) {
+                        const Floats value = load_first(p.value.at<T>(batch, head, key + j + i) + at, p.value_dim - at);
+                        four |= (to_ints(value / load(scale_ + at)) & 255) << splat(int(8 * i));
                     }
-                    _mm512_store_si512(to, four);
+                    store_ints(to, four);
                 }
         }
     }
 
-    // As Bf16Values, but P is scaled by the maximum of these keys alone, so that it uses all 8 bits. Returns what
+    // As FloatValues, but P is scaled by the maximum of these keys alone, so that it uses all its bits. Returns what
     // turns its integers into weights.
     float weigh(const float* s, int64_t n, float scale, float& top, float& sum, float* o, int64_t columns,
                 uint8_t* p) const {
@@ -196,61 +166,43 @@ class Int8Values {
     template <int R>
     void accumulate(const uint8_t* p, int64_t p_row, const float* factors, int64_t key, int64_t n, float* o,
                     int64_t o_row) const {
-        for (int64_t c = 0; c < columns_; c += KEYS) {
-            const int8_t* v = data_ + c * length_ + key * width(c);
-            switch (width(c) / LANES) {
-                case 1: product<R, 1>(p, p_row, factors, v, scale_ + c, n / 4, o + c, o_row); break;
-                case 2: product<R, 2>(p, p_row, factors, v, scale_ + c, n / 4, o + c, o_row); break;
-                case 3: product<R, 3>(p, p_row, factors, v, scale_ + c, n / 4, o + c, o_row); break;
-                default: product<R, 4>(p, p_row, factors, v, scale_ + c, n / 4, o + c, o_row);
-            }
-        }
+        for (int64_t c = 0; c < columns_; c += PANEL)
+            with_constant<VECTORS>(width(c) / LANES, [&](auto vectors) __attribute__((always_inline)) {
+                product<R, vectors>(p, p_row, factors, data_ + c * length_ + key * width(c), scale_ + c, n / 4, o + c,
+                                    o_row);
+            });
     }
 
   private:
     // P = 2^(scale S - top) as unsigned bytes, and its sum before rounding.
     static float bytes(const float* s, int64_t n, float scale, float top, uint8_t* p) {
-        const __m512 factor = _mm512_set1_ps(scale), shift = _mm512_set1_ps(-top);
-        __m512 sum = _mm512_setzero_ps();
+        const Floats factor = splat(scale), shift = splat(-top);
+        Floats sum = zero();
         for (int64_t j = 0; j < n; j += LANES) {
-            const __m512 power = exp2(_mm512_fmadd_ps(_mm512_load_ps(s + j), factor, shift));
-            sum = _mm512_add_ps(sum, power);
-            _mm_store_si128(reinterpret_cast<__m128i*>(p + j), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(power)));
+            const Floats power = exp2<false>(fma(load(s + j), factor, shift));
+            sum = sum + power;
+            store_uint8(p + j, to_ints(power));
         }
-        return _mm512_reduce_add_ps(sum);
+        return total(sum);
     }
 
     // O += (P V) * factor of the row * scale of the column.
     template <int R, int V>
-    static void product(const uint8_t* p, int64_t p_row, const float* factors, const int8_t* v, const float* scale,
-                        int64_t fours, float* o, int64_t o_row) {
-        __m512i sum[R][V];
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-            for (int t = 0; t < V; ++t) sum[r][t] = _mm512_setzero_si512();
-        for (int64_t four = 0; four < fours; ++four, v += 4 * V * LANES) {
-            __m512i values[V];
-#pragma GCC unroll 4
-            for (int t = 0; t < V; ++t) values[t] = _mm512_load_si512(v + 4 * LANES * t);
-#pragma GCC unroll 6
-            for (int r = 0; r < R; ++r) {
-                const __m512i weight = load_four(p + r * p_row + 4 * four);
-#pragma GCC unroll 4
-                for (int t = 0; t < V; ++t) sum[r][t] = dot4(sum[r][t], weight, values[t]);
-            }
-        }
+    static INLINE void product(const uint8_t* p, int64_t p_row, const float* factors, const int8_t* v,
+                               const float* scale, int64_t fours, float* o, int64_t o_row) {
+        Ints sum[R][V] = {};
+        multiply<Bytes<false>>(p, p_row, 4, v, 4 * V * LANES, fours, sum);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
             for (int t = 0; t < V; ++t) {
                 float* to = o + r * o_row + LANES * t;
-                const __m512 by = _mm512_mul_ps(_mm512_set1_ps(factors[r]), _mm512_load_ps(scale + LANES * t));
-                _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][t]), by, _mm512_load_ps(to)));
+                const Floats by = splat(factors[r]) * load(scale + LANES * t);
+                store(to, fma(to_floats(sum[r][t]), by, load(to)));
             }
     }
 
-    int64_t width(int64_t c) const { return std::min<int64_t>(KEYS, columns_ - c); }
+    int64_t width(int64_t c) const { return std::min<int64_t>(PANEL, columns_ - c); }
 
     int64_t length_, columns_;
     Buffer<int8_t> data_;
@@ -261,10 +213,10 @@ class Int8Values {
 
 extern "C" int int8_qk(const attnbench::Problem* problem) {
     using namespace attnbench;
-    return run<Int8Keys, Bf16Values>(*problem);
+    return run<Int8Keys<Value>, FloatValues<Value>>(*problem);
 }
 
 extern "C" int int8_qkpv(const attnbench::Problem* problem) {
     using namespace attnbench;
-    return run<Int8Keys, Int8Values>(*problem);
+    return run<Int8Keys<Value>, Int8Values<Value>>(*problem);
 }

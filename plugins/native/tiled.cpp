@@ -1,58 +1,63 @@
-// Exact attention in bf16: softmax(Q K^T * scale) V with products of bf16 pairs and float32 sums.
-#include "bf16_values.h"
+// Exact attention: softmax(Q K^T * scale) V with products of float32, or of bf16 pairs, and float32 sums.
+#include "values.h"
 
 namespace attnbench {
 
-class Bf16Keys {
+template <class T>
+class FloatKeys {
+    using Product = typename Multiplied<T>::Product;
+    using Element = typename Product::Element;
+
   public:
-    // A strip's queries, each padded to whole pairs.
+    // A strip's queries, each padded to whole groups.
     class Queries {
       public:
         explicit Queries(const Problem& p)
-            : row_(round_up(p.head_dim, 2)), scale_(p.scale * float(M_LOG2E)), data_(p.strip_rows * row_) {}
+            : row_(round_up(p.head_dim, LANES * Product::GROUP)),
+              scale_(p.scale * float(M_LOG2E)),
+              data_(p.strip_rows * row_) {}
 
         void pack(const Problem& p, int64_t batch, int64_t head, const Strip& strip) {
-            for (int64_t i = strip.start; i < strip.end; ++i) {
-                bf16* to = data_ + (i - strip.start) * row_;
-                to[row_ - 1] = 0;
-                std::memcpy(to, p.query.at<bf16>(batch, head, i), p.head_dim * sizeof(bf16));
-            }
+            for (int64_t i = strip.start; i < strip.end; ++i)
+                copy_row<Product>(p.query.at<T>(batch, head, i), p.head_dim, data_ + (i - strip.start) * row_);
         }
 
         float scale(int64_t) const { return scale_; }
-        const bf16* at(int64_t row) const { return data_ + row * row_; }
+        const Element* at(int64_t row) const { return data_ + row * row_; }
         int64_t row() const { return row_; }
 
       private:
         int64_t row_;
         float scale_;  // log2 e is in it, as powers are of 2
-        Buffer<bf16> data_;
+        Buffer<Element> data_;
     };
 
-    explicit Bf16Keys(const Problem& p)
-        : pairs_(round_up(p.head_dim, 2) / 2), data_(p.packed_keys() * 2 * pairs_) {}
+    explicit FloatKeys(const Problem& p)
+        : groups_(round_up(p.head_dim, Product::GROUP) / Product::GROUP),
+          data_(p.packed_keys() * groups_ * Product::GROUP) {}
 
     void measure(const Problem&, int64_t, int64_t) {}
 
-    // K to [block of keys][pair of dims][KEYS][2].
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
-        pack_groups(p.key.at<bf16>(batch, head, key), p.key.row * sizeof(bf16), rows, p.head_dim * sizeof(bf16),
-                    data_ + key * 2 * pairs_);
+        pack_rows<Product>(p.key.at<T>(batch, head, key), p.key.row, rows, p.head_dim, at(key));
     }
 
+    // The products of R rows with PANEL keys.
     template <int R>
     void scores(const Queries& queries, int64_t row, int64_t key, float* s, int64_t s_row) const {
-        product<R, VECTORS, false>(queries.at(row), queries.row(), data_ + key * 2 * pairs_, pairs_, s, s_row);
+        product<Product, R, VECTORS, false>(queries.at(row), queries.row(), at(key), groups_, s, s_row);
     }
 
   private:
-    int64_t pairs_;
-    Buffer<bf16> data_;
+    Element* at(int64_t key) const { return data_ + key * groups_ * Product::GROUP; }
+
+    int64_t groups_;
+    Buffer<Element> data_;
 };
 
 }  // namespace attnbench
 
 extern "C" int tiled(const attnbench::Problem* problem) {
     using namespace attnbench;
-    return run<Bf16Keys, Bf16Values>(*problem);
+    return run<FloatKeys<Value>, FloatValues<Value>>(*problem);
 }

@@ -5,7 +5,7 @@ Naive attention writes the l x l scores to memory and reads them back: for softm
 
 - `impl=strip` takes some hundred query rows at a time. Their scores with all keys, rows x l, are made, normalised and
   multiplied by V before the next strip overwrites them. It is the lecture's tiling in three torch calls.
-- `impl=avx512` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
+- `impl=native` tiles keys too (FlashAttention: Dao 2022, arXiv 2205.14135). A strip meets blocks of keys one by one,
   and the scores of six rows with a block, 24 KiB, stay in the first-level cache. Softmax over pieces needs a running
   maximum m and sum s: where a block raises m to m', what was summed so far is multiplied by e^(m - m').
   plugins/native has the C++: `tile.h` the stages, `attention.h` the loops. With few queries, as when a decoder adds a
@@ -33,7 +33,8 @@ from ..sdpa import Sdpa
 from .plain import Strips
 
 STRIP_ROWS = 512
-ROWS, BLOCK_KEYS = 192, 1024
+ROWS = 192
+BLOCK = 1 << 18  # bytes of packed keys and values of 64 dims to a block, of native
 BACKWARD_ROWS, BACKWARD_KEYS = 384, 384  # the sums of each key pass by with every strip
 FEW = 4  # queries of a key/value head up to which packing it does not pay
 
@@ -41,16 +42,16 @@ FEW = 4  # queries of a key/value head up to which packing it does not pay
 class Tiled(Choice):
     """softmax(Q K^T * scale) V a tile at a time, on a CPU.
 
-    `impl=auto` is avx512 for bfloat16 where this machine can, else strip if its CPU has bfloat16 products. Without
-    them, and in other dtypes, it hands over to torch's scaled_dot_product_attention: no faster product is to be had.
+    `impl=auto` is native where this machine can. Else it is strip for bfloat16 if the CPU has such products, and where
+    it has not, and in other dtypes, torch's scaled_dot_product_attention: tiles in torch gain nothing there.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     options: ClassVar[Mapping[str, Option]] = {
-        "impl": Option("auto", "what computes it", ("auto", "strip", "avx512")),
-        "rows": Option(0, f"rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for avx512, backward {BACKWARD_ROWS}"),
+        "impl": Option("auto", "what computes it", ("auto", "strip", "native")),
+        "rows": Option(0, f"rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for native, backward {BACKWARD_ROWS}"),
         "keys": Option(
-            0, f"avx512, backward: keys of a block, in 64s; 0: {BLOCK_KEYS}, avx512 backward {BACKWARD_KEYS}"
+            0, f"native, backward: keys of a block, in 64s; 0: 1024 or 512, native backward {BACKWARD_KEYS}"
         ),
     }
     rows: int
@@ -68,35 +69,35 @@ class Tiled(Choice):
         def slow(w: Workload) -> str | None:
             return "float16 products run element by element on a CPU" if w.dtype == "float16" else None
 
-        avx512 = Implementation("avx512", self._avx512, _no_kernel, no_gain, self._avx512_bytes)
+        native = Implementation("native", self._native, _no_kernel, workspace_bytes=self._native_bytes)
         strip = Implementation("strip", self._strip, slow, no_gain, self._strip_bytes)
         sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes)
-        return (avx512, strip, sdpa) if compiler.multiplies_bfloat16() else (avx512, sdpa, strip)
+        return (native, strip, sdpa) if compiler.multiplies_bfloat16() else (native, sdpa, strip)
 
-    def _avx512(self, workload: Workload) -> Attention:
+    def _native(self, workload: Workload) -> Attention:
         w = workload
-        rows, keys = self._rows(w, ROWS), self.keys or BLOCK_KEYS
+        rows, keys = self._rows(w, ROWS), self._keys(w)
         plan, how = kernels.dense(w, rows), f"strips of {rows} rows, blocks of {keys} keys"
         if _few(w):
-            call, how = kernels.caller(compiler.load("decode.cpp").decode, w, plan, keys), "K and V read once"
+            call, how = kernels.caller(compiler.load("decode.cpp", w.dtype).decode, w, plan, keys), "K and V read once"
         elif w.phase == "train":
             more, wide = min(self.rows or BACKWARD_ROWS, w.seq), self.keys or BACKWARD_KEYS
             call = kernels.exact(w, plan, keys, kernels.dense(w, more), wide)
             how += f"; backward {more} and {wide}"
         else:
             call = kernels.exact(w, plan, keys, plan, keys)
-        return Attention(call, f"C++ AVX512-BF16, {how}")
+        return Attention(call, f"{kernels.described(w.dtype)}, {how}")
 
-    def _avx512_bytes(self, workload: Workload) -> int | None:
+    def _native_bytes(self, workload: Workload) -> int | None:
         w = workload
         if w.phase == "train" or _few(w):
             return None  # of few it is little: some kilobytes for each query
-        return kernels.workspace_bytes(w, self._rows(w, ROWS), self.keys or BLOCK_KEYS, kernels.bf16_bytes(w))
+        return kernels.workspace_bytes(w, self._rows(w, ROWS), self._keys(w), kernels.packed_bytes(w))
 
     def _strip(self, workload: Workload) -> Attention:
         rows = self._rows(workload, STRIP_ROWS)
         how = f"plain torch, strips of {rows} rows"
-        strips = Strips(workload, rows, self.keys or BLOCK_KEYS)
+        strips = Strips(workload, rows, self.keys or 1024)
         if workload.phase != "train":
             return Attention(strips, how)
         return Attention(differentiable(strips.forward, strips.backward), f"{how} forward and backward")
@@ -107,6 +108,9 @@ class Tiled(Choice):
             return None
         scores = self._rows(w, STRIP_ROWS) * (w.kv_seq + w.head_dim) * w.itemsize
         return min(w.threads, w.batch * w.heads) * scores
+
+    def _keys(self, workload: Workload) -> int:
+        return self.keys or BLOCK // (128 * kernels.operand_bytes(workload.dtype))
 
     def _rows(self, workload: Workload, usual: int) -> int:
         return min(self.rows or usual, workload.seq)

@@ -3,50 +3,63 @@
 #include "int8.cpp"
 
 using namespace attnbench;
+using gradient::Element;
+using gradient::Product;
 
 extern "C" {
 
-void stage_exp2(const float* x, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; i += LANES) _mm512_storeu_ps(out + i, attnbench::exp2(_mm512_loadu_ps(x + i)));
+int stage_panel() { return PANEL; }
+
+void stage_exp2(const float* x, int64_t n, bool fine, float* out) {
+    for (int64_t i = 0; i < n; i += LANES)
+        store(out + i, fine ? attnbench::exp2<true>(load(x + i)) : attnbench::exp2<false>(load(x + i)));
 }
 
-// from (rows, width bytes) -> to (width / 4, KEYS, 4 bytes)
-void stage_pack_groups(const uint8_t* from, int64_t rows, int64_t width, uint8_t* to) {
-    Buffer<uint8_t> packed(round_up(width, 4) * KEYS);
-    pack_groups(from, width, rows, width, packed);
-    std::memcpy(to, packed, round_up(width, 4) * KEYS);
+// Each n values alone, rounded and widened again.
+void stage_round(const float* x, int64_t n, Value* narrow, float* out) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        store_first(narrow + i, load_first(x + i, n - i), n - i);
+        store_first(out + i, load_first(narrow + i, n - i), n - i);
+    }
 }
 
-// from (rows, width) -> to (KEYS / 2, columns, 2)
-void stage_pack_pairs(const bf16* from, int64_t rows, int64_t width, int64_t columns, bf16* to) {
-    Buffer<bf16> packed(KEYS * columns);
-    pack_pairs(from, width, rows, width, columns, packed);
-    std::memcpy(to, packed, KEYS * columns * sizeof(bf16));
+// from (rows, width) -> to (KEYS / PANEL, groups, PANEL, elements of a group)
+void stage_pack_rows(const Value* from, int64_t rows, int64_t width, Element* to) {
+    pack_rows<Product>(from, width, rows, width, to);
+}
+
+void stage_pack_bytes(const uint8_t* from, int64_t rows, int64_t width, uint8_t* to) {
+    pack_rows<Bytes<true>>(from, width, rows, width, to);
+}
+
+// from (rows, width) -> to (columns / PANEL, KEYS / elements of a group, PANEL, elements of a group)
+void stage_pack_panels(const Value* from, int64_t rows, int64_t width, int64_t columns, Element* to) {
+    pack_panels<Product>(from, width, rows, width, columns, KEYS, 0, to);
 }
 
 void stage_hide(float* s, int64_t n, int64_t from, int64_t to) { hide(s, n, from, to); }
 
-float stage_quantize(const bf16* x, const float* mean, int64_t n, int8_t* to) { return quantize(x, mean, n, to); }
+float stage_quantize(const Value* x, const float* mean, int64_t n, float levels, int8_t* to) {
+    return quantize(x, mean, n, levels, to);
+}
 
-// The backward pass. torch's memory is aligned for these.
+// The backward pass.
 
-void stage_weights(float* s, float scale, const float* lse, bf16* p) { gradient::weights(s, scale, lse, p); }
+void stage_weights(float* s, float scale, const float* lse, Element* p) { gradient::weights(s, scale, lse, p); }
 
-void stage_differences(const float* p, const float* dp, const float* delta, bf16* ds) {
+void stage_differences(const float* p, const float* dp, const float* delta, Element* ds) {
     gradient::differences(p, dp, delta, ds);
 }
 
-void stage_interleave(const bf16* even, const bf16* odd, bf16* to) { gradient::interleave(even, odd, to); }
-
-float stage_row_sum(const bf16* a, const bf16* b, int64_t n) { return gradient::row_sum(a, b, n); }
+float stage_row_sum(const Value* a, const Value* b, int64_t n) { return gradient::row_sum(a, b, n); }
 
 // from (rows, width) -> to (width, KEYS)
-void stage_pack_turned(const bf16* from, int64_t rows, int64_t width, bf16* to) {
+void stage_pack_turned(const Value* from, int64_t rows, int64_t width, Element* to) {
     gradient::pack_turned(from, width, rows, width, to, KEYS);
 }
 
 // from (width, KEYS) -> to (rows, width)
-void stage_finish_turned(const float* from, int64_t width, float factor, int64_t rows, bf16* to) {
+void stage_finish_turned(const float* from, int64_t width, float factor, int64_t rows, Value* to) {
     gradient::finish_turned(from, width, factor, rows, to, width);
 }
 }

@@ -1,0 +1,133 @@
+// AVX2 with FMA and F16C; AVX-VNNI is used where the compiler is told of it.
+#pragma once
+
+#include <immintrin.h>
+
+namespace attnbench {
+
+constexpr int LANES = 8;
+constexpr int VECTORS = 2;  // 12 sums of 16 registers, 2 for columns, 1 for a row
+
+using Floats = float __attribute__((vector_size(32), may_alias));
+using Ints = int32_t __attribute__((vector_size(32), may_alias));
+
+INLINE Ints load_ints(const void* x) { return (Ints)_mm256_loadu_si256((const __m256i*)x); }
+INLINE Ints first(int64_t n) {  // all bits of the first n lanes
+    static constexpr int32_t ladder[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return load_ints(ladder + LANES - std::clamp<int64_t>(n, 0, LANES));
+}
+
+INLINE Floats splat(float x) { return _mm256_set1_ps(x); }
+INLINE Ints splat(int x) { return (Ints)_mm256_set1_epi32(x); }
+INLINE Floats load(const float* x) { return _mm256_loadu_ps(x); }
+INLINE Ints load_shorts(const void* x) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x)); }
+INLINE Floats load(const f16* x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x)); }
+INLINE void store(float* x, Floats value) { _mm256_storeu_ps(x, value); }
+INLINE void store_ints(void* x, Ints value) { _mm256_storeu_si256((__m256i*)x, (__m256i)value); }
+
+// Of 8 and 16 bits no part of a register can be read or written: the last ones go through a buffer.
+template <int SIZE>
+struct Tail {
+    Tail() = default;
+    Tail(const void* x, int64_t size) {
+        if (size > 0) std::memcpy(bytes, x, std::min<int64_t>(size, SIZE));
+    }
+    void put(void* x, int64_t size) const {
+        if (size > 0) std::memcpy(x, bytes, std::min<int64_t>(size, SIZE));
+    }
+    alignas(32) char bytes[SIZE] = {};
+};
+
+INLINE Floats load_first(const float* x, int64_t n) { return _mm256_maskload_ps(x, (__m256i)first(n)); }
+INLINE Ints load_bytes(const void* x, int64_t n) { return n >= 32 ? load_ints(x) : load_ints(Tail<32>(x, n).bytes); }
+INLINE Ints load_shorts(const void* x, int64_t n) {
+    return n >= LANES ? load_shorts(x) : load_shorts(Tail<16>(x, 2 * n).bytes);
+}
+INLINE Floats load_first(const f16* x, int64_t n) {
+    return n >= LANES ? load(x) : _mm256_cvtph_ps(_mm_load_si128((const __m128i*)Tail<16>(x, 2 * n).bytes));
+}
+INLINE Floats load_first(const int8_t* x, int64_t n) {
+    const auto wide = [](const void* y) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)y))); };
+    return n >= LANES ? wide(x) : wide(Tail<16>(x, n).bytes);
+}
+INLINE void store_first(float* x, Floats value, int64_t n) { _mm256_maskstore_ps(x, (__m256i)first(n), value); }
+INLINE __m128i low_shorts(Ints x) {  // of values up to 65535
+    return _mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+}
+INLINE void store_shorts(void* x, Ints value, int64_t n) {
+    Tail<16> tail;
+    _mm_store_si128((__m128i*)tail.bytes, low_shorts(value));
+    n >= LANES ? tail.put(x, 16) : tail.put(x, 2 * n);
+}
+INLINE __m128i narrow_shorts(Ints x) {  // to 16 bits, the nearest that there is
+    return _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+}
+INLINE void store_int8(void* x, Ints value, int64_t n) {  // beyond -128 .. 127: the nearer of them
+    Tail<16> tail;
+    _mm_store_si128((__m128i*)tail.bytes, _mm_packs_epi16(narrow_shorts(value), __m128i{}));
+    n >= LANES ? tail.put(x, 8) : tail.put(x, n);
+}
+INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
+    _mm_storel_epi64((__m128i*)x, _mm_packus_epi16(narrow_shorts(value), __m128i{}));
+}
+
+INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }  // a b + c
+INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+INLINE float greatest(Floats x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+INLINE float total(Floats x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps((__m256i)x); }
+INLINE Ints to_ints(Floats x) { return (Ints)_mm256_cvtps_epi32(x); }  // ties to even
+INLINE Floats nearest(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE Floats times_power(Floats x, Floats n) {  // x 2^n for x from 0.5 to 2 and whole n from -126: into its exponent
+    return (Floats)((Ints)x + (to_ints(n) << 23));
+}
+INLINE Ints narrow_f16(Floats x) {
+    return (Ints)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// The transpose of 8 x 8 values of 32 bits, in three rounds of exchanging halves: of pairs, quads, eights.
+inline void transpose(Ints x[LANES]) {
+    auto* r = reinterpret_cast<__m256i*>(x);
+    __m256i t[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; ++j) {
+        t[j] = _mm256_permute2x128_si256(r[j], r[j + 4], 0x20);
+        t[j + 4] = _mm256_permute2x128_si256(r[j], r[j + 4], 0x31);
+    }
+    std::copy(t, t + LANES, r);
+}
+
+// sum + the products of four unsigned and four signed bytes in each lane.
+#ifdef __AVXVNNI__
+constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {  // as an intrinsic, GCC 12 spills each sum
+    asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(integers));
+    return sum;
+}
+#else
+constexpr int BYTE = 7;  // as pairs are added in 16 bits
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers);
+    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#endif
+
+}  // namespace attnbench

@@ -1,0 +1,108 @@
+// AVX-512: its foundation with BW, DQ and VL; bf16 and VNNI are used where the compiler is told of them.
+#pragma once
+
+#include <immintrin.h>
+
+namespace attnbench {
+
+constexpr int LANES = 16;
+constexpr int VECTORS = 4;  // 24 sums of 32 registers, 4 for columns, 1 for a row
+
+using Floats = float __attribute__((vector_size(64), may_alias));
+using Ints = int32_t __attribute__((vector_size(64), may_alias));
+
+INLINE __mmask16 lanes(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? (1u << n) - 1 : 0; }
+INLINE __mmask64 places(int64_t n) { return n >= 64 ? ~0ull : n > 0 ? (1ull << n) - 1 : 0; }
+INLINE Ints first(int64_t n) { return (Ints)_mm512_movm_epi32(lanes(n)); }  // all bits of the first n lanes
+
+INLINE Floats splat(float x) { return _mm512_set1_ps(x); }
+INLINE Ints splat(int x) { return (Ints)_mm512_set1_epi32(x); }
+INLINE Floats load(const float* x) { return _mm512_loadu_ps(x); }
+INLINE Ints load_ints(const void* x) { return (Ints)_mm512_loadu_si512(x); }
+INLINE Ints load_shorts(const void* x) { return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)); }
+INLINE Floats load(const f16* x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x)); }
+INLINE void store(float* x, Floats value) { _mm512_storeu_ps(x, value); }
+INLINE void store_ints(void* x, Ints value) { _mm512_storeu_si512(x, (__m512i)value); }
+
+INLINE Floats load_first(const float* x, int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), x); }
+INLINE Ints load_bytes(const void* x, int64_t n) { return (Ints)_mm512_maskz_loadu_epi8(places(n), x); }
+INLINE Ints load_shorts(const void* x, int64_t n) {
+    return (Ints)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes(n), x));
+}
+INLINE Floats load_first(const f16* x, int64_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), x)); }
+INLINE Floats load_first(const int8_t* x, int64_t n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes(n), x)));
+}
+INLINE void store_first(float* x, Floats value, int64_t n) { _mm512_mask_storeu_ps(x, lanes(n), value); }
+INLINE void store_shorts(void* x, Ints value, int64_t n) {
+    _mm256_mask_storeu_epi16(x, lanes(n), _mm512_cvtepi32_epi16((__m512i)value));
+}
+INLINE void store_int8(void* x, Ints value, int64_t n) {  // beyond -128 .. 127: the nearer of them
+    _mm512_mask_cvtsepi32_storeu_epi8(x, lanes(n), (__m512i)value);
+}
+INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
+    _mm_storeu_si128((__m128i*)x, _mm512_cvtusepi32_epi8((__m512i)value));
+}
+
+INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c
+INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+INLINE float greatest(Floats x) { return _mm512_reduce_max_ps(x); }
+INLINE float total(Floats x) { return _mm512_reduce_add_ps(x); }
+INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps((__m512i)x); }
+INLINE Ints to_ints(Floats x) { return (Ints)_mm512_cvtps_epi32(x); }  // ties to even
+INLINE Floats nearest(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE Floats times_power(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }  // x 2^n
+INLINE Ints narrow_f16(Floats x) {
+    return (Ints)_mm512_cvtepu16_epi32(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// The transpose of 16 x 16 values of 32 bits, in four rounds of exchanging halves: of pairs, quads, eights, sixteens.
+inline void transpose(Ints x[LANES]) {
+    auto* r = reinterpret_cast<__m512i*>(x);
+    __m512i t[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < LANES; i += 8)
+        for (int j = 0; j < 4; ++j) {
+            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
+            t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; ++j) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+    }
+}
+
+#ifdef __AVX512BF16__
+#define BF16_PAIRS
+INLINE Ints narrow_bf16(Floats x) { return (Ints)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
+INLINE Ints narrow_pair(Floats low, Floats high) { return (Ints)_mm512_cvtne2ps_pbh(high, low); }
+// sum + a.even b.even + a.odd b.odd
+INLINE Floats dot2(Floats sum, Ints a, Ints b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#endif
+
+// sum + the products of four unsigned and four signed bytes in each lane.
+#ifdef __AVX512VNNI__
+constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {  // as an intrinsic, GCC 12 spills each sum
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(integers));
+    return sum;
+}
+#else
+constexpr int BYTE = 7;  // as pairs are added in 16 bits
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers);
+    return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+}
+#endif
+
+}  // namespace attnbench
