@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # attnbench gives its workers values of its own for these: what they change is the workload's `threads`, or nothing.
@@ -50,6 +50,17 @@ _BEGIN = ("MALLOC_", "TORCHINDUCTOR_", "TORCHDYNAMO_", "TRITON_")
 # Of those, where things are kept, and what attnbench sets itself.
 _END, _OURS = ("_DIR", "_HOME"), "TORCHINDUCTOR_COMPILE_THREADS"
 
+ISAS: Mapping[str, Mapping[str, str]] = {
+    "auto": {},
+    "avx2": {
+        "ATTNBENCH_MAX_CPU_ISA": "avx2",
+        _CAPABILITY: "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+}
+"""What `--isa` sets in whatever process computes, before torch is loaded there: it is read then and not again."""
+
 # What torch picks by itself where the CPU has a feature, the best first.
 _OWN_CHOICE = {"avx512f": "AVX512", "avx2": "AVX2"}
 
@@ -57,6 +68,13 @@ _OWN_CHOICE = {"avx512f": "AVX512", "avx2": "AVX2"}
 def given(variables: Mapping[str, str]) -> dict[str, str]:
     """Those of a process's variables that are kept with a run, by name. One that is set to nothing is not set."""
     return {name: value for name, value in sorted(variables.items()) if value and _is_kept(name)}
+
+
+def lacks(isa: str, features: Collection[str]) -> str | None:
+    """None, or why a CPU with these features can't be held to it."""
+    if isa == "auto" or isa in features:
+        return None
+    return f"--isa {isa}: this CPU has no {isa.upper()}; use --isa auto"
 
 
 def holds_cpu(variables: Mapping[str, str]) -> bool:
@@ -94,12 +112,20 @@ def _variables(machine: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _compared(machine: Mapping[str, Any]) -> dict[str, str]:
-    """Without those that do nothing, and without the one whose effect torch tells."""
-    return {k: str(v) for k, v in sorted(_variables(machine).items()) if k not in (*_REPLACED, _CAPABILITY)}
+    """Without those that do nothing, without the one whose effect torch tells, and those that `_held` has in a word."""
+    told = (*_REPLACED, _CAPABILITY, *ISAS[_isa(machine)])
+    return {k: str(v) for k, v in sorted(_variables(machine).items()) if k not in told}
+
+
+def _isa(machine: Mapping[str, Any]) -> str:
+    """What all kernels are held to together; "auto" for nothing."""
+    return next((isa for isa, held in ISAS.items() if held and held.items() <= _variables(machine).items()), "auto")
 
 
 def _held(machine: Mapping[str, Any]) -> list[str]:
-    """What torch's kernels are made for, where that is not what it would pick for this CPU."""
+    """What torch's kernels are made for, where that is not what it would pick for this CPU; or all that compute."""
+    if (isa := _isa(machine)) != "auto":
+        return [f"all kernels held to {isa.upper()}"]
     found, features = machine.get("cpu_capability"), machine.get("features") or ()
     own = next((choice for feature, choice in _OWN_CHOICE.items() if feature in features), None)
     if not found or found == own or (own is None and _CAPABILITY not in _variables(machine)):

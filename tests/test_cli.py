@@ -25,7 +25,7 @@ class Started(Exception):
 def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder to stand in, where a command ends well at the point where it would start its first process."""
 
-    def start(_: object, threads: int) -> None:
+    def start(*_: object) -> None:
         raise click.exceptions.Exit(0)
 
     monkeypatch.setattr(server.Forkserver, "__init__", start)

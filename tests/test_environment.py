@@ -97,6 +97,7 @@ def test_without_the_variable_it_is_not_gone_on_with(held: tuple[Path, str]) -> 
         ({"cpu_capability": "AVX512"}, ""),
         ({"cpu_capability": "AVX512", "environment": {"ATEN_CPU_CAPABILITY": "avx512"}}, ""),
         ({"cpu_capability": "AVX2", "environment": {"ATEN_CPU_CAPABILITY": "avx2"}}, "torch held to AVX2"),
+        ({"cpu_capability": "AVX2", "environment": dict(environment.ISAS["avx2"])}, "all kernels held to AVX2"),
         ({"cpu_capability": "AVX2"}, "torch held to AVX2"),  # by a hypervisor, or a torch that was built without
         ({"cpu_capability": "SVE256", "features": ["sve"]}, ""),
         (
@@ -161,3 +162,8 @@ def test_the_doctor_names_them() -> None:
     assert looked["kernels"].advice
     looked = {check.name: check for check in doctor.look(facts | {"cpu_capability": "AVX512"}, 2, seconds=0.05)}
     assert not looked["kernels"].advice
+    meant = facts | {"environment": dict(environment.ISAS["avx2"])}
+    for isa, is_meant in (("auto", False), ("avx2", True)):
+        looked = {check.name: check for check in doctor.look(meant, 2, 0.05, isa)}
+        assert looked["kernels"].found == "CPU capability AVX2; all kernels held to AVX2"
+        assert bool(looked["kernels"].advice) is not is_meant

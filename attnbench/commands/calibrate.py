@@ -7,6 +7,7 @@ import click
 from attnbench.commands.options import (
     CELL_FAILED,
     DEVICE,
+    ISA,
     JSON,
     THREADS,
     print_json,
@@ -22,13 +23,14 @@ from attnbench.devices.machine import default_threads
 @click.command()
 @DEVICE
 @THREADS
+@ISA
 @JSON
-def command(device: str, threads: int | None, as_json: bool) -> None:
+def command(device: str, threads: int | None, isa: str, as_json: bool) -> None:
     """Measure this machine's ceilings: its fastest matrix products, and its fastest reads.
 
-    They are kept for later runs with this device and these threads, whose report then tells how much of what is
-    attainable each variant reached. Nothing else should run meanwhile: a disturbed calibration is not kept, with exit
-    code 1.
+    They are kept for later runs with this device, these threads and this --isa, whose report then tells how much of
+    what is attainable each variant reached. Nothing else should run meanwhile: a disturbed calibration is not kept,
+    with exit code 1.
 
     \b
     attnbench calibrate              # once a machine; later runs know their ceilings
@@ -44,7 +46,7 @@ def command(device: str, threads: int | None, as_json: bool) -> None:
     threads = threads or default_threads()
     warn_of_packages()
     warn_of_threads(threads)
-    with Forkserver(threads) as server:
+    with Forkserver(threads, isa) as server:
         machine = ask.ask_machine(server)
         warn_of_pinning(threads, machine.machine)
         facts, on = machine.machine, device_of(device, machine.devices)

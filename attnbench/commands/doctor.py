@@ -7,6 +7,7 @@ import click
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
+    ISA,
     JSON,
     Seconds,
     option,
@@ -22,8 +23,9 @@ from attnbench.sizes import parse_precision
 @option("--threads", type=COUNT, help="Threads that variants would use.  [default: all usable cores]")
 @option("--seconds", type=Seconds(1), default=10.0, help="How long to try, for the A/A.")
 @option("--precision", default="2%", help="What the A/A should reach.")
+@ISA
 @JSON
-def command(threads: int | None, seconds: float, precision: str, as_json: bool) -> None:
+def command(threads: int | None, seconds: float, precision: str, isa: str, as_json: bool) -> None:
     """Say whether this machine is fit to measure on, and what to mend.
 
     The last line is tried: sdpa is measured against itself, and what differs by less than the interval of their
@@ -39,8 +41,8 @@ def command(threads: int | None, seconds: float, precision: str, as_json: bool) 
 
     wanted, threads = parse_precision(precision), threads or default_threads()
     warn_of_packages()
-    with Forkserver(threads) as server:
-        checks = look(ask.ask_machine(server).machine, threads)
+    with Forkserver(threads, isa) as server:
+        checks = look(ask.ask_machine(server).machine, threads, isa=isa)
         checks.append(smallest_difference(server, threads, seconds, wanted))
     amiss = sum(bool(check.advice) for check in checks)
     if as_json:

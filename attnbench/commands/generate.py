@@ -10,6 +10,7 @@ import click
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
+    ISA,
     JSON,
     PATH,
     THREADS,
@@ -41,11 +42,14 @@ if TYPE_CHECKING:
 @option("--head-dim", type=COUNT, default=64)
 @option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
 @THREADS
+@ISA
 @option("--repeats", type=COUNT, default=5, help="Of the whole; medians are shown.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for a plugin.")
 @option("--out", type=PATH, help="Also write generation.json, .png and .svg here.")
 @JSON
-def command(plugins: str, out: Path | None, threads: int | None, as_json: bool, **sizes: "Unpack[Sizes]") -> None:
+def command(
+    plugins: str, out: Path | None, threads: int | None, isa: str, as_json: bool, **sizes: "Unpack[Sizes]"
+) -> None:
     """Generate token by token, with a cache and without: the two phases of inference.
 
     A prompt goes through a stack of blocks at once, or with --block decoder through a stack of encoder blocks; then new
@@ -58,7 +62,7 @@ def command(plugins: str, out: Path | None, threads: int | None, as_json: bool, 
     from attnbench.sweep.generation import generate
 
     warn_of_packages()
-    found = generate(plugins, threads or default_threads(), **sizes)
+    found = generate(plugins, threads or default_threads(), isa, **sizes)
     if as_json:
         print_json(asdict(found))
     else:

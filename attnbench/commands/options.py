@@ -32,6 +32,12 @@ class Seconds(click.FloatRange):
 
 
 THREADS = option("--threads", type=click.IntRange(1, 4096), help="[default: the cores this process may use]")
+ISA = option(
+    "--isa",
+    type=click.Choice(list(environment.ISAS)),
+    default="auto",
+    help="avx2: torch, MKL, oneDNN and attnbench's kernels do with that, whatever else the CPU has.",
+)
 COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 DEVICE = option("--device", type=click.Choice(["auto", *DEVICES]), default="auto")
@@ -90,6 +96,7 @@ _WORKLOADS = (
     option("--inputs", type=click.Choice(INPUTS), help="How inputs are drawn.  [default: normal]"),
     option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     THREADS,
+    ISA,
 )
 
 

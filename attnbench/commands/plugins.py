@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnbench.commands.options import JSON, print_json, print_table, warn_of_packages, width
+from attnbench.commands.options import ISA, JSON, print_json, print_table, warn_of_packages, width
 from attnbench.workload import DEVICES, DTYPES, Workload
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1)
 @click.option("--device", type=click.Choice(list(DEVICES)), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Asked about.  [default: as for run]")
+@ISA
 @JSON
-def command(names: tuple[str, ...], device: str, dtype: str | None, as_json: bool) -> None:
+def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as_json: bool) -> None:
     """List the variants installed, or show NAMES with their options.
 
     Listing reads package metadata only. What a plugin says of itself is asked in a process of its own, for
@@ -34,7 +35,7 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, as_json: boo
     warn_of_packages()
     found = find()
     chosen = [request.found for request in select(",".join(names), found)] if names else list(found.values())
-    told = _told(chosen, device, dtype, bool(names))
+    told = _told(chosen, device, dtype, isa, bool(names))
     if as_json:
         print_json({"device": device, "plugins": told})
         return
@@ -50,7 +51,7 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, as_json: boo
             print_table(("option", "choices", "what it is"), options, pad_edge=False, within=width())
 
 
-def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, load: bool) -> list[dict[str, Any]]:
+def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, load: bool) -> list[dict[str, Any]]:
     """What each says of itself. load: also those that are not attnbench's own."""
     from attnbench.registry import Request
     from attnbench.workers.ask import ask, ask_machine
@@ -58,8 +59,9 @@ def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, load: bool) -
     from attnbench.workers.server import Forkserver
 
     told = []
-    with Forkserver(1) as server:
-        dtype = dtype or ask_machine(server).devices[device].dtype
+    with Forkserver(1, isa) as server:
+        machine = ask_machine(server)
+        dtype = dtype or machine.devices[device].dtype
         same: dict[str, Any] = {"seq": 128, "kv_seq": 128, "device": device, "dtype": dtype}
         probes = [Workload(mask=mask, **same) for mask in ("causal", "full")]
         for plugin in chosen:

@@ -32,10 +32,11 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         "inputs": "normal",
         "seed": 0,
         "l2": "kept",
+        "isa": "auto",
         "baseline": "sdpa",
     }
     values = {"plugins": ",".join(dict.fromkeys(filter(None, (plugin, baseline))))}
-    values |= {name: row.get(name, usual.get(name)) for name in (*_SIZES, *_REST, "l2")} | {"baseline": baseline}
+    values |= {name: row.get(name, usual.get(name)) for name in (*_SIZES, *_REST, "l2", "isa")} | {"baseline": baseline}
     words = ["attnbench", "run"]
     for name, value in values.items():
         if value not in ("", None, usual.get(name)) and value == value:

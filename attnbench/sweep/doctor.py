@@ -39,16 +39,17 @@ class Check(NamedTuple):
     advice: str = ""
 
 
-def look(facts: Mapping[str, Any], threads: int, seconds: float = 1.0) -> list[Check]:
+def look(facts: Mapping[str, Any], threads: int, seconds: float = 1.0, isa: str = "auto") -> list[Check]:
     """Judges what can be read without measuring a kernel.
 
     facts: `device.describe`. threads: what variants would use. seconds: how long to watch the others' load.
+    isa: what kernels are meant to be held to.
     """
     found = [
         *_load(seconds),
         _frequency(facts),
         _threads(facts, threads),
-        _kernels(facts),
+        _kernels(facts, isa),
         _memory(),
         _compiler(),
         _timer(),
@@ -101,11 +102,11 @@ def _threads(facts: Mapping[str, Any], threads: int) -> Check:
     return Check("threads", found)
 
 
-def _kernels(facts: Mapping[str, Any]) -> Check:
-    found = f"CPU capability {facts.get('cpu_capability') or 'unknown'}"
-    if changed := environment.words(facts):
-        return Check("kernels", f"{found}; {changed}", "unset what you do not mean to measure with; a run records it")
-    return Check("kernels", found)
+def _kernels(facts: Mapping[str, Any], isa: str) -> Check:
+    changed, meant = environment.words(facts), environment.words({"environment": environment.ISAS[isa]})
+    found = "; ".join(filter(None, [f"CPU capability {facts.get('cpu_capability') or 'unknown'}", changed]))
+    advice = "unset what you do not mean to measure with; a run records it" if changed != meant else ""
+    return Check("kernels", found, advice)
 
 
 def _memory() -> Check:

@@ -68,7 +68,7 @@ def planned(asked: Asked, chosen: tuple[Sequence[Request], Request | None] | Non
         asked.sweep, early, "float32"
     ).workloads()  # what is wrong whatever the machine is said before anything is started
     requests, base = chosen or choose(asked.plugins, asked.baseline)
-    with Forkserver(asked.sweep.threads) as server:
+    with Forkserver(asked.sweep.threads, asked.isa) as server:
         found = ask_machine(server)
         device = device_of(asked.sweep.device, found.devices)
         choices, here = of(device).l2, found.devices[device]
@@ -175,6 +175,7 @@ def settings_of(plan: Plan, known: Ceilings | None) -> Settings:
         seed=asked.sweep.seed,
         ceilings=known,
         l2=asked.l2 or "",
+        isa=asked.isa,
         reuse=of(asked.sweep.device).reuses,
         at_once=plan.facts["threads_at_once"],
     )
@@ -258,20 +259,20 @@ def run(
     timeout: float = TIMEOUT,
     l2: str | None = None,
     memory: str | int | None = None,
+    isa: str = "auto",
     out: str | Path | None = None,
     progress: Callable[[Sequence[Row], float], object] | None = None,
 ) -> pd.DataFrame:
-    """Measures attention variants over a sweep of workloads: `attnbench run` for a notebook or a script.
+    """Measures attention variants over a sweep: `attnbench run` for a notebook or a script. It needs no main guard.
 
-    Each argument is the option of that name, None its default; sizes may be numbers and lists. It needs no main guard.
-
+    Each argument is the option of that name, None its default; sizes may be numbers and lists.
     plugins: "all", names "a,b", patterns "block*", options "name:key=value", or "name:*" for each choice.
     seq, kv_seq: query and key lengths, such as 1024, [512, 1000] or "512..16384", which doubles.
     batch, heads, kv_heads, head_dim, value_dim, layers: likewise. tokens: of the whole batch at each length.
     preset: heads and dims of a published model, or "standard". dtype, mask, phase: one name or several.
     scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
     baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
-    budget, timeout: seconds for the sweep and for a cell. memory: what may be in use, such as "16GiB".
+    budget, timeout: seconds for the sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.
     out: the run's folder, not there yet, or None. progress: called with rows, later with better ones, and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.

@@ -57,11 +57,11 @@ class Sizes(TypedDict):
     dtype: str
 
 
-def generate(plugins: str, threads: int, **sizes: Unpack[Sizes]) -> Generation:
-    """Generates with each plugin in a process of its own, one after the other.
+def generate(plugins: str, threads: int, isa: str = "auto", **sizes: Unpack[Sizes]) -> Generation:
+    """Generates with each plugin in a process of its own, one after the other. isa: see `environment.ISAS`.
 
     Raises:
-        AttnbenchError: a plugin is unknown, or the sizes make no workload.
+        AttnbenchError: a plugin is unknown, the sizes make no workload, or the CPU lacks the instructions.
     """
     prompt, tokens, repeats, heads, head_dim = (sizes[n] for n in ("prompt", "tokens", "repeats", "heads", "head_dim"))
     w = Workload(
@@ -71,10 +71,11 @@ def generate(plugins: str, threads: int, **sizes: Unpack[Sizes]) -> Generation:
     )  # fmt: skip
     asked = {"prompt": prompt, "tokens": tokens, "repeats": repeats}
     requests = select(plugins, find())
-    with Forkserver(threads) as server:
+    with Forkserver(threads, isa) as server:
+        machine = ask_machine(server).machine
         cells = [cell for r in requests for cell in cells_of(r, ask(server, r, [w]), [w])]
         results = [{"plugin": c.plugin, "variant": c.variant} | _one(server, c, asked, sizes["timeout"]) for c in cells]
-        return Generation(w, prompt, tokens, repeats, ask_machine(server).machine, results)
+        return Generation(w, prompt, tokens, repeats, machine, results)
 
 
 def _one(server: Forkserver, cell: Cell, asked: dict[str, int], timeout: float) -> dict[str, Any]:

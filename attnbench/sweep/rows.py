@@ -25,6 +25,7 @@ def row(cell: Cell, measured: Measured | None, settings: Settings) -> Row:
         "baseline": settings.baseline,
         **w.as_dict(),
         "l2": settings.l2,
+        "isa": settings.isa,
         "flops": flops(w),
         "variant_flops": cell.flops or None,
         "predicted_workspace_bytes": cell.workspace,

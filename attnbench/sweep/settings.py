@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 import msgspec
 
 from attnbench.devices.machine import default_threads
+from attnbench.environment import ISAS
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import (
     STANDARD,
@@ -64,6 +65,7 @@ class Given(TypedDict, total=False):
     timeout: float
     l2: str | None
     memory: str | int | None
+    isa: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ class Asked:
     timeout: float
     memory: int | None = None
     l2: str | None = None
+    isa: str = "auto"
 
     @classmethod
     def of(cls, **given: Unpack[Given]) -> Asked:
@@ -89,6 +92,8 @@ class Asked:
         Raises:
             AttnbenchError: a size, a name or a preset is not to be had, or the standard sweep is asked to be another.
         """
+        if (isa := given.get("isa", "auto")) not in ISAS:
+            raise AttnbenchError(f"--isa {isa!r} is none of {', '.join(ISAS)}")
         memory, precision = given.get("memory"), str(given.get("precision", PRECISION))
         return cls(
             plugins=given.get("plugins", "all"),
@@ -99,6 +104,7 @@ class Asked:
             timeout=given.get("timeout", TIMEOUT),
             memory=parse_bytes(str(memory)) if memory is not None else None,
             l2=given.get("l2"),
+            isa=isa,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,6 +153,7 @@ class Settings:
     memory: bytes that may be in use at a time.
     ceilings: of this machine, if it was calibrated; what claims to be faster is wrong.
     l2: whether a GPU's L2 cache is "kept" or "flushed" before each call; "" where the device has no such choice.
+    isa: what all kernels are held to, of `environment.ISAS`; for the record.
     reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
     at_once: threads of those asked for that run at the same time; None where the system does not say.
     look: rounds of the first look at a cell, where they fit; None for as many as an interval needs.
@@ -161,6 +168,7 @@ class Settings:
     seed: int = 0
     ceilings: Ceilings | None = None
     l2: str = ""
+    isa: str = "auto"
     reuse: bool = False
     at_once: int | None = None
     look: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from msgspec import structs
@@ -59,7 +58,7 @@ def ask_machine(server: Forkserver) -> Facts:
     """What is to be known of this machine and its devices, from a worker: what asks a GPU should not live on here.
 
     Raises:
-        AttnbenchError: a library that knows them failed.
+        AttnbenchError: a library that knows them failed, or the CPU lacks the instructions that workers are held to.
     """
     worker = server.start()
     try:
@@ -69,7 +68,9 @@ def ask_machine(server: Forkserver) -> Facts:
     if isinstance(answer, Failure):
         raise AttnbenchError(f"can't tell what machine this is: {answer.reason}")
     # What the user has set, before a worker gets values of ours and OpenMP binds its first thread to a core.
-    own = {"environment": environment.given(os.environ), "usable_threads": machine.usable_cores()}
+    own = {"environment": environment.given(server.given), "usable_threads": machine.usable_cores()}
+    if reason := environment.lacks(server.isa, answer.machine["features"]):
+        raise AttnbenchError(reason)
     return structs.replace(answer, machine=answer.machine | own)
 
 

@@ -18,6 +18,7 @@ from typing import IO, TypeVar
 from msgspec import DecodeError, msgpack
 
 from attnbench import home
+from attnbench.environment import ISAS
 from attnbench.errors import AttnbenchError
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.messages import Answer, Failure, Preload, Reap, Request, Start, decode_answer, encode, printable
@@ -91,11 +92,15 @@ def environment(given: Mapping[str, str], threads: int) -> dict[str, str]:
 
 
 class Forkserver:
-    """The session's handle of the server process. A context manager: on exit every worker is gone."""
+    """The session's handle of the server process. A context manager: on exit every worker is gone.
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._environment = environment(os.environ, threads)
+    isa: of `environment.ISAS`, what workers are held to. given: the user's variables, with what that sets.
+    """
+
+    def __init__(self, threads: int, isa: str = "auto") -> None:
+        self.threads, self.isa = threads, isa
+        self.given = os.environ | ISAS[isa]
+        self._environment = environment(self.given, threads)
         self._launch()
 
     def _launch(self) -> None:
