@@ -211,7 +211,8 @@ class Plugin:
 
     def emulated(self, workload: Workload) -> bool:
         """Whether what computes it stands in for what the variant is about: integers multiplied as floats, another
-        library's operator in plain torch. Its answers count, its time says nothing of the real thing."""
+        library's operator in plain torch. Its answers count, its time says nothing of the real thing, so that a sweep
+        spends little on it."""
         return False
 
     def gates(self, workload: Workload) -> tuple[int, ...]:

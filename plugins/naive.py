@@ -11,6 +11,7 @@ from torch import Tensor
 from attnbench.plugin import Attention, Plugin, expand_kv
 from attnbench.workload import Workload
 
+from .native.attention import has_slow_products
 from .pieces import hidden
 
 
@@ -42,6 +43,9 @@ class Naive(Plugin):
             return max(3 * matrix + grouped - rows * query - narrow * key, matrix)
         expanded = rows * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize if w.group > 1 else 0
         return expanded + max(2 * matrix - output, matrix)
+
+    def emulated(self, workload: Workload) -> bool:
+        return has_slow_products(workload)
 
     def build(self, workload: Workload) -> Attention:
         w = workload

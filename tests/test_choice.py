@@ -16,6 +16,7 @@ from attnbench_plugins.block_sparse import BlockSparse
 from attnbench_plugins.int8 import Int8
 from attnbench_plugins.int8.plain import multiplies_int8
 from attnbench_plugins.linear import Linear
+from attnbench_plugins.naive import Naive
 from attnbench_plugins.native import compiler
 from attnbench_plugins.sdpa import Sdpa
 from attnbench_plugins.tiled import Tiled
@@ -90,6 +91,29 @@ def test_what_stands_in_for_a_variant_is_emulated_wherever_it_is_asked() -> None
     assert Int8(impl="torch").emulated(W) != multiplies_int8()
     assert Xformers().emulated(W)
     assert not Tiled().emulated(W)
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype", "slow"),
+    [
+        ({"avx2"}, "float32", False),
+        ({"avx2"}, "bfloat16", True),
+        ({"avx2", "avx512_bf16"}, "bfloat16", False),
+        ({"avx2", "avx512_bf16"}, "float16", True),
+        ({"avx2", "avx512_fp16"}, "float16", False),
+        (set(), "bfloat16", False),  # nobody says what it has
+    ],
+)
+def test_plain_products_are_emulated_where_the_cpu_lacks_them(
+    features: set[str], dtype: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "features", lambda: frozenset(features))
+    w = W.replace(dtype=dtype)
+    assert Naive().emulated(w) == slow
+    assert not Naive().emulated(w.replace(seq=1, phase="decode")), "a single row is fast in any dtype"
+    assert not Sdpa().emulated(w)
+    if dtype == "bfloat16":
+        assert promise(Tiled(impl="strip"), w).emulated == slow
 
 
 def test_what_is_asked_for_is_never_another() -> None:

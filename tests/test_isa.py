@@ -18,7 +18,7 @@ from attnbench.sweep.settings import Asked
 from attnbench.workers.ask import ask_machine
 from attnbench.workers.server import Forkserver
 
-SMALL = ("--plugins", "sdpa,linear", "--seq", "64", "--heads", "1", "--scope", "attention", "--threads", "1")
+SMALL = ("--plugins", "sdpa,xformers", "--seq", "64", "--heads", "1", "--scope", "attention", "--threads", "1")
 has_avx2 = pytest.mark.skipif("avx2" not in cpuinfo.get_cpu_info().get("flags", ()), reason="this CPU has no AVX2")
 
 
@@ -37,6 +37,8 @@ def test_a_run_is_held_to_avx2_and_gone_on_with_so(tmp_path: Path) -> None:
     assert meta["machine"]["cpu_capability"] == "AVX2"
     assert meta["machine"]["environment"].items() >= environment.ISAS["avx2"].items()
     assert meta["command"][-6:-4] == ["--isa", "avx2"]
+    assert [row["variant"] for row in rows if "emulated" in row["warnings"]] == ["xformers"]
+    assert "  emulated, 1 cell: what ran only stands in" in done.stdout
     assert {(row["isa"], row["dtype"]) for row in rows} == {("avx2", "float32")}
     assert {"--isa avx2" in repeat_command(row) for row in rows} == {True}
     assert "--isa" not in repeat_command(rows[0] | {"isa": "auto"})

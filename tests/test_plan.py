@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
-from attnbench.sweep.plan import FEW_ROUNDS, affordable, allot, groups, skip_too_dear
+from attnbench.sweep.plan import FEW_ROUNDS, affordable, allot, bound_emulated, groups, skip_too_dear
 from attnbench.sweep.settings import Settings
 from attnbench.workload import Workload
 
@@ -95,6 +95,46 @@ def test_a_baseline_keeps_its_rounds_longer_as_they_serve_all_cells_beside_it() 
     assert rounds[cells[0]] == MIN_ROUNDS > min(rounds.values())
     rounds = allot(cells, known, 0.9 * enough, settings(0.9 * enough))
     assert rounds[cells[0]] < MIN_ROUNDS == rounds[cells[1]]
+
+
+EMULATED = st.lists(st.booleans(), min_size=8, max_size=8)
+
+
+@given(calls=CALLS, emulated=EMULATED, budget=st.floats(1, 500))
+def test_what_is_emulated_takes_what_others_leave(calls: list[float], emulated: list[bool], budget: float) -> None:
+    cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()
+    for one, is_emulated in zip(cells, emulated, strict=False):
+        one.emulated = is_emulated
+    bound_emulated(cells, settings(budget))
+    kept, others = affordable(cells, known, budget), [c for c in cells if not c.emulated]
+    assert [c for c in kept if not c.emulated] == affordable(others, known, budget), "as if it were not there"
+    left = budget - sum(known.ready(c) for c in kept if not c.emulated)
+    late = [c for c in cells if c.emulated]
+    assert [c for c in kept if c.emulated] == affordable(late, known, left), "as if it were alone with that"
+    rounds = allot(cells, known, budget, settings(budget))
+    assert not others or all(rounds[c] * known.round(c) <= budget / len(cells) for c in kept if c.emulated)
+
+
+def test_what_is_emulated_loses_its_rounds_first_and_has_a_number_all_the_same() -> None:
+    cells, known = [cell(name, 1.0) for name in "abcd"], costs()
+    cells[0].emulated = cells[3].emulated = True
+    bound_emulated(cells, settings(40.0, "a"))
+    assert [c.comes_last for c in cells] == [False, False, False, True], "a baseline serves the others"
+    pair = [cell("a", 1.0), cell("d", 1.0)]
+    pair[1].emulated = True
+    bound_emulated(pair, settings(40.0, "a"))
+    assert [c.comes_last for c in pair] == [False, False], "there is nothing else to spend it on"
+    assert allot(cells, known, 1000.0, settings(40.0, "a")) == dict(zip(cells, (6, 6, 6, 6), strict=True))
+    assert allot(cells, known, 45.0, settings(40.0, "a")) == dict(zip(cells, (6, 6, 6, 0), strict=True))
+
+
+def test_an_emulated_cell_that_is_left_out_says_what_came_first() -> None:
+    cells = [cell("a", 8.0), *(cell(name, 1.0, seq=128) for name in "bcde")]
+    cells[1].emulated = True
+    bound_emulated(cells, settings(100.0))
+    skip_too_dear(cells, cells, costs(), budget=100, left=23)
+    assert [c.status for c in cells] == [None, "skipped", None, None, None]
+    assert "more than the cells that are not emulated leave of the budget of 100 s" in cells[1].reason
 
 
 def test_what_is_ready_has_paid() -> None:

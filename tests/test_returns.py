@@ -88,6 +88,28 @@ def test_no_cell_is_given_more_than_its_time_limit() -> None:
     assert returns(one, settings=Settings("sdpa", 0.02, budget=100, timeout=0.5, memory=1 << 30)).best([one], 9) is None
 
 
+def test_what_is_emulated_comes_last_by_itself_and_within_its_share() -> None:
+    one = contest(64, {"sdpa": 0.1, "other": 1.0, "emulated": 0.05, "also": 0.05}, spread=0.3)
+    _, other, *late = one.cells
+    for cell in late:
+        cell.share = 4.0
+    found = returns(one)
+    first = found.best([one], 1000)
+    assert first is not None
+    assert {cell.plugin for cell in first.rounds} == {"sdpa", "other"}
+    cut = found.best([one], 30)
+    assert cut is not None
+    assert (cut.cut, other in cut.rounds) == (True, True), "before it, even where the rounds are fewer"
+    other.end("wrong", "")
+    last = returns(one).best([one], 1000)
+    assert last is not None
+    assert (last.launches, len(last.rounds.keys() & set(late))) == (1, 1)
+    assert sum(last.rounds[cell] * 0.05 for cell in late if cell in last.rounds) <= 4.0
+    for cell in late:
+        cell.share = 0.3
+    assert returns(one).best([one], 1000) is None
+
+
 def test_what_more_time_buys_is_told_by_workload() -> None:
     cheap, dear = contest(64, {"sdpa": 0.01, "other": 0.01}), contest(128, {"sdpa": 9.0, "other": 9.0})
     assert returns(cheap, dear).outlook([dear, cheap], 60) == [(cheap.label, 1)]

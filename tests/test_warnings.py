@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from attnbench.stats.doubts import KINDS, of_samples
+from attnbench.sweep import rows
+from attnbench.sweep.cell import Cell, Measured
+from attnbench.sweep.settings import Settings
+from attnbench.workload import Workload
 
 PRECISION = 0.02
+SETTINGS = Settings("", PRECISION, budget=100, timeout=100, memory=1 << 30)
+EMULATED = {"emulated": True}
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -105,3 +111,12 @@ def test_even_variants_are_seldom_called_uneven() -> None:
         one, other = (stored(1e-3 * np.exp(np.abs(0.05 * rng.standard_t(1.5, 100)))) for _ in range(2))
         found += "uneven" in of_samples(one, PRECISION, True, other)
     assert found <= 3
+
+
+def test_what_is_emulated_is_warned_of_whatever_its_samples_are() -> None:
+    cell = Cell("a", "a", "", "", Workload(seq=64, kv_seq=64))
+    for rounds in (1, 25):
+        samples = stored(quiet(np.random.default_rng(0), rounds))
+        kinds = [rows.figures(cell, Measured(c, samples=samples), None, SETTINGS)["warnings"] for c in ({}, EMULATED)]
+        assert set(kinds[1]) - set(kinds[0]) == {"emulated"}
+        assert len(kinds[1]) == 1 + len(kinds[0])

@@ -198,13 +198,15 @@ def _warn(rows: "list[Row]", record: "Run") -> None:
 def _show(plan: "Plan", as_json: bool) -> None:
     from attnbench.sweep.costs import Costs
     from attnbench.sweep.engine import settings_of
-    from attnbench.sweep.plan import allot, skip_too_dear, skip_too_large
+    from attnbench.sweep.plan import allot, bound_emulated, skip_too_dear, skip_too_large
 
+    settings = settings_of(plan, None)
     costs, cells, asked = Costs(), plan.cells, plan.asked
     assert asked.memory is not None
     skip_too_large(cells, asked.memory)
+    bound_emulated(cells, settings)
     skip_too_dear(cells, cells, costs, asked.budget, asked.budget)
-    rounds = allot(cells, costs, asked.budget, settings_of(plan, None))
+    rounds = allot(cells, costs, asked.budget, settings)
     if as_json:
         print_json({"cells": [_planned(cell, costs, rounds) for cell in cells]})
         return

@@ -69,6 +69,10 @@ KINDS = {
         "fewer of its threads can run at the same time than --threads says: variables or affinity hold them together",
         "unset OMP_THREAD_LIMIT, OMP_PLACES, GOMP_CPU_AFFINITY and the like, or ask for the --threads that do run",
     ),
+    "emulated": Kind(
+        "what ran only stands in for what the variant is about, as int8 by float32: its time says nothing of that",
+        "judge it by its errors alone, or run it where the CPU or library has the real thing; see `implementation`",
+    ),
     "memory-leak": Kind(
         "a call keeps more than 1 MiB of memory that the one before did not hold",
         "look for what the plugin stores between calls",

@@ -59,6 +59,15 @@ class Cell:
     traceback: str = ""
     path: str = ""
     """Where its plugin is imported from: see `registry.Found`."""
+    emulated: bool = False
+    """What computes it stands in for something else, as its plugin says: its time tells little."""
+    share: float = inf
+    """Seconds of the budget that it may take, but for a number in any case: see `plan.bound_emulated`."""
+
+    @property
+    def comes_last(self) -> bool:
+        """It takes what others leave of the budget, and no more than its share."""
+        return self.share < inf
 
     def end(self, status: str, reason: str, traceback: str = "") -> None:
         self.status, self.reason, self.traceback = status, reason, traceback

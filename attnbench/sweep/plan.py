@@ -60,6 +60,7 @@ def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[
                 workspace=promise.workspace,
                 flops=promise.flops,
                 path=found.path,
+                emulated=promise.emulated,
             )
             if promise.unsupported:
                 cell.end("unsupported", promise.unsupported)
@@ -75,6 +76,18 @@ def skip_too_large(cells: Iterable[Cell], memory: int) -> None:
                 "skipped",
                 f"predicted memory {need / 2**30:.1f} GiB is over the limit of {memory / 2**30:.1f} GiB (--memory)",
             )
+
+
+def bound_emulated(cells: Iterable[Cell], settings: Settings) -> None:
+    """What is emulated comes last and has an even share of the budget, where there is anything else to spend it on.
+
+    Not the baseline, which serves all others.
+    """
+    open_cells = [cell for cell in cells if cell.status is None]
+    rivals = [cell for cell in open_cells if cell.plugin != settings.baseline]
+    late = [cell for cell in rivals if cell.emulated]
+    for cell in late if len(late) < len(rivals) else ():
+        cell.share = settings.budget / len(open_cells)
 
 
 def skip_too_dear(cells: Iterable[Cell], pending: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
@@ -94,7 +107,8 @@ def skip_too_dear(cells: Iterable[Cell], pending: Sequence[Cell], costs: Costs, 
             why = f"over {share:.0%} of the budget of {budget:.0f} s; --budget {_tens(need / share)} would do"
             cell.end("skipped", f"{each} is {why}")
         elif cell not in within:
-            why = f"more than the cheaper cells leave of the budget of {budget:.0f} s; --budget {_tens(total)} would do"
+            others = "cells that are not emulated" if cell.comes_last else "cheaper cells"
+            why = f"more than the {others} leave of the budget of {budget:.0f} s; --budget {_tens(total)} would do"
             cell.end("skipped", f"{each} is {why}")
 
 
@@ -105,12 +119,16 @@ def _tens(seconds: float) -> int:
 def affordable(cells: Sequence[Cell], costs: Costs, seconds: float, ready: Sequence[Cell] = ()) -> list[Cell]:
     """The open cells, without the dearest where the least that each needs is too much for `seconds` together.
 
-    So what is left out is left out for its own cost, wherever in the sweep it stands. Cells that are `ready` have paid.
+    So what is left out is left out for its own cost, wherever in the sweep it stands. Cells that are `ready` have paid;
+    those that come last share what the others leave.
     """
     need = {c: 0.0 if c in ready else costs.ready(c) for c in cells if c.status is None}
-    cheapest_first = sorted(need, key=need.__getitem__)
-    totals = accumulate(need[c] for c in cheapest_first)
-    kept = {c for c, total in zip(cheapest_first, totals, strict=True) if total <= seconds}
+    kept: set[Cell] = set()
+    for last in (False, True):
+        cheapest_first = sorted((c for c in need if c.comes_last is last), key=need.__getitem__)
+        totals = accumulate(need[c] for c in cheapest_first)
+        left = seconds - sum(need[c] for c in kept)
+        kept |= {c for c, total in zip(cheapest_first, totals, strict=True) if total <= left}
     return [c for c in need if c in kept or c in ready]
 
 
@@ -120,22 +138,24 @@ def allot(
     """Rounds for a first look at each cell, within `seconds`; none for those that are not `affordable`.
 
     Every cell gets the rounds that are asked for; where that is too much, some get fewer, those first that save
-    most by it; the baseline's serve all cells beside them. A part of the budget is kept for what `Returns` makes of it.
-    Cells that are `ready` have paid for that already.
+    most by it, and before them those that come last; the baseline's serve all cells beside them. A part of the budget
+    is kept for what `Returns` makes of it. Cells that are `ready` have paid for that already.
     """
     open_cells = affordable(cells, costs, seconds, ready)
     each = {c: costs.round(c) for c in open_cells}
     beside = Counter(c.workload for c in open_cells)
     most = settings.look or MIN_ROUNDS
-    rounds = dict.fromkeys(open_cells, most)
+    rounds = {c: next(n for n in (most, *FEW_ROUNDS) if n <= most and n * each[c] <= c.share) for c in open_cells}
     left = seconds - min(seconds, settings.later * settings.budget)
-    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + most * sum(each.values())
+    left -= sum(costs.ready(c) for c in open_cells if c not in ready) + sum(rounds[c] * each[c] for c in open_cells)
     saves = [
-        (-each[c] / (beside[c.workload] if c.plugin == settings.baseline else 1), i) for i, c in enumerate(open_cells)
+        (not c.comes_last, -each[c] / (beside[c.workload] if c.plugin == settings.baseline else 1), i)
+        for i, c in enumerate(open_cells)
+        if rounds[c]
     ]
     heapq.heapify(saves)
     while left < 0 and saves:
-        weight, i = heapq.heappop(saves)
+        first, weight, i = heapq.heappop(saves)
         cell = open_cells[i]
         if each[cell] < _CHEAP * seconds:
             continue
@@ -143,7 +163,7 @@ def allot(
         left += (rounds[cell] - fewer) * each[cell]
         rounds[cell] = fewer
         if fewer:
-            heapq.heappush(saves, (weight, i))
+            heapq.heappush(saves, (first, weight, i))
     return rounds
 
 

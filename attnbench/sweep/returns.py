@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -43,6 +43,10 @@ class Bout:
     worth: float
     count: int
     cut: bool = False
+
+    @property
+    def comes_last(self) -> bool:
+        return any(cell.comes_last for cell in self.rounds)
 
 
 def verdicts(contest: Contest, precision: float) -> Mapping[Cell, float]:
@@ -100,13 +104,18 @@ class Returns:
     def best(self, contests: Iterable[Contest], left: float) -> Bout | None:
         """The further rounds that make most of `left` seconds: the cheapest for what they are worth, if they fit.
 
-        Where nothing fits, the cheapest with as many rounds as do; None where that is too few to say anything.
+        Where nothing fits, the cheapest with as many rounds as do; None where that is too few to say anything. Cells
+        that come last take what time is of no use to the others.
         """
         found = []
         for contest in contests:
             if contest not in self._offers:
                 self._offers[contest] = list(self._bouts(contest))
             found += self._offers[contest]
+        first = [bout for bout in found if not bout.comes_last]
+        return self._cheapest(first, left) or self._cheapest([bout for bout in found if bout.comes_last], left)
+
+    def _cheapest(self, found: Sequence[Bout], left: float) -> Bout | None:
         fits = [bout for bout in found if bout.seconds <= left]
         cheapest = min(fits or found, key=lambda bout: bout.seconds / bout.worth, default=None)
         return cheapest if fits or cheapest is None else self._within(cheapest, left)
@@ -125,7 +134,10 @@ class Returns:
         return gained
 
     def _bouts(self, contest: Contest) -> Iterator[Bout]:
-        """Of the cell that is cheapest for its worth, of it and the next, and so on: they share the baseline."""
+        """Of the cell that is cheapest for its worth, of it and the next, and so on: they share the baseline.
+
+        Of those that come last, each by itself.
+        """
         worth = self._worth(contest, self._settings.precision)
         value = {cell: weight for cell, weight in worth.items() if self._most(cell) >= MIN_ROUNDS}
         needs = {c: rounds_needed(contest.measured[c], contest.base, self._settings.precision) for c in value}
@@ -136,12 +148,17 @@ class Returns:
         price = {cell: needs[cell] * self._costs.round(cell) + self._costs.start(cell) for cell in value}
         chosen: dict[Cell, int] = {}
         for cell in sorted(value, key=lambda c: price[c] / value[c]):
-            chosen[cell] = min(needs[cell], self._most(cell))
+            rounds = min(needs[cell], self._most(cell))
+            if cell.comes_last:
+                yield self._bout(contest, {cell: rounds}, value[cell])
+                continue
+            chosen[cell] = rounds
             yield self._bout(contest, chosen, sum(value[c] for c in chosen))
 
     def _most(self, cell: Cell) -> int:
-        """Rounds that fit into its time limit."""
-        return self._costs.fitting(cell, self._settings.timeout - self._spent.get(cell, 0.0))
+        """Rounds that fit into its time limit and its share of the budget."""
+        share = cell.share - self._costs.start(cell)
+        return self._costs.fitting(cell, min(self._settings.timeout, share) - self._spent.get(cell, 0.0))
 
     def _bout(self, contest: Contest, needs: Mapping[Cell, int], worth: float) -> Bout:
         base = contest.baseline if contest.base and contest.baseline not in needs else None
@@ -149,7 +166,7 @@ class Returns:
         rounds, wanted = {}, []
         for cell, need in needs.items():
             round_s, start_s = self._costs.round(cell) + shared[0], self._costs.start(cell) + shared[1]
-            most = 1 if self._settings.reuse else MOST_PROCESSES
+            most = 1 if self._settings.reuse or cell.comes_last else MOST_PROCESSES
             rounds[cell], launches = further(need, round_s, start_s, contest.measured[cell].processes, most)
             wanted.append(launches)
         launches = min((n for n in wanted if n > 1), default=1)

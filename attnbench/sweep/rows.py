@@ -48,6 +48,8 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
         kinds.append("more-threads")
     if cell.workload.on_host and settings.at_once is not None and settings.at_once < cell.workload.threads:
         kinds.append("fewer-threads")
+    if measured.columns.get("emulated"):
+        kinds.append("emulated")
     if _LEAK_BYTES < measured.leak_bytes < float("inf"):
         kinds.append("memory-leak")
     kinds += doubts.of_gpu(measured.columns, latency.median)

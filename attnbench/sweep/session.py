@@ -11,7 +11,7 @@ from attnbench.records.schema import Row
 from attnbench.sweep import rows
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.contest import Contest
-from attnbench.sweep.plan import skip_too_dear, skip_too_large
+from attnbench.sweep.plan import bound_emulated, skip_too_dear, skip_too_large
 from attnbench.sweep.returns import Returns, Worth, verdicts
 from attnbench.sweep.rounds import Progress, Rounds, Seconds
 from attnbench.sweep.settings import Settings
@@ -54,6 +54,7 @@ class Session:
     def _cover(self, cells: Sequence[Cell], deadline: float, sink: Sink, progress: Progress) -> None:
         """A number for every cell that fits."""
         skip_too_large(cells, self._settings.memory)
+        bound_emulated(cells, self._settings)
         self._contests = [Contest(list(group)) for _, group in groupby(cells, key=lambda c: c.workload)]
         for i, contest in enumerate(self._contests):
             left = max(0.0, deadline - time.monotonic())

@@ -74,6 +74,18 @@ def product_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if dtype == "bfloat16" and compiler.multiplies_bfloat16() else torch.float32
 
 
+def has_slow_products(workload: Workload) -> bool:
+    """Whether torch multiplies matrices of the workload's dtype element by element on this CPU, as it has no products.
+
+    A single row it multiplies fast in any dtype. False where the system does not say what the CPU has.
+    """
+    w, has = workload, compiler.features()
+    fast = w.dtype == "float32" or (
+        compiler.multiplies_bfloat16() if w.dtype == "bfloat16" else not has.isdisjoint(("avx512_fp16", "amx_fp16"))
+    )
+    return w.device == "cpu" and w.seq > 1 and bool(has) and not fast
+
+
 class _Tensor(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), *((n, ctypes.c_int64) for n in ("batch", "head", "row")))
 

@@ -70,7 +70,8 @@ class Tiled(Choice):
             return "float16 products run element by element on a CPU" if w.dtype == "float16" else None
 
         native = Implementation("native", self._native, _no_kernel, workspace_bytes=self._native_bytes)
-        strip = Implementation("strip", self._strip, slow, no_gain, self._strip_bytes)
+        emulated = kernels.has_slow_products(workload)
+        strip = Implementation("strip", self._strip, slow, no_gain, self._strip_bytes, emulated=emulated)
         sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes)
         return (native, strip, sdpa) if compiler.multiplies_bfloat16() else (native, sdpa, strip)
 
