@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_LACKS = re.compile(r"this CPU lacks|no C\+\+ compiler|no Python\.h|flex_attention needs Linux|could not import")
+_LACKS = re.compile(
+    r"this CPU lacks|no C\+\+ compiler|no Python\.h|no aarch64-linux-gnu|flex_attention needs Linux|could not import"
+)
 
 
 def is_the_machines(reason: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -260,5 +261,23 @@ def test_sanitizers_find_nothing(tmp_path: Path, dtype: str, isa: str) -> None:
         check=True,
     )  # fmt: skip
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 41
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [("armv8-a", "float32"), ("armv8.2-a+dotprod", "float16"), ("armv8.6-a", "bfloat16")]
+)
+def test_a_64_bit_arm_computes_the_same(tmp_path: Path, arch: str, dtype: str) -> None:
+    """Compiled for it and emulated: of right or wrong this tells, of speed nothing."""
+    cross, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
+    if not (shutil.which(cross) and shutil.which(emulator)):
+        pytest.skip(f"no {cross} and {emulator}: NEON is not tried")
+    program = tmp_path / "arm"
+    flags = ["-std=c++17", "-O1", "-fopenmp", f"-march={arch}", f"-DVALUE={compiler.TYPES[dtype]}", "-static"]
+    command = [cross, *flags, f"-I{compiler.HERE}", str(HERE / "sanitize.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    done = subprocess.run([emulator, "-cpu", "max", str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 41

@@ -55,9 +55,8 @@ def unsupported(workload: Workload, *sources: str) -> str | None:
 def described(dtype: str) -> str:
     """What multiplies values of this dtype in the kernels."""
     using = compiler.isa()
-    if pairs(dtype) or using is None:
-        return "C++ AVX512-BF16"
-    return f"C++ {using.name}" + ("" if dtype == "float32" else " in float32")
+    name = using.name if using else "of no kind"
+    return f"C++ {name}" + ("" if dtype == "float32" else " in bfloat16" if pairs(dtype) else " in float32")
 
 
 def pairs(dtype: str) -> bool:

@@ -34,7 +34,7 @@ class Isa:
     """Instructions that the kernels are compiled for.
 
     lanes: float32 values in a register. needs, flag: features of the CPU by Linux's names, and what tells the compiler.
-    more: likewise, what is used where the CPU has it.
+    more: likewise, what is used where the CPU has it; what begins with + is put behind the flag.
     """
 
     name: str
@@ -44,7 +44,9 @@ class Isa:
     more: Mapping[str, str]
 
     def flags(self) -> tuple[str, ...]:
-        return (self.flag, *(flag for feature, flag in self.more.items() if feature in features()))
+        more = [flag for feature, flag in self.more.items() if feature in features()]
+        behind = [flag for flag in more if flag.startswith("+")]
+        return ("".join((self.flag, *behind)), *(flag for flag in more if flag not in behind))
 
 
 ISAS = (
@@ -53,6 +55,7 @@ ISAS = (
         {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"},
     ),
     Isa("AVX2", 8, ("avx2", "fma", "f16c", "bmi2"), "-march=x86-64-v3", {"avx_vnni": "-mavxvnni"}),
+    Isa("NEON", 4, ("asimd",), "-march=armv8.2-a", {"asimddp": "+dotprod", "i8mm": "+i8mm", "bf16": "+bf16"}),
 )  # fmt: skip
 
 
@@ -72,13 +75,17 @@ def features() -> frozenset[str]:
     return frozenset(f for f in _all_features() if not f.startswith(_HIDDEN.get(most, "none")))
 
 
+_ABOUT = ("model", "flags", "CPU part", "Features")
+
+
 @cache
 def _all_features() -> frozenset[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), []))
+    found = (line.split(":")[1].split() for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(found, []))
 
 
 def isa() -> Isa | None:
@@ -94,7 +101,7 @@ def unsupported(dtype: str, *sources: str) -> str | None:
     if dtype not in TYPES:
         return f"the C++ kernel is for {', '.join(TYPES)}"
     if isa() is None:
-        return f"this CPU lacks {', '.join(name for name in ISAS[-1].needs if name not in features())}"
+        return f"this CPU lacks {' or '.join(each.name for each in ISAS)}"
     if not shutil.which(_command()[0]):
         return f"no C++ compiler ({_command()[0]})"
     return next(filter(None, (_failure(source, flags(dtype)) for source in sources)), None)
@@ -112,23 +119,24 @@ def _failure(source: str, flags: tuple[str, ...]) -> str | None:
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has bfloat16 products: without, torch's take fifty times as long as those in float32."""
-    return not features().isdisjoint(("avx512_bf16", "amx_bf16"))
+    return not features().isdisjoint(("avx512_bf16", "amx_bf16", "bf16", "svebf16"))
 
 
 def multiplies_int8() -> bool:
     """Whether this CPU has int8 products: without, torch's take a hundred times as long as those in float32."""
-    return not features().isdisjoint(("avx512_vnni", "avx_vnni"))
+    return not features().isdisjoint(("avx512_vnni", "avx_vnni", "i8mm"))
 
 
 def multiplies_pairs() -> bool:
     """Whether the kernels multiply bfloat16 as such; else they widen it to float32."""
-    return "avx512_bf16" in features() and isa() is ISAS[0]
+    using = isa()
+    return using is not None and "bf16" in " ".join(using.flags())
 
 
 def multiplies_bytes() -> bool:
     """Whether the kernels multiply 8 bits with 8; else 7 with 8, as pairs of products are added in 16 bits."""
     using = isa()
-    return using is not None and "vnni" in " ".join(using.flags())
+    return using is not None and any(name in " ".join(using.flags()) for name in ("vnni", "i8mm"))
 
 
 def load(source: str, dtype: str) -> ctypes.CDLL:
@@ -173,7 +181,7 @@ def _command() -> list[str]:
 def _key(path: Path, command: list[str]) -> str:
     """What the result depends on: the source and all headers, the flags, the compiler and, through -mtune, the CPU."""
     version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model", "flags"))][:3]
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(_ABOUT)][:4]
     parts = [shlex.join(command).encode(), version, "\n".join(cpu).encode(), path.read_bytes()]
     parts += [header.read_bytes() for header in sorted(HERE.glob("*.h"))]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

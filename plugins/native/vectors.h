@@ -24,8 +24,10 @@ struct f16 {
 // the others become 0, or stay as they are.
 #if defined(__AVX512F__)
 #include "avx512.h"
-#else
+#elif defined(__AVX2__)
 #include "avx2.h"
+#else
+#include "neon.h"
 #endif
 
 namespace attnbench {

@@ -1,0 +1,125 @@
+// NEON, as 64-bit ARM has it; dot products of bytes and bf16 are used where the compiler is told of them.
+#pragma once
+
+#include <arm_neon.h>
+
+namespace attnbench {
+
+constexpr int LANES = 4;
+constexpr int VECTORS = 4;  // 24 sums of 32 registers, 4 for columns, 1 for a row
+
+using Floats = float32x4_t;
+using Ints = int32x4_t;
+
+INLINE Ints load_ints(const void* x) { return vld1q_s32((const int32_t*)x); }
+INLINE Ints first(int64_t n) {  // all bits of the first n lanes
+    static constexpr int32_t ladder[2 * LANES] = {-1, -1, -1, -1};
+    return load_ints(ladder + LANES - std::clamp<int64_t>(n, 0, LANES));
+}
+
+INLINE Floats splat(float x) { return vdupq_n_f32(x); }
+INLINE Ints splat(int x) { return vdupq_n_s32(x); }
+INLINE Floats load(const float* x) { return vld1q_f32(x); }
+INLINE Ints load_shorts(const void* x) { return (Ints)vmovl_u16(vld1_u16((const uint16_t*)x)); }
+INLINE Floats load(const f16* x) { return vcvt_f32_f16((float16x4_t)vld1_u16((const uint16_t*)x)); }
+INLINE Floats load_int8(const void* x) {  // 8 bytes are read, of which 4 count
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8((const int8_t*)x)))));
+}
+INLINE void store(float* x, Floats value) { vst1q_f32(x, value); }
+INLINE void store_ints(void* x, Ints value) { vst1q_s32((int32_t*)x, value); }
+
+// No part of a register can be read or written: the last values go through a buffer.
+struct Tail {
+    Tail() = default;
+    Tail(const void* x, int64_t size) {
+        if (size > 0) std::memcpy(bytes, x, std::min<int64_t>(size, sizeof bytes));
+    }
+    void put(void* x, int64_t size, int64_t most) const {
+        if (size > 0) std::memcpy(x, bytes, std::min(size, most));
+    }
+    alignas(16) char bytes[16] = {};
+};
+
+INLINE Ints load_bytes(const void* x, int64_t n) { return n >= 16 ? load_ints(x) : load_ints(Tail(x, n).bytes); }
+INLINE Floats load_first(const float* x, int64_t n) { return (Floats)load_bytes(x, 4 * n); }
+INLINE Ints load_shorts(const void* x, int64_t n) {
+    return n >= LANES ? load_shorts(x) : load_shorts(Tail(x, 2 * n).bytes);
+}
+INLINE Floats load_first(const f16* x, int64_t n) {
+    return n >= LANES ? load(x) : load((const f16*)Tail(x, 2 * n).bytes);
+}
+INLINE Floats load_first(const int8_t* x, int64_t n) { return load_int8(Tail(x, std::min<int64_t>(n, LANES)).bytes); }
+INLINE void store_first(float* x, Floats value, int64_t n) {
+    Tail tail;
+    vst1q_f32((float*)tail.bytes, value);
+    tail.put(x, 4 * n, 16);
+}
+INLINE void store_shorts(void* x, Ints value, int64_t n) {
+    Tail tail;
+    vst1_u16((uint16_t*)tail.bytes, vmovn_u32((uint32x4_t)value));
+    tail.put(x, 2 * n, 8);
+}
+INLINE void store_int8(void* x, Ints value, int64_t n) {  // beyond -128 .. 127: the nearer of them
+    Tail tail;
+    const int16x4_t shorts = vqmovn_s32(value);
+    vst1_s8((int8_t*)tail.bytes, vqmovn_s16(vcombine_s16(shorts, shorts)));
+    tail.put(x, n, 4);
+}
+INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
+    Tail tail;
+    const int16x4_t shorts = vqmovn_s32(value);
+    vst1_u8((uint8_t*)tail.bytes, vqmovun_s16(vcombine_s16(shorts, shorts)));
+    tail.put(x, 4, 4);
+}
+
+INLINE Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }  // a b + c
+INLINE Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }
+INLINE Floats min(Floats a, Floats b) { return vminq_f32(a, b); }
+INLINE float greatest(Floats x) { return vmaxvq_f32(x); }
+INLINE float total(Floats x) { return vaddvq_f32(x); }
+INLINE Floats to_floats(Ints x) { return vcvtq_f32_s32(x); }
+INLINE Ints to_ints(Floats x) { return vcvtnq_s32_f32(x); }  // ties to even
+INLINE Floats nearest(Floats x) { return vrndnq_f32(x); }
+INLINE Floats times_power(Floats x, Floats n) {  // x 2^n for x from 0.5 to 2 and whole n from -126: into its exponent
+    return (Floats)((Ints)x + (to_ints(n) << 23));
+}
+INLINE Ints narrow_f16(Floats x) { return (Ints)vmovl_u16((uint16x4_t)vcvt_f16_f32(x)); }
+
+// The transpose of 4 x 4 values of 32 bits, in two rounds of exchanging halves: of pairs, quads.
+inline void transpose(Ints r[LANES]) {
+    const int64x2_t a = (int64x2_t)vtrn1q_s32(r[0], r[1]), b = (int64x2_t)vtrn2q_s32(r[0], r[1]);
+    const int64x2_t c = (int64x2_t)vtrn1q_s32(r[2], r[3]), d = (int64x2_t)vtrn2q_s32(r[2], r[3]);
+    r[0] = (Ints)vtrn1q_s64(a, c);
+    r[1] = (Ints)vtrn1q_s64(b, d);
+    r[2] = (Ints)vtrn2q_s64(a, c);
+    r[3] = (Ints)vtrn2q_s64(b, d);
+}
+
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+#define BF16_PAIRS
+INLINE Ints narrow_bf16(Floats x) { return (Ints)vmovl_u16((uint16x4_t)vcvt_bf16_f32(x)); }
+INLINE Ints narrow_pair(Floats low, Floats high) { return (Ints)vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(low), high); }
+// sum + a.even b.even + a.odd b.odd
+INLINE Floats dot2(Floats sum, Ints a, Ints b) { return vbfdotq_f32(sum, (bfloat16x8_t)a, (bfloat16x8_t)b); }
+#endif
+
+// sum + the products of four unsigned and four signed bytes in each lane.
+#ifdef __ARM_FEATURE_MATMUL_INT8
+constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
+    return vusdotq_s32(sum, (uint8x16_t)bytes, (int8x16_t)integers);
+}
+#else
+constexpr int BYTE = 7;  // as they are multiplied as signed
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
+    const int8x16_t a = (int8x16_t)bytes, b = (int8x16_t)integers;
+#ifdef __ARM_FEATURE_DOTPROD
+    return vdotq_s32(sum, a, b);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+    return vpadalq_s16(sum, vpaddq_s16(low, high));
+#endif
+}
+#endif
+
+}  // namespace attnbench
