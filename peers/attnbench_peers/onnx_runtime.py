@@ -30,22 +30,23 @@ class OnnxRuntime(Plugin):
 
     def build(self, workload: Workload) -> Attention:
         w = workload
-        session = onnxruntime.InferenceSession(_model(w), _options(w.threads), providers=["CPUExecutionProvider"])
+        operator = session(_model(w), w.threads)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # (batch, heads, length, dim) -> (batch, length, heads * dim)
             rows = {n: x.float().transpose(1, 2).flatten(2).contiguous() for n, x in
                     (("query", query), ("key", key), ("value", value))}  # fmt: skip
-            (out,) = session.run(None, {n: x.numpy() for n, x in rows.items()})
+            (out,) = operator.run(None, {n: x.numpy() for n, x in rows.items()})
             return torch.from_numpy(out).unflatten(2, (w.heads, -1)).transpose(1, 2).to(query.dtype)
 
         return Attention(attend, f"onnxruntime {onnxruntime.__version__} MultiHeadAttention, float32")
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """Of a model on this CPU, with so many threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return options
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _model(w: Workload) -> bytes:
