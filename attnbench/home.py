@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
 
 from attnbench.errors import AttnbenchError
 
@@ -39,6 +39,14 @@ def cache() -> Path:
         return user_cache_path("attnbench")
     except RuntimeError:  # nobody's home is known
         return home() / ".cache" / "attnbench"
+
+
+def data() -> Path:
+    """attnbench's folder for what was installed."""
+    try:
+        return user_data_path("attnbench")
+    except RuntimeError:  # nobody's home is known
+        return home() / ".local" / "share" / "attnbench"
 
 
 def environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ Finding reads package metadata only. Loading runs a plugin's code, so it happens
 import difflib
 import fnmatch
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.packages import only_whole
+from attnbench.peers import DISTRIBUTION, PEERS
 from attnbench.plugin import FAMILIES, Plugin, Value, of_function
 
 GROUP = "attnbench.plugins"
@@ -26,6 +28,7 @@ class Found:
 
     problem: why it can't be used, such as two packages claiming the name; None where nothing is known against it.
     path: the folder that it is imported from, before all others; "" for where Python looks anyway.
+    missing: of a peer, the command that installs its library; "" where that is there.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Found:
     version: str
     problem: str | None = None
     path: str = ""
+    missing: str = ""
 
     @property
     def origin(self) -> str:
@@ -74,7 +78,17 @@ def find(path: str = "") -> dict[str, Found]:
             plugins[name] = replace(first, problem=first.problem or problem)
         else:
             plugins[name] = plugin
-    return plugins
+    if path:
+        return plugins
+    return {name: _peer(plugin) for name, plugin in plugins.items()}
+
+
+def _peer(plugin: Found) -> Found:
+    """With what is known of the library behind it, where it is a peer."""
+    if plugin.distribution != DISTRIBUTION or plugin.name not in PEERS:
+        return plugin
+    peer = PEERS[plugin.name]
+    return replace(plugin, path=peer.path, missing=peer.missing)
 
 
 def _offered(path: str) -> Iterator[metadata.EntryPoint]:
@@ -85,8 +99,11 @@ def _offered(path: str) -> Iterator[metadata.EntryPoint]:
 def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
     """The plugins that `--plugins` names: "all", "a,b", "block*", "name:key=value:key=value", "name:*".
 
+    Peers whose library is not installed are among those of "all" and of patterns no more than what no package offers.
+
     Raises:
-        AttnbenchError: a name is unknown (the message offers the nearest), or a spec is malformed.
+        AttnbenchError: a name is unknown (the message offers the nearest), a peer's library is not installed (the
+            command that does it), or a spec is malformed.
     """
     requests: list[Request] = []
     for spec in (part.strip() for part in text.split(",")):
@@ -101,8 +118,11 @@ def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
 
 
 def _match(name: str, plugins: Mapping[str, Found], spec: str) -> list[str]:
+    if command := plugins[name].missing if name in plugins else PEERS[name].missing if name in PEERS else "":
+        raise AttnbenchError(f"--plugins {spec!r}: {name} is a peer that is not installed: {command}")
     pattern = "*" if name == "all" else name
-    names = [known for known in plugins if known == name or fnmatch.fnmatchcase(known, pattern)]
+    offered = (known for known, found in plugins.items() if not found.missing)
+    names = [known for known in offered if known == name or fnmatch.fnmatchcase(known, pattern)]
     if not names:
         near = difflib.get_close_matches(name, plugins, n=3, cutoff=0.4) or list(plugins)
         raise AttnbenchError(f"--plugins {spec!r}: no plugin is called {name!r}; did you mean {' or '.join(near)}?")
@@ -162,6 +182,8 @@ def create(spec: str) -> Plugin:
     (request,) = requests
     if request.found.problem:
         raise AttnbenchError(request.found.problem)
+    if request.found.path not in ("", *sys.path):
+        sys.path.insert(0, request.found.path)
     kind = load(request.found.target)
     (values,) = instances(kind, dict(request.options), every=False)
     return kind(**values)

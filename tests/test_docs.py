@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
-from attnbench import commands
+from attnbench import AttnbenchError, commands
 from attnbench.sweep.plan import choose
 from attnbench.sweep.settings import Asked, Given
 
@@ -54,7 +54,11 @@ def test_every_command_is_understood(line: str) -> None:
     if words[1] == "run" and not given["resume"]:
         asked = Asked.of(**{name: value for name, value in given.items() if name in Given.__annotations__})
         assert replace(asked.sweep, device="cpu", dtype=asked.sweep.dtype or ("float32",)).workloads()
-        choose(asked.plugins, asked.baseline)
+        try:
+            choose(asked.plugins, asked.baseline)
+        except AttnbenchError as problem:  # a peer's name is known, whether it is installed here or not
+            if "is a peer that is not installed: " not in str(problem):
+                raise
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)

@@ -208,7 +208,7 @@ def test_each_revision_has_what_it_needs(tmp_path: Path, monkeypatch: pytest.Mon
         {"mine-1.0.dist-info", "rare-2.0.dist-info", "deeper-1.0.dist-info"},
     ]
     with revisions("old..torch", repository / "package") as (_, new):
-        assert "needs torch<1, and both revisions run with torch 2" in new.problem
+        assert "needs torch<1, and attnbench runs with torch 2" in new.problem
     with pytest.raises(AttnbenchError, match="in no git repository"), revisions("old..new", shelf):
         pass
 

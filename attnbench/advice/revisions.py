@@ -9,20 +9,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
+from attnbench.advice import folders
 from attnbench.errors import AttnbenchError
-from attnbench.packages import only_whole
 from attnbench.registry import Found, find
 
 _BUILDS = ("pyproject.toml", "setup.py")
@@ -110,62 +105,11 @@ def _installed(side: tuple[Path, str, str], source: Path) -> Revision:
         return Revision(name, commit, problem=f"no package in {source.name}: neither {' nor '.join(_BUILDS)}")
     into = place / "site"
     try:
-        _pip(into, [str(source)])
-        _complete(into)
+        folders.install(into, [str(source)])
+        folders.complete(into)
     except AttnbenchError as problem:
         return Revision(name, commit, problem=f"can't be installed: {problem}")
     return Revision(name, commit, find(str(into)))
-
-
-def _pip(into: Path, what: Sequence[str]) -> None:
-    """Raises: AttnbenchError: it can't install that."""
-    words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(into)]
-    # --target and a user's own folder exclude each other, and what is in front of Python's path is not for pip.
-    environment = {n: v for n, v in os.environ.items() if n not in ("PIP_USER", "PYTHONPATH")}
-    done = subprocess.run(
-        [sys.executable, *words, *what], capture_output=True, encoding="utf-8", errors="replace", env=environment
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["pip says nothing"]
-        said = [line for line in lines if "error" in line.lower() and not line.rstrip().endswith(":")] or lines
-        raise AttnbenchError(" ".join(said[0].split())[:300])
-
-
-def _complete(into: Path) -> None:
-    """Installs what the packages in the folder need, and neither they nor the environment have, until nothing is.
-
-    Raises:
-        AttnbenchError: something is not to be had, or needs another version of what attnbench itself runs on.
-    """
-    tried: set[str] = set()
-    while missing := [need for need in _missing(into) if need not in tried]:
-        tried.update(missing)
-        _pip(into, missing)
-
-
-def _missing(into: Path) -> list[str]:
-    shared = {canonicalize_name(Requirement(r).name) for r in metadata.requires("attnbench") or ()} | {"attnbench"}
-    with only_whole():
-        own = {canonicalize_name(p.name): p for p in metadata.distributions(path=[str(into)])}
-        here = {canonicalize_name(p.name): p for p in reversed([*metadata.distributions()])} | own
-    found, seen = dict[str, None](), set[tuple[str, str]]()
-    ahead = [(name, "") for name in own]
-    while ahead:
-        name, extra = ahead.pop()
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        for need in map(Requirement, here[name].requires or ()):
-            if need.marker and not need.marker.evaluate({"extra": extra}):
-                continue
-            other = canonicalize_name(need.name)
-            if other in here and need.specifier.contains(here[other].version, prereleases=True):
-                ahead += [(other, e) for e in need.extras] + ([(other, "")] if other in own else [])
-            elif other in shared:
-                raise AttnbenchError(f"it needs {need}, and both revisions run with {other} {here[other].version}")
-            else:
-                found[str(need).partition(";")[0].strip()] = None
-    return list(found)
 
 
 def _git(where: Path, *words: str, why: str) -> str:

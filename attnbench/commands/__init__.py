@@ -23,6 +23,7 @@ COMMANDS = (
     "export",
     "generate",
     "guard",
+    "peers",
     "plugins",
     "report",
     "run",

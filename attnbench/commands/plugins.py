@@ -30,6 +30,7 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
     attnbench plugins            # what there is, and what would run here
     attnbench plugins int8       # its options
     """
+    from attnbench.peers import PEERS
     from attnbench.registry import find, select
 
     warn_of_packages()
@@ -42,6 +43,8 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
     heads = ("plugin", "family", f"here on {device}", "from")
     rows = [[each["plugin"], each["family"], each["here"], each["from"]] for each in told]
     print_table(heads, rows, pad_edge=False, within=width())
+    if absent := [] if names else [name for name in PEERS if name not in found]:
+        click.echo(f"\nnot installed: {len(absent)} peers, other libraries' attention; see attnbench peers")
     for each in told if names else ():
         options = [
             (f"{o['name']}={o['default']}", "|".join(map(str, o["choices"])), o["help"]) for o in each["options"]
@@ -68,6 +71,9 @@ def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, loa
             facts: dict[str, Any] = {"plugin": plugin.name, "family": "", "here": "", "from": plugin.origin}
             facts |= {"devices": [], "options": []}
             told.append(facts)
+            if plugin.missing:
+                facts["here"] = f"not installed: {plugin.missing}"
+                continue
             if not load and plugin.distribution != "attnbench":
                 facts["here"] = f"not loaded; attnbench plugins {plugin.name}"
                 continue

@@ -81,7 +81,7 @@ def generate(plugins: str, threads: int, isa: str = "auto", **sizes: Unpack[Size
 def _one(server: Forkserver, cell: Cell, asked: dict[str, int], timeout: float) -> dict[str, Any]:
     if cell.status:
         return {"failed": cell.status, "reason": cell.reason}
-    worker = server.start()
+    worker = server.start(path=cell.path)
     try:
         found = worker.request(Generate(cell.workload, cell.target, cell.options, **asked), timeout)
     except Expired:
