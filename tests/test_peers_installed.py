@@ -90,7 +90,8 @@ def test_a_peer_without_its_library_is_no_part_of_all() -> None:
     assert "tiny" not in {request.found.name for request in select("all", found)}
     assert run("run", "--plugins", "tiny")[0] == 2
     assert (
-        _told([found["tiny"]], "cpu", "float32", "auto", load=False)[0]["here"] == "not installed: attnbench peers install tiny"
+        _told([found["tiny"]], "cpu", "float32", "auto", load=False)[0]["here"]
+        == "not installed: attnbench peers install tiny"
     )
     code, said = run("peers")
     assert code == 0
