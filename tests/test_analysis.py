@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.analysis import compare
+from attnbench.analysis.frames import as_rows
 from attnbench.analysis.shares import amdahl, attention_share
 from attnbench.stats import powers
 from attnbench.workload import Workload
@@ -44,6 +45,15 @@ def row(plugin: str = "fast", latency: float | None = 1.0, **values: Any) -> dic
 
 def frame(*rows: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(list(rows))
+
+
+def test_rows_are_what_pandas_makes_of_them() -> None:
+    mixed = pd.DataFrame({"text": ["a", None], "size": [1, 2], "number": [0.5, math.nan], "yes": [True, False]})
+    mixed = mixed.assign(any=pd.Series([np.float64(2), [1]], dtype=object))
+    for some in (mixed, mixed[["size"]], mixed[:0], mixed[[]]):
+        told, wanted = as_rows(some), some.to_dict("records")
+        assert repr(told) == repr(wanted)
+        assert [[type(x) for x in row.values()] for row in told] == [[type(x) for x in row.values()] for row in wanted]
 
 
 # Exponents

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from attnbench.records.schema import COLUMNS, WORKLOAD, Row, of_kind
@@ -16,8 +17,10 @@ R = TypeVar("R")
 
 
 def as_rows(frame: pd.DataFrame) -> list[Row]:
-    """The rows as dictionaries, with Python's own numbers."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    """The rows as dictionaries, with Python's own numbers. `DataFrame.to_dict` takes five times as long for few."""
+    names = [str(name) for name in frame.columns]
+    plain = ([x.item() if isinstance(x, np.generic) else x for x in row] for row in frame.to_numpy(dtype=object))
+    return [dict(zip(names, row, strict=True)) for row in plain]
 
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:

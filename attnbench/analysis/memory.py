@@ -56,11 +56,11 @@ def longest(frame: pd.DataFrame, memories: Mapping[str, int]) -> pd.DataFrame:
     table, holders = [], holders_of_scores(frame)
     for shared, rows in series(frame):
         done = finished(rows)
-        done = done[done["peak_bytes"] > 0]
-        if len(done) and frames.has_other_lengths(as_rows(rows)[0], rows):
+        every, fine = as_rows(rows), as_rows(done[done["peak_bytes"] > 0])
+        if fine and frames.has_other_lengths(every[0], rows):
             for name, size in memories.items():
-                found = {"memory": name, "predicted": _longest_predicted(as_rows(rows), size, holders)}
-                table.append(shared | found | _longest_measured(as_rows(done), size))
+                found = {"memory": name, "predicted": _longest_predicted(every, size, holders)}
+                table.append(shared | found | _longest_measured(fine, size))
     return tidy(table, "memory", "predicted", "measured", "low", "high", "extrapolated", "shortest")
 
 
