@@ -219,10 +219,24 @@ def test_flex_compiled_for_one_shape_is_softmax_over_the_mask(mask: str, monkeyp
             assert rel_l2(call(*inputs), wanted) < TOLERANCE["float32"]
 
 
+# A compilation each, of some seconds. Shapes differ by what the compiler takes for constant, inputs by how it packs and
+# indexes them: each shape with the plainest inputs and with the most involved, each kind of input alone with one.
+FLEX_SHAPES = [(1, 1), (17, 17), (1, 300), (100, 257), (257, 257)]
+INVOLVED = pytest.param(
+    {"heads": 6, "kv_heads": 2, "batch": 2, "head_dim": 40, "value_dim": 24, "dtype": "bfloat16"}, id="involved"
+)
+FLEX_CASES = [
+    *product((CASES[0], INVOLVED), FLEX_SHAPES),
+    *product(CASES[1:], [(257, 257)]),
+]
+
+
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("shape", [(1, 1), (17, 17), (1, 300), (100, 257), (257, 257)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [pytest.param(*case.values, shape, id=f"{case.id}-{shape[0]}-{shape[1]}") for case, shape in FLEX_CASES],
+)
 def test_flex_takes_every_kind_of_input(case: dict[str, object], shape: tuple[int, int]) -> None:
     for mask in MASKS:
         w = Workload(seq=shape[0], kv_seq=shape[1], mask=mask).replace(**case)
