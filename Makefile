@@ -11,7 +11,8 @@ run: $(VENV)/run.stamp
 	$(BIN)/attnbench report; exit $$status
 
 # A file to a process, as fixtures of a file measure for many tests; no more processes than share the memory of a laptop.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+# In the order of names, which puts the long files first: by the number of tests a file of a few long ones would be the last.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/dev.stamp
 	$(PYTEST)
