@@ -40,15 +40,19 @@ def attnbench(folder: Path, at_start: str, *words: str, codes: tuple[int, ...] =
     return done.stdout + done.stderr
 
 
-def measured(folder: Path, at_start: str, *words: str) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Of a small run of `willing` and its report: what it says of the machine, the one row, and the page."""
+def measured(folder: Path, at_start: str, *words: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a small run of `willing`: what it says of the machine, and the one row."""
     small = ("--seq", "64", "--heads", "2", "--scope", "attention", "--budget", "300", "--precision", "0.9",
              "--mask", "full")  # fmt: skip
     chosen = ("--plugins", "willing", "--baseline", "willing", "--out", "results")
     attnbench(folder, at_start, "run", *chosen, *small, *words)
-    attnbench(folder, at_start, "report")
     (run,) = (folder / "results").iterdir()
     (row,) = json.loads((run / "cells.jsonl").read_text())["cells"]
     assert row["status"] == "ok", row["reason"]
-    page = html.unescape((folder / "reports" / "index.html").read_text())
-    return json.loads((run / "run.json").read_text())["machine"], row, page
+    return json.loads((run / "run.json").read_text())["machine"], row
+
+
+def reported(folder: Path, at_start: str) -> str:
+    """The page of what was measured there."""
+    attnbench(folder, at_start, "report")
+    return html.unescape((folder / "reports" / "index.html").read_text())

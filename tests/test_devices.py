@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from altered import ROOT, attnbench, measured
+from altered import ROOT, attnbench, measured, reported
 
 from attnbench.devices.device import Device, of
 from attnbench.workload import DEVICES
@@ -61,11 +61,12 @@ def missing(row: dict[str, Any]) -> set[str]:
 
 
 def test_a_device_is_its_file_and_its_line(tmp_path: Path) -> None:
-    machine, row, page = measured(tmp_path, NEW_DEVICE, "--device", "auto")
+    machine, row = measured(tmp_path, NEW_DEVICE, "--device", "auto")
     assert (row["device"], row["dtype"]) == ("cpu:0", "bfloat16")  # preferred to the host, in its own dtype
     assert row["latency_s"] > 0
     assert {"peak_bytes", "workspace_bytes"} <= missing(row)
     assert {"peak_bytes", "workspace_bytes"} <= set(machine["unmeasured"])
+    page = reported(tmp_path, NEW_DEVICE)
     assert all(reason in page for reason in machine["unmeasured"].values())
     assert "cpu:0" in attnbench(tmp_path, NEW_DEVICE, "plugins", "naive", "--device", "cpu:0")
 
@@ -73,15 +74,16 @@ def test_a_device_is_its_file_and_its_line(tmp_path: Path) -> None:
 def test_without_what_linux_has_all_else_is_measured(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()
-    on_linux, whole, _ = measured(here, "", "--phase", "train")
-    elsewhere, row, page = measured(there, NOT_LINUX, "--phase", "train")
+    on_linux, whole = measured(here, "", "--phase", "train")
+    elsewhere, row = measured(there, NOT_LINUX, "--phase", "train")
     assert on_linux["unmeasured"] == {}
     lost = missing(row) - missing(whole) - {"latency_low_s", "latency_high_s"}  # none on a machine that is too restless
     assert lost == {"peak_bytes", "workspace_bytes", "saved_bytes", "built_bytes", "first_call_bytes"}
     assert set(elsewhere["unmeasured"]) == lost | {"--memory"}
+    page = reported(there, NOT_LINUX)
     assert all(reason in page for reason in elsewhere["unmeasured"].values())
     assert math.isclose(row["implementation_rel_l2"], whole["implementation_rel_l2"], rel_tol=0.5)
-    assert "timer" in attnbench(there, NOT_LINUX, "doctor", codes=(0, 1))  # 1: the machine is busy
+    assert "timer" in attnbench(there, NOT_LINUX, "doctor", "--seconds", "2", codes=(0, 1))  # 1: the machine is busy
 
 
 def test_every_device_is_a_file_that_says_the_same() -> None:

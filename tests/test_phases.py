@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from altered import attnbench, measured
+from altered import attnbench, measured, reported
 
 NEW_PHASE = """
 import torch
@@ -17,10 +17,10 @@ CALLS["inference"] = lambda task, *tensors: torch.inference_mode()(task.plain)(*
 
 
 def test_a_phase_is_its_line_and_its_call(tmp_path: Path) -> None:
-    _, row, page = measured(tmp_path, NEW_PHASE, "--phase", "inference", "--dtype", "float32")
+    _, row = measured(tmp_path, NEW_PHASE, "--phase", "inference", "--dtype", "float32")
     assert (row["phase"], row["status"]) == ("inference", "ok")
     assert row["implementation_rel_l2"] < 1e-6
-    assert "--phase inference" in page  # the command that repeats it
+    assert "--phase inference" in reported(tmp_path, NEW_PHASE)  # the command that repeats it
     said = attnbench(tmp_path, NEW_PHASE, "run", "--plugins", "naive,willing", "--seq", "64", "--scope", "attention",
                      "--phase", "inference", "--baseline", "none", "--dry-run")  # fmt: skip
     (refused,) = (line for line in said.splitlines() if "naive" in line)
@@ -39,5 +39,5 @@ def call(task, *tensors):
 CALLS["inference"] = call
 """
     )
-    _, row, _ = measured(tmp_path, waits, "--phase", "inference")
+    _, row = measured(tmp_path, waits, "--phase", "inference")
     assert row["latency_s"] > 0.05

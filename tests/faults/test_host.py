@@ -258,7 +258,7 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path: Path) -> None:
     assert (result.code, result.statuses()) == (130, {"good": "ok"})
     assert result.out.startswith("1 of 2 cells: 1 ok")
     assert result.path is not None
-    resumed = run(tmp_path, "--resume", str(result.path), "--budget", "20")
+    resumed = run(tmp_path, "--resume", str(result.path), "--budget", "5")  # as precise as asked for it never is
     assert [r["seq"] for r in resumed.rows] == [32, 4096]
     assert resumed.code == 0
 
