@@ -9,7 +9,7 @@ import fnmatch
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from types import FunctionType
 from typing import Any
@@ -47,11 +47,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Request:
-    """A plugin as asked for on the command line: options still in text, `every` for "name:*"."""
+    """A plugin as asked for on the command line: options still in text, `every` for "name:*".
+
+    named: by its own name, not by "all" or a pattern.
+    """
 
     found: Found
     options: tuple[tuple[str, str], ...] = ()
     every: bool = False
+    named: bool = field(default=True, compare=False)
 
 
 def find(path: str = "") -> dict[str, Found]:
@@ -105,7 +109,7 @@ def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
         AttnbenchError: a name is unknown (the message offers the nearest), a peer's library is not installed (the
             command that does it), or a spec is malformed.
     """
-    requests: list[Request] = []
+    requests: dict[Request, Request] = {}
     for spec in (part.strip() for part in text.split(",")):
         name, *settings = spec.split(":")
         names = _match(name, plugins, spec)
@@ -113,8 +117,10 @@ def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
         options = () if every else tuple(_setting(setting, spec) for setting in settings)
         if len(dict(options)) < len(options):
             raise AttnbenchError(f"--plugins {spec!r} gives an option twice")
-        requests.extend(Request(plugins[match], options, every) for match in names)
-    return list(dict.fromkeys(requests))
+        for each in (Request(plugins[match], options, every, match == name) for match in names):
+            if each.named or each not in requests:
+                requests[each] = each
+    return list(requests.values())
 
 
 def _match(name: str, plugins: Mapping[str, Found], spec: str) -> list[str]:

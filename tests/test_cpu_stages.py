@@ -11,11 +11,14 @@ from attnbench_plugins.int8.quantization import quantize
 from attnbench_plugins.native import attention as kernels
 from attnbench_plugins.native import compiler
 from attnbench_plugins.native.attention import KEYS, round_up
+from instructions import BEST, hold_to
 from torch import Tensor
 
 HERE = Path(__file__).parent / "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-pytestmark = pytest.mark.parametrize("isa", ["", "avx512_core", "avx2"], indirect=True)
+# What is compiled: of AVX-512 without its bfloat16 products that dtype alone, as the others do without them anyway.
+COMPILED = [(BEST, "float32"), (BEST, "bfloat16"), (BEST, "float16"), ("avx512_core", "bfloat16")]
+COMPILED += [("avx2", "float32"), ("avx2", "bfloat16"), ("avx2", "float16")]
 
 
 class Stages:
@@ -41,13 +44,16 @@ def _passed(x: Tensor | float | None) -> object:
     return ctypes.c_float(x) if isinstance(x, float) else x if x is None else ctypes.c_int64(x)
 
 
-@pytest.fixture(params=DTYPES)
-def stages(isa: str, request: pytest.FixtureRequest) -> Stages:
-    return Stages(request.param)
+@pytest.fixture(params=COMPILED, ids="-".join)
+def stages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    isa, dtype = request.param
+    hold_to(isa, monkeypatch)
+    return Stages(dtype)
 
 
-@pytest.fixture
-def bfloat16(isa: str) -> Stages:
+@pytest.fixture(params=[isa for isa, dtype in COMPILED if dtype == "bfloat16"])
+def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    hold_to(request.param, monkeypatch)
     return Stages("bfloat16")
 
 

@@ -33,7 +33,11 @@ ANSWERS: list[m.AnyAnswer] = [
     m.Facts({"cpu": "Some CPU", "cores": 2}, {"cpu": m.Found(None, 9, {"peak_bytes": "why"}), "cuda": m.Found("none")}),
     m.Calibrated(Ceilings("cpu", 2, {"float32": 1e11}, 1e10, at={"float32": "x"})),
     m.Described(
-        "exact", ["cpu"], {"rows": m.Choice(1, "of it", (1, 32))}, [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])]
+        "exact",
+        ["cpu"],
+        ["forward"],
+        {"rows": m.Choice(1, "of it", (1, 32))},
+        [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])],
     ),
     m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
     m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, {"density": None, "timing": "clock", "tolerance": 1e-3}, "NaN"),

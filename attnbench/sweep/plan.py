@@ -34,6 +34,8 @@ _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[Workload]) -> Iterator[Cell]:
     """The cells that a request stands for, by what its plugin answered.
 
+    A variant that is made for other phases alone, as paged for decoding, is no part of "all" and of patterns.
+
     Raises:
         AttnbenchError: the request has an option or value that the plugin doesn't know.
     """
@@ -46,6 +48,9 @@ def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[
             cell = Cell(name, found.name, found.origin, found.target, workload, path=found.path)
             cell.end(answer.status, answer.reason, answer.traceback)
             yield cell
+        return
+    phases = {workload.phase for workload in workloads}
+    if not request.named and "forward" not in answer.phases and phases.isdisjoint(answer.phases):
         return
     for instance in answer.instances:
         for workload, promise in zip(workloads, instance.promises, strict=True):

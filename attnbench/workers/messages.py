@@ -76,6 +76,7 @@ class Described(Answer, frozen=True):
 
     family: str
     devices: list[str]
+    phases: list[str]
     options: dict[str, Choice]
     instances: list[Instance]
 

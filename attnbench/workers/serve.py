@@ -137,6 +137,7 @@ def _describe(request: messages.Describe) -> messages.Described:
     return messages.Described(
         family=kind.family,
         devices=list(kind.devices),
+        phases=list(kind.phases),
         options={n: messages.Choice(o.default, o.help, o.choices) for n, o in kind.options.items()},
         instances=[
             messages.Instance(

@@ -35,6 +35,21 @@ struct Tensor {
     }
 };
 
+// Rows of one head of keys or values from `start` on, wherever they lie: one after the other, or in pages of `page` tokens,
+// which a table names. A page is what a batch entry is of the tensor then.
+template <class T>
+struct Rows {
+    const T* operator()(int64_t i) const {
+        if (!table) return x.at<T>(batch, head, start + i);
+        return x.at<T>(table[(start + i) >> page_bits], head, (start + i) & ((int64_t(1) << page_bits) - 1));
+    }
+
+    const Tensor& x;
+    int64_t batch, head, start;
+    const int32_t* table;
+    int64_t page_bits;
+};
+
 // Keys [start, end) that a strip computes. In a whole range each of its rows sees all of them; in another, row i sees
 // the keys from i + low to i + high.
 struct Range {
@@ -59,7 +74,17 @@ struct Problem {
     int64_t strip_count;
     const Range* ranges;
     float* lse;         // (batch, heads, seq), dense: the log-sum-exp of each row's scores; null where not wanted
+    const int32_t* pages;  // (batch, pages of an entry), dense: where keys and values lie; null where they do so in order
+    int64_t pages_row, page_bits;  // pages of an entry; the logarithm of the tokens in one, to base 2
 
+    template <class T>
+    Rows<T> key_rows(int64_t batch_, int64_t head, int64_t start) const {
+        return {key, batch_, head, start, pages ? pages + batch_ * pages_row : nullptr, page_bits};
+    }
+    template <class T>
+    Rows<T> value_rows(int64_t batch_, int64_t head, int64_t start) const {
+        return {value, batch_, head, start, pages ? pages + batch_ * pages_row : nullptr, page_bits};
+    }
     int64_t packed_keys() const { return round_up(kv_seq, KEYS); }
     int64_t columns() const { return round_up(value_dim, LANES); }
 };

@@ -109,6 +109,8 @@ class _Problem(ctypes.Structure):
         ("strip_count", ctypes.c_int64),
         ("ranges", ctypes.POINTER(_Range)),
         ("lse", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        *((n, ctypes.c_int64) for n in ("pages_row", "page_bits")),
     )
 
 
@@ -133,11 +135,15 @@ class _Problems:
         self.ranges = (_Range * max(1, len(ranges)))(*(_Range(*each) for each in ranges))
         self.tallest = max(end - start for start, end, _ in plan.strips)
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None) -> _Problem:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None,
+        table: Tensor | None = None,
+    ) -> _Problem:  # fmt: skip
         tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(self.workload, name) for name in _SIZES)
+        paged = (None, 0, 0) if table is None else (table.data_ptr(), table.shape[1], key.shape[2].bit_length() - 1)
         return _Problem(
             *tensors, *sizes, *self.band, self.keys, self.tallest, torch.get_num_threads(), self.workload.scale,
-            self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(),
+            self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(), *paged,
         )  # fmt: skip
 
 
@@ -154,6 +160,24 @@ def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int
     """The kernel as a function of query, key and value; keys: of a block, a multiple of 64."""
     call = forward(kernel, workload, plan, keys, with_lse=False)
     return lambda query, key, value: call(query, key, value)[0]
+
+
+def paged(
+    kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """As `caller`, over pools of pages (pages, kv_heads, page, dim), a power of 2 of tokens each, and a table of them.
+
+    The table, dense int32 (batch, pages of an entry), says which pages hold the tokens of an entry, in order.
+    """
+    w, problem = workload, _Problems(workload, plan, keys)
+
+    def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+        (query,) = dense_rows(query)
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        _run(kernel, problem(query, key, value, out, table=table))
+        return out
+
+    return call
 
 
 def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int, with_lse: bool = True) -> Forward:

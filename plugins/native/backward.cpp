@@ -7,76 +7,14 @@
 //
 // A tile is computed as its transpose, keys x query rows: P^T and dS^T then come out as the left operands that dV and
 // dK need, L and delta are whole registers, and for dQ^T += K^T dS^T alone rows of keys are packed to groups.
-#include "attention.h"
+#include "backward.h"
 
 namespace attnbench::gradient {
-
-using Product = Multiplied<Value>::Product;
-using Element = Product::Element;
-constexpr int GROUP = Product::GROUP;
-constexpr bool FINE = !std::is_same_v<Value, bf16>;
 
 // dO, and where the gradients of query, key and value go. Mirrored in attention.py.
 struct Gradients {
     Tensor out, query, key, value;
 };
-
-// ---- stages: of one key with KEYS queries, where nothing else is said ----------------------------------------------
-
-// P^T = 2^(scale S^T - L), in place and as the product takes it; scale and L have log2 e in them.
-inline void weights(float* s, float scale, const float* lse, Element* p) {
-    const auto power = [&](int t) {
-        const Floats value = exp2<FINE>(fma(load(s + t), splat(scale), -load(lse + t)));
-        store(s + t, value);
-        return value;
-    };
-    for (int t = 0; t < KEYS; t += 2 * LANES) {
-        const Floats low = power(t), high = power(t + LANES);
-        Product::put(p + t, low, high);
-    }
-}
-
-// dS^T = P^T * (dP^T - delta), as the product takes it.
-inline void differences(const float* p, const float* dp, const float* delta, Element* ds) {
-    const auto difference = [&](int t) { return load(p + t) * (load(dp + t) - load(delta + t)); };
-    for (int t = 0; t < KEYS; t += 2 * LANES) Product::put(ds + t, difference(t), difference(t + LANES));
-}
-
-// delta = the sum of dO * O over one row.
-template <class T>
-inline float row_sum(const T* a, const T* b, int64_t n) {
-    Floats sum = zero();
-    for (int64_t i = 0; i < n; i += LANES) sum = fma(load_first(a + i, n - i), load_first(b + i, n - i), sum);
-    return total(sum);
-}
-
-// KEYS rows of K to K^T: `width` rows, to_row apart; keys that are missing become 0.
-template <class T>
-inline void pack_turned(const T* from, int64_t row, int64_t rows, int64_t width, Element* to, int64_t to_row) {
-    for (int64_t key = 0; key < KEYS; key += GROUP * LANES)
-        for (int64_t c = 0; c < width; c += LANES) {
-            Ints r[LANES];  // groups of keys, of LANES columns
-            for (int i = 0; i < LANES; ++i) {
-                const int64_t at = key + GROUP * i;
-                r[i] = at < rows ? Product::across(from + at * row + c, row, rows - at, width - c) : Ints{};
-            }
-            transpose(r);
-            for (int i = 0; i < LANES && c + i < width; ++i) store_ints(to + (c + i) * to_row + key, r[i]);
-        }
-}
-
-// dQ^T (n rows of KEYS queries) * factor to `rows` rows of n values.
-template <class T>
-inline void finish_turned(const float* x, int64_t n, float factor, int64_t rows, T* out, int64_t out_row) {
-    for (int64_t query = 0; query < rows; query += LANES)
-        for (int64_t c = 0; c < n; c += LANES) {
-            Ints r[LANES];
-            for (int i = 0; i < LANES; ++i) r[i] = c + i < n ? load_ints(x + (c + i) * KEYS + query) : Ints{};
-            transpose(r);
-            for (int i = 0; i < LANES && query + i < rows; ++i)
-                store_first(out + (query + i) * out_row + c, (Floats)r[i] * splat(factor), n - c);
-        }
-}
 
 // R rows of groups with KEYS columns, packed by pack_rows.
 template <int R>
@@ -137,11 +75,12 @@ struct Queries {
 
     void pack(const Problem& p, const Gradients& g, int64_t batch, int64_t head, int64_t start, int64_t rows) {
         const Value *q = p.query.at<Value>(batch, head, start), *up = g.out.at<Value>(batch, head, start);
-        pack_rows<Product>(q, p.query.row, rows, p.head_dim, queries + 0);
-        pack_rows<Product>(up, g.out.row, rows, p.value_dim, ups + 0);
+        const Dense<Value> from_q{q, p.query.row}, from_up{up, g.out.row};
+        pack_rows<Product>(from_q, rows, p.head_dim, queries + 0);
+        pack_rows<Product>(from_up, rows, p.value_dim, ups + 0);
         const int64_t columns = round_up(p.head_dim, LANES);
-        pack_panels<Product>(q, p.query.row, rows, p.head_dim, columns, KEYS, 0, query_rows + 0);
-        pack_panels<Product>(up, g.out.row, rows, p.value_dim, p.columns(), KEYS, 0, up_rows + 0);
+        pack_panels<Product>(from_q, rows, p.head_dim, columns, KEYS, 0, query_rows + 0);
+        pack_panels<Product>(from_up, rows, p.value_dim, p.columns(), KEYS, 0, up_rows + 0);
         std::fill(lse, lse + KEYS, 0.f);  // rows that are missing have Q = 0 and dO = 0, and add nothing
         std::fill(delta, delta + KEYS, 0.f);
         for (int64_t i = 0; i < rows; ++i) {
@@ -191,7 +130,7 @@ void tile(const Problem& p, const Head& head, const Sums& sums, const Queries& q
     accumulate<Product, R>(w.weights + 0, KEYS, q.up_rows + 0, KEYS, 0, KEYS, columns, sums.values + key * columns, columns);
     accumulate<Product, R>(w.differences + 0, KEYS, q.query_rows + 0, KEYS, 0, KEYS, sums.columns,
                            sums.keys + key * sums.columns, sums.columns);
-    pack_panels<Product>(w.differences + 0, KEYS, R, KEYS, KEYS, p.keys, key - start, w.groups + 0, R);
+    pack_panels<Product>(Dense<Element>{w.differences, KEYS}, R, KEYS, KEYS, p.keys, key - start, w.groups + 0, R);
 }
 
 // KEYS queries from `row` on with keys [start, end) of one block; start is a multiple of GROUP.

@@ -4,29 +4,10 @@
 // The product takes unsigned bytes with signed ones, and adds four of them to int32. So K is stored with OFFSET added, and
 // OFFSET times the sum of the query's integers is taken off again; P is never negative as it is. Where the CPU adds pairs in
 // 16 bits, an unsigned byte may have BYTE = 7 bits: K has 63 levels and P 127 then.
+#include "quantize.h"
 #include "values.h"
 
 namespace attnbench {
-
-constexpr float LEVELS = 127;                    // of a signed byte
-constexpr int OFFSET = 1 << (BYTE - 1);          // 128 or 64
-constexpr float KEY_LEVELS = OFFSET - 1;         // on each side
-constexpr float WEIGHTS = (1 << BYTE) - 1;       // of an unsigned one
-constexpr float TINIEST = 1e-30f;
-
-// Equation 2: x - mean to integers with the scale peak / levels, which is returned. mean: nullptr for none.
-template <class T>
-inline float quantize(const T* x, const float* mean, int64_t n, float levels, int8_t* to) {
-    const auto value = [&](int64_t i) {
-        const Floats raw = load_first(x + i, n - i);
-        return mean ? raw - load_first(mean + i, n - i) : raw;
-    };
-    Floats peak = zero();
-    for (int64_t i = 0; i < n; i += LANES) peak = max(peak, abs(value(i)));
-    const float scale = std::max(greatest(peak), TINIEST) / levels;
-    for (int64_t i = 0; i < n; i += LANES) store_int8(to + i, to_ints(value(i) / splat(scale)), n - i);
-    return scale;
-}
 
 template <class T>
 class Int8Keys {
@@ -68,10 +49,10 @@ class Int8Keys {
 
     // Equation 5's mean of K over tokens.
     void measure(const Problem& p, int64_t batch, int64_t head) {
+        const auto keys = p.key_rows<T>(batch, head, 0);
         for (int64_t d = 0; d < p.head_dim; d += LANES) {
             Floats sum[4] = {};
-            for (int64_t j = 0; j < p.kv_seq; ++j)
-                sum[j % 4] = sum[j % 4] + load_first(p.key.at<T>(batch, head, j) + d, p.head_dim - d);
+            for (int64_t j = 0; j < p.kv_seq; ++j) sum[j % 4] = sum[j % 4] + load_first(keys(j) + d, p.head_dim - d);
             const Floats total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
             store_first(mean_ + d, total / splat(float(p.kv_seq)), p.head_dim - d);
         }
@@ -79,17 +60,17 @@ class Int8Keys {
 
     // K to [panel of keys][four dims][PANEL][4], unsigned.
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
+        const auto keys = p.key_rows<T>(batch, head, key);
         const int64_t width = 4 * fours_;
         alignas(64) uint8_t block[KEYS * MAX_DIM];
         for (int64_t j = 0; j < rows; ++j) {
             uint8_t* row = block + j * width;
             std::fill(row + width - 4, row + width, 0);
-            scale_[key + j] = quantize(p.key.at<T>(batch, head, key + j), mean_ + 0, p.head_dim, KEY_LEVELS,
-                                       reinterpret_cast<int8_t*>(row));
+            scale_[key + j] = quantize(keys(j), mean_ + 0, p.head_dim, KEY_LEVELS, reinterpret_cast<int8_t*>(row));
             for (int64_t d = 0; d < width; ++d) row[d] += OFFSET;
         }
         std::fill(scale_ + key + rows, scale_ + key + KEYS, 0.f);
-        pack_rows<Bytes<true>>(block + 0, width, rows, width, data_ + key * width);
+        pack_rows<Bytes<true>>(Dense<uint8_t>{block, width}, rows, width, data_ + key * width);
     }
 
     template <int R>
@@ -124,23 +105,24 @@ class Int8Values {
 
     // The scale of a column: its peak / 127.
     void measure(const Problem& p, int64_t batch, int64_t head) {
+        const auto values = p.value_rows<T>(batch, head, 0);
         for (int64_t c = 0; c < columns_; c += LANES) {
             Floats peak = splat(TINIEST);
-            for (int64_t j = 0; j < p.kv_seq; ++j)
-                peak = max(peak, abs(load_first(p.value.at<T>(batch, head, j) + c, p.value_dim - c)));
+            for (int64_t j = 0; j < p.kv_seq; ++j) peak = max(peak, abs(load_first(values(j) + c, p.value_dim - c)));
             store(scale_ + c, peak / splat(LEVELS));
         }
     }
 
     // V to [panel of columns][four keys][column][4].
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
+        const auto values = p.value_rows<T>(batch, head, key);
         for (int64_t c = 0; c < columns_; c += PANEL) {
             int8_t* to = data_ + c * length_ + key * width(c);
             for (int64_t j = 0; j < KEYS; j += 4)
                 for (int64_t at = c; at < c + width(c); at += LANES, to += 4 * LANES) {
                     Ints four = {};
                     for (int64_t i = 0; i < 4 && j + i < rows; ++i) {
-                        const Floats value = load_first(p.value.at<T>(batch, head, key + j + i) + at, p.value_dim - at);
+                        const Floats value = load_first(values(j + i) + at, p.value_dim - at);
                         four |= (to_ints(value / load(scale_ + at)) & 255) << splat(int(8 * i));
                     }
                     store_ints(to, four);

@@ -21,7 +21,7 @@ struct Singles {
     }
 
     template <class T>
-    static INLINE Ints across(const T* x, int64_t, int64_t, int64_t n) {  // n columns of a row
+    static INLINE Ints across(const T* x, const T*, int64_t n) {  // n columns of a row
         return (Ints)load_first(x, n);
     }
 
@@ -39,8 +39,8 @@ struct Pairs {
     static INLINE Ints along(const bf16* x, int64_t n) { return load_bytes(x, 2 * n); }
 
     // n columns of a row and of the next one, where that exists.
-    static INLINE Ints across(const bf16* x, int64_t row, int64_t rows, int64_t n) {
-        return load_shorts(x, n) | load_shorts(x + (rows > 1 ? row : 0), rows > 1 ? n : 0) << 16;
+    static INLINE Ints across(const bf16* x, const bf16* next, int64_t n) {
+        return next ? load_shorts(x, n) | load_shorts(next, n) << 16 : load_shorts(x, n);
     }
 
     static INLINE void put(bf16* to, Floats low, Floats high) { store_ints(to, narrow_pair(low, high)); }
@@ -141,9 +141,18 @@ inline void copy_row(const T* from, int64_t n, typename Product::Element* to) {
     for (int64_t i = 0; i < n; i += LANES * Product::GROUP) store_ints(to + i, Product::along(from + i, n - i));
 }
 
-// KEYS rows to [panel of rows][group of elements][PANEL][GROUP], `rows` of which exist; the others become 0.
-template <class Product, class T>
-inline void pack_rows(const T* from, int64_t row, int64_t rows, int64_t width, typename Product::Element* to) {
+// Rows of a matrix, one after the other.
+template <class T>
+struct Dense {
+    const T* operator()(int64_t i) const { return data + i * row; }
+    const T* data;
+    int64_t row;
+};
+
+// KEYS rows to [panel of rows][group of elements][PANEL][GROUP], `rows` of which exist; the others become 0. from: what
+// says where the i-th one lies.
+template <class Product, class From>
+inline void pack_rows(From from, int64_t rows, int64_t width, typename Product::Element* to) {
     constexpr int GROUP = Product::GROUP;
     const int64_t groups = round_up(width, GROUP) / GROUP;
     for (int64_t key = 0; key < KEYS; key += LANES) {
@@ -151,7 +160,7 @@ inline void pack_rows(const T* from, int64_t row, int64_t rows, int64_t width, t
         for (int64_t at = 0; at < groups; at += LANES) {
             Ints r[LANES];
             for (int i = 0; i < LANES; ++i)
-                r[i] = key + i < rows ? Product::along(from + (key + i) * row + at * GROUP, width - at * GROUP) : Ints{};
+                r[i] = key + i < rows ? Product::along(from(key + i) + at * GROUP, width - at * GROUP) : Ints{};
             transpose(r);
             for (int i = 0; i < LANES && at + i < groups; ++i) store_ints(panel + (at + i) * PANEL * GROUP, r[i]);
         }
@@ -160,16 +169,18 @@ inline void pack_rows(const T* from, int64_t row, int64_t rows, int64_t width, t
 
 // KEYS rows, of `length` from `start` on, to [panel of columns][group of rows][column][GROUP]; the last panel may be
 // narrower. `columns`, a multiple of LANES, of which `width` exist; and so do `rows` rows. count: where not KEYS rows.
-template <class Product, class T>
-inline void pack_panels(const T* from, int64_t row, int64_t rows, int64_t width, int64_t columns, int64_t length,
+template <class Product, class From>
+inline void pack_panels(From from, int64_t rows, int64_t width, int64_t columns, int64_t length,
                         int64_t start, typename Product::Element* to, int64_t count = KEYS) {
     constexpr int GROUP = Product::GROUP;
     for (int64_t panel = 0; panel < columns; panel += PANEL) {
         const int64_t end = std::min<int64_t>(panel + PANEL, columns);
         auto* at = to + panel * length + start * (end - panel);
-        for (int64_t key = 0; key < count; key += GROUP)
+        for (int64_t key = 0; key < count; key += GROUP) {
+            const auto *row = key < rows ? from(key) : nullptr, *next = key + 1 < rows ? from(key + 1) : nullptr;
             for (int64_t c = panel; c < end; c += LANES, at += GROUP * LANES)
-                store_ints(at, key < rows ? Product::across(from + key * row + c, row, rows - key, width - c) : Ints{});
+                store_ints(at, row ? Product::across(row + c, next ? next + c : nullptr, width - c) : Ints{});
+        }
     }
 }
 

@@ -20,7 +20,7 @@ cache with the strip's rows; sweep them to see the caches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from attnbench.plugin import Attention, Choice, Implementation, Option
@@ -75,18 +75,26 @@ class Tiled(Choice):
         sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes)
         return (native, strip, sdpa) if compiler.multiplies_bfloat16() else (native, sdpa, strip)
 
+    def kernel(self, workload: Workload, paged: bool = False) -> tuple[Callable[..., int], kernels.Plan, int]:
+        """What computes it without gradients, over which strips of rows, and the keys of a block.
+
+        paged: over pages, of which the kernel for few queries does not know.
+        """
+        name = "decode" if _few(workload) and not paged else "tiled"
+        plan = kernels.dense(workload, self._rows(workload, ROWS))
+        return getattr(compiler.load(f"{name}.cpp", workload.dtype), name), plan, self._keys(workload)
+
     def _native(self, workload: Workload) -> Attention:
         w = workload
-        rows, keys = self._rows(w, ROWS), self._keys(w)
-        plan, how = kernels.dense(w, rows), f"strips of {rows} rows, blocks of {keys} keys"
-        if _few(w):
-            call, how = kernels.caller(compiler.load("decode.cpp", w.dtype).decode, w, plan, keys), "K and V read once"
-        elif w.phase == "train":
+        kernel, plan, keys = self.kernel(w)
+        how = f"strips of {self._rows(w, ROWS)} rows, blocks of {keys} keys"
+        if w.phase == "train":
             more, wide = min(self.rows or BACKWARD_ROWS, w.seq), self.keys or BACKWARD_KEYS
             call = kernels.exact(w, plan, keys, kernels.dense(w, more), wide)
             how += f"; backward {more} and {wide}"
         else:
-            call = kernels.exact(w, plan, keys, plan, keys)
+            call = kernels.caller(kernel, w, plan, keys)
+            how = "K and V read once" if _few(w) else how
         return Attention(call, f"{kernels.described(w.dtype)}, {how}")
 
     def _native_bytes(self, workload: Workload) -> int | None:

@@ -1,6 +1,6 @@
 // The stages of the CPU kernels, one by one, for tests that compare each with its plain twin.
-#include "backward.cpp"
-#include "int8.cpp"
+#include "backward.h"
+#include "quantize.h"
 
 using namespace attnbench;
 using gradient::Element;
@@ -25,16 +25,16 @@ void stage_round(const float* x, int64_t n, Value* narrow, float* out) {
 
 // from (rows, width) -> to (KEYS / PANEL, groups, PANEL, elements of a group)
 void stage_pack_rows(const Value* from, int64_t rows, int64_t width, Element* to) {
-    pack_rows<Product>(from, width, rows, width, to);
+    pack_rows<Product>(Dense<Value>{from, width}, rows, width, to);
 }
 
 void stage_pack_bytes(const uint8_t* from, int64_t rows, int64_t width, uint8_t* to) {
-    pack_rows<Bytes<true>>(from, width, rows, width, to);
+    pack_rows<Bytes<true>>(Dense<uint8_t>{from, width}, rows, width, to);
 }
 
 // from (rows, width) -> to (columns / PANEL, KEYS / elements of a group, PANEL, elements of a group)
 void stage_pack_panels(const Value* from, int64_t rows, int64_t width, int64_t columns, Element* to) {
-    pack_panels<Product>(from, width, rows, width, columns, KEYS, 0, to);
+    pack_panels<Product>(Dense<Value>{from, width}, rows, width, columns, KEYS, 0, to);
 }
 
 void stage_hide(float* s, int64_t n, int64_t from, int64_t to) { hide(s, n, from, to); }

@@ -1,0 +1,56 @@
+"""Pages: what is read through a table is what lies in order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attnbench_plugins.native import compiler
+from attnbench_plugins.paged import Paged, Pages
+from attnbench_plugins.tiled import Tiled
+
+from attnbench.errors import AttnbenchError
+from attnbench.registry import find, select
+from attnbench.workload import Workload
+
+
+@pytest.mark.parametrize("page", [16, 32, 64, 128])
+@pytest.mark.parametrize("seq", [1, 3, 40])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_over_pages_is_the_step_over_a_cache(page: int, seq: int, dtype: str, isa: str) -> None:
+    w = Workload(
+        seq=seq, kv_seq=300, heads=6, kv_heads=2, batch=3, head_dim=33, value_dim=17, dtype=dtype, mask="causal",
+        phase="decode",
+    )  # fmt: skip
+    query, key, value = (torch.randn(shape).to(getattr(torch, dtype)) for shape in w.shapes)
+    outs = []
+    for plugin in (Paged(page=page), Tiled(impl="native")):
+        decoding, past = plugin.decoding(w), (key[:, :, : w.past], value[:, :, : w.past])
+        state = decoding.start(*past, capacity=w.kv_seq)
+        outs.append(decoding.step(state, query, key[:, :, w.past :], value[:, :, w.past :])[0])
+    assert float((outs[0] - outs[1]).norm() / outs[1].norm()) < (4e-3 if dtype == "bfloat16" else 1e-6)
+
+
+def test_pages_lie_in_no_order_and_are_shared_by_nobody() -> None:
+    key, value = torch.randn(3, 2, 70, 8), torch.randn(3, 2, 70, 4)
+    pages = Pages.of(key, value, 100, 16, seed=0)
+    assert pages.table.shape == (3, 7)
+    assert sorted(pages.table.flatten().tolist()) == list(range(21))
+    assert pages.table.flatten().tolist() != list(range(21))
+    held = pages.key[pages.table[1].long()].transpose(0, 1).flatten(1, 2)  # (kv_heads, pages * page, head_dim)
+    assert torch.equal(held[:, :70], key[1])
+    with pytest.raises(AttnbenchError, match="7 pages of 16 tokens have no room for 113"):
+        pages.append(torch.randn(3, 2, 43, 8), torch.randn(3, 2, 43, 4))
+
+
+def test_it_decodes_and_does_nothing_else() -> None:
+    assert Paged.phases == ("decode",)
+    if compiler.unsupported("float32") is None:
+        assert Paged().supports(Workload(seq=1, kv_seq=9, phase="decode", mask="causal")) is None
+
+
+def test_a_plugin_of_all_is_not_asked_for_by_its_name() -> None:
+    found = find()
+    assert not next(request for request in select("all", found) if request.found.name == "paged").named
+    for text in ("paged", "all,paged", "paged,all"):
+        (request,) = (request for request in select(text, found) if request.found.name == "paged")
+        assert request.named
