@@ -124,7 +124,8 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
         runs = sorted(path.name for path in (tmp_path / "results").glob("*"))
         line = small(line)
         if runs:
-            line = line.replace("RUN", runs[0]).replace("OTHER", runs[-1])
+            alike = [run for run in runs if "MAX_CPU_ISA" not in (tmp_path / "results" / run / "run.json").read_text()]
+            line = line.replace("RUN", runs[0]).replace("OTHER", alike[-1])
         words = shlex.split(line)
         done = python(tmp_path, "-m", *words)
         busy = words[1] in ("doctor", "calibrate") and done.returncode == 1  # the machine is, and it says so
