@@ -167,7 +167,7 @@ def test_every_variant_with_a_choice_is_a_choice() -> None:
         if found.distribution == "attnbench" and "impl" in load(found.target).options
     }  # fmt: skip
     assert set(CHOICES) == {
-        "tiled", "int8", "linear", "block-sparse", "retention", "gated-delta", "gated-linear", "ssd",
+        "tiled", "int8", "int4", "fp8", "linear", "block-sparse", "retention", "gated-delta", "gated-linear", "ssd",
     }  # fmt: skip
 
 
@@ -250,10 +250,8 @@ def test_a_kernel_that_cannot_be_compiled_is_neither_promised_nor_built(tmp_path
 def test_an_int8_caches_step_is_promised_by_what_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     w = Workload(seq=1, kv_seq=70, dtype="bfloat16", mask="causal", phase="decode")
     monkeypatch.setattr(compiler, "unsupported", lambda dtype, *sources: f"no {', '.join(sources)} for {dtype}")
-    assert Int8().decoding(w).implementation == (
-        "plain torch, over an int8 cache of keys and values (no decode_int8.cpp for bfloat16)"
-    )
-    assert Int8().workspace_bytes(w) == 4 * (3 * 8 * 70 + 70 * 8 * 64)
+    assert Int8().decoding(w).implementation == ("plain torch, over a cache of int8 (no decode_int8.cpp for bfloat16)")
+    assert Int8().workspace_bytes(w) == 4 * (3 * 8 * 70 + 3 * 70 * 8 * (64 + 64))
     with pytest.raises(AttnbenchError, match="step by step"):
         Int8().build(w)
 

@@ -53,8 +53,8 @@ def test_a_step_is_right(plugin: Plugin, w: Workload) -> None:
 
 
 BYTES = {  # of a state at 4 k tokens, over that at 1 k
-    "sdpa": 4, "naive": 4, "block-sparse": 4, "int8": 4, "linear": 1, "retention": 1, "gated-delta": 1, "gated-linear": 1,
-    "paged": 4, "ssd": 1, "tiled": 4, "xformers": 4,
+    "sdpa": 4, "naive": 4, "block-sparse": 4, "int8": 4, "int4": 4, "fp8": 4, "linear": 1, "retention": 1, "gated-delta": 1,
+    "gated-linear": 1, "paged": 4, "ssd": 1, "tiled": 4, "xformers": 4,
 }  # fmt: skip
 
 
@@ -77,12 +77,13 @@ def test_a_state_grows_as_it_should(name: str) -> None:
     torch.set_grad_enabled(True)
 
 
-def test_an_int8_cache_takes_half_of_bfloat16s() -> None:
-    w = workload(phase="decode", mask="causal", seq=1, kv_seq=4096, head_dim=64, value_dim=64, dtype="bfloat16")
-    values = 2 * 2 * 2 * 4096 * 64  # keys and values, batch, kv heads, length, head_dim
-    plain, narrow = (Task(PLUGINS[name](), w).cache_bytes for name in ("sdpa", "int8"))
-    assert plain == pytest.approx(2 * values, rel=0.01)
-    assert narrow == pytest.approx(values + values / 64 * 4, rel=0.01)  # and a scale in float32 for each vector
+@pytest.mark.parametrize(("name", "bits", "scales"), [("int8", 8, 1), ("fp8", 8, 1), ("int4", 4, 2)])
+def test_a_quantized_cache_takes_what_its_bits_take(name: str, bits: int, scales: int) -> None:
+    w = workload(phase="decode", mask="causal", seq=1, kv_seq=4096, head_dim=128, value_dim=128, dtype="bfloat16")
+    vectors = 2 * 2 * 2 * 4096  # keys and values, batch, kv heads, length
+    plain, narrow = (Task(PLUGINS[each](), w).cache_bytes for each in ("sdpa", name))
+    assert plain == pytest.approx(vectors * 128 * 2, rel=0.01)
+    assert narrow == pytest.approx(vectors * (128 * bits // 8 + 2 * scales), rel=0.01)  # scales of two bytes
 
 
 def attention_by_hand(query: Tensor, key: Tensor, value: Tensor, name: str) -> Tensor:

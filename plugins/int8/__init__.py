@@ -11,9 +11,9 @@ from torch import Tensor
 from attnbench.plugin import Attention, Choice, Definition, Implementation, Option, Softmax
 from attnbench.workload import Workload
 
-from .. import triton_kit
-from . import cache, native, plain
-from .quantization import LEVELS, quantize, smooth
+from .. import quantized_cache, triton_kit
+from . import native, plain
+from .quantization import FORMAT, LEVELS, quantize, smooth
 
 
 class Int8(Choice):
@@ -52,7 +52,7 @@ class Int8(Choice):
 
     def definition(self, workload: Workload) -> Definition:
         if workload.phase == "decode":
-            return Softmax(operands=partial(cache.operands, workload))
+            return Softmax(operands=partial(FORMAT.operands, workload))
 
         chosen, _ = self.chosen(workload)
         levels = native.key_levels() if chosen and chosen.name in native.PRODUCTS else LEVELS
@@ -69,7 +69,7 @@ class Int8(Choice):
 
     def implementations(self, workload: Workload) -> Sequence[Implementation]:
         if workload.phase == "decode":
-            return cache.implementations()
+            return quantized_cache.implementations(FORMAT)
         if workload.device == "cuda":
             return (Implementation("triton", self._triton, triton_kit.unsupported, workspace_bytes=_triton_bytes),)
         if self.impl == "qkpv":  # not the same function: never one that auto takes

@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..quantized_cache import Format
+
 LEVELS = 127
+FORMAT = Format(
+    "decode_int8.cpp",
+    "decode_int8",
+    LEVELS,
+    code=lambda numbers: numbers.round().to(torch.int8).view(torch.uint8),
+    value=lambda codes: codes.view(torch.int8).float(),
+    query_levels=LEVELS,
+)
+"""Of what a decoder keeps: a scale for each token."""
 
 
 def quantize(x: Tensor, rows: int, levels: int = LEVELS) -> tuple[Tensor, Tensor]:

@@ -229,21 +229,20 @@ def exact(workload: Workload, forward_plan: Plan, keys: int, backward_plan: Plan
 
 
 class _Scales(ctypes.Structure):
-    _fields_ = tuple((n, _Tensor) for n in ("query", "key", "value"))
+    _fields_ = tuple((n, _Tensor) for n in ("key", "value"))
 
 
-Int8 = tuple[Tensor, Tensor]
-"""int8 (batch, heads, length, dim) and float32 scales (batch, heads, length, 1)."""
+def packed_decoder(kernel: Callable[..., int], workload: Workload) -> Call:
+    """A kernel over packed.h's cache as a function of query, key, value, and their scales.
 
-
-def int8_decoder(kernel: Callable[..., int], workload: Workload) -> Callable[[Int8, Int8, Int8], Tensor]:
-    """decode_int8.cpp as a function of query, key and value; the output is of the workload's dtype."""
+    query: (batch, heads, seq, head_dim); the others as they lie in quantized_cache.py.
+    """
     w, problem = workload, _Problems(workload, dense(workload, workload.seq), KEYS)
 
-    def call(query: Int8, key: Int8, value: Int8) -> Tensor:
-        out = query[0].new_empty(w.batch, w.heads, w.seq, w.value_dim, dtype=getattr(torch, w.dtype))
-        scales = _Scales(*(_tensor(scale) for _, scale in (query, key, value)))
-        _run(kernel, problem(query[0], key[0], value[0], out), scales)
+    def call(query: Tensor, key: Tensor, value: Tensor, key_scale: Tensor, value_scale: Tensor) -> Tensor:
+        (query,) = dense_rows(query)
+        out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        _run(kernel, problem(query, key, value, out), _Scales(_tensor(key_scale), _tensor(value_scale)))
         return out
 
     return call

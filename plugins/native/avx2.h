@@ -84,6 +84,11 @@ INLINE float total(Floats x) {
     y = _mm_add_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
+INLINE int total(Ints x) {
+    __m128i y = _mm_add_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
 INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps((__m256i)x); }
 INLINE Ints to_ints(Floats x) { return (Ints)_mm256_cvtps_epi32(x); }  // ties to even
 INLINE Floats nearest(Floats x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -115,18 +120,52 @@ inline void transpose(Ints x[LANES]) {
     std::copy(t, t + LANES, r);
 }
 
-// sum + the products of four unsigned and four signed bytes in each lane.
+// Lane i is the total of x[i]: in three rounds, each of which halves what is left of pairs, quads, eights.
+INLINE Floats totals(Floats x[LANES]) {
+    Floats y[4], z[2];
+    for (int i = 0; i < 4; ++i)
+        y[i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]) + _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    for (int i = 0; i < 2; ++i) {
+        const __m256d a = (__m256d)y[2 * i], b = (__m256d)y[2 * i + 1];
+        z[i] = (Floats)_mm256_unpacklo_pd(a, b) + (Floats)_mm256_unpackhi_pd(a, b);
+    }
+    return _mm256_permute2f128_ps(z[0], z[1], 0x20) + _mm256_permute2f128_ps(z[0], z[1], 0x31);
+}
+
+INLINE Ints crossed(Ints x) { return (Ints)_mm256_shuffle_epi32((__m256i)x, 0xd8); }  // lanes 1 and 2 of each four exchanged
+INLINE Ints upper_bytes(Ints x) { return (Ints)_mm256_srai_epi16((__m256i)x, 8); }  // of each 16 bits, as 16 bits
+
+// As in avx512.h.
 #ifdef __AVXVNNI__
-constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
+constexpr int BYTE = 8;
+constexpr int RAISED = 128, SMALL = 1 << 20, SMALL_BITS = 8;
 INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {  // as an intrinsic, GCC 12 spills each sum
     asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(integers));
     return sum;
 }
+INLINE Ints dot2(Ints sum, Ints a, Ints b) {
+    asm("{vex} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    return sum;
+}
+INLINE Ints raised(Ints x) { return x ^ splat(int(0x80808080)); }
+INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) { return dot4(sum, x, integers); }
+INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) { return dot4(sum, bytes, integers); }
+INLINE Ints settle(Ints sum) { return sum; }
 #else
-constexpr int BYTE = 7;  // as pairs are added in 16 bits
+constexpr int BYTE = 7;
+constexpr int RAISED = 0, SMALL = 8, SMALL_BITS = 8;
+INLINE Ints settle(Ints sum) { return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
 INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers);
-    return sum + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return sum + settle((Ints)_mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers));
+}
+INLINE Ints dot2(Ints sum, Ints a, Ints b) { return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+INLINE Ints raised(Ints x) { return x; }
+INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) {  // |x| times what has the sign of x
+    return dot4(sum, (Ints)_mm256_abs_epi8((__m256i)x), (Ints)_mm256_sign_epi8((__m256i)integers, (__m256i)x));
+}
+INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) {
+    asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(_mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers)));  // as an intrinsic, GCC 12 spills it
+    return sum;
 }
 #endif
 

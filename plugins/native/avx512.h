@@ -49,6 +49,7 @@ INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 INLINE float greatest(Floats x) { return _mm512_reduce_max_ps(x); }
 INLINE float total(Floats x) { return _mm512_reduce_add_ps(x); }
+INLINE int total(Ints x) { return _mm512_reduce_add_epi32((__m512i)x); }
 INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps((__m512i)x); }
 INLINE Ints to_ints(Floats x) { return (Ints)_mm512_cvtps_epi32(x); }  // ties to even
 INLINE Floats nearest(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -82,6 +83,20 @@ inline void transpose(Ints x[LANES]) {
     }
 }
 
+// Lane i is the total of x[i]: in four rounds, each of which halves what is left of pairs, quads, eights, sixteens.
+INLINE Floats totals(Floats x[LANES]) {
+    Floats y[8], z[4], w[2];
+    for (int i = 0; i < 8; ++i)
+        y[i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]) + _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    for (int i = 0; i < 4; ++i) {
+        const __m512d a = (__m512d)y[2 * i], b = (__m512d)y[2 * i + 1];
+        z[i] = (Floats)_mm512_unpacklo_pd(a, b) + (Floats)_mm512_unpackhi_pd(a, b);
+    }
+    for (int i = 0; i < 2; ++i)
+        w[i] = _mm512_shuffle_f32x4(z[2 * i], z[2 * i + 1], 0x88) + _mm512_shuffle_f32x4(z[2 * i], z[2 * i + 1], 0xdd);
+    return _mm512_shuffle_f32x4(w[0], w[1], 0x88) + _mm512_shuffle_f32x4(w[0], w[1], 0xdd);
+}
+
 #ifdef __AVX512BF16__
 #define BF16_PAIRS
 INLINE Ints narrow_bf16(Floats x) { return (Ints)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
@@ -90,18 +105,42 @@ INLINE Ints narrow_pair(Floats low, Floats high) { return (Ints)_mm512_cvtne2ps_
 INLINE Floats dot2(Floats sum, Ints a, Ints b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 #endif
 
-// sum + the products of four unsigned and four signed bytes in each lane.
+INLINE Ints crossed(Ints x) { return (Ints)_mm512_shuffle_epi32((__m512i)x, _MM_PERM_DBCA); }  // lanes 1 and 2 of each four exchanged
+INLINE Ints upper_bytes(Ints x) { return (Ints)_mm512_srai_epi16((__m512i)x, 8); }  // of each 16 bits, as 16 bits
+
+// sum + the products of four unsigned and four signed bytes in each lane; `dot2`: of two signed 16 bits. `dot4_raised` takes signed bytes from -127 up in
+// both, the first of which `raised` has made RAISED more. `dot4_small` is for bytes of SMALL_BITS or signed ones with others up
+// to 15: it may add them in 16 bits, SMALL times those up to 127, after which `settle` gives the sum.
 #ifdef __AVX512VNNI__
 constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
+constexpr int RAISED = 128, SMALL = 1 << 20, SMALL_BITS = 8;
 INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {  // as an intrinsic, GCC 12 spills each sum
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(integers));
     return sum;
 }
+INLINE Ints dot2(Ints sum, Ints a, Ints b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
+INLINE Ints raised(Ints x) { return x ^ splat(int(0x80808080)); }
+INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) { return dot4(sum, x, integers); }
+INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) { return dot4(sum, bytes, integers); }
+INLINE Ints settle(Ints sum) { return sum; }
 #else
 constexpr int BYTE = 7;  // as pairs are added in 16 bits
+constexpr int RAISED = 0, SMALL = 8, SMALL_BITS = 8;
+INLINE Ints settle(Ints sum) { return (Ints)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1)); }
 INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers);
-    return sum + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    return sum + settle((Ints)_mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers));
+}
+INLINE Ints dot2(Ints sum, Ints a, Ints b) { return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+INLINE Ints raised(Ints x) { return x; }
+INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) {  // |x| times what has the sign of x
+    const __m512i zero{}, y = (__m512i)integers, turned = _mm512_mask_sub_epi8(y, _mm512_movepi8_mask((__m512i)x), zero, y);
+    return dot4(sum, (Ints)_mm512_abs_epi8((__m512i)x), (Ints)turned);
+}
+INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) {
+    return (Ints)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers));
 }
 #endif
 

@@ -1,88 +1,243 @@
-// Few queries over keys and values in float32 or 16 bits: see decode.h.
+// Few queries over keys and values as they are: see decode.h.
+//
+// A row is read by two registers of values at a time. Two of bf16 lie in 32 bits, those of even places and those of odd
+// ones, and are widened so; sums of columns are kept in that order until the end, as `place` says.
 #include "decode.h"
 
 namespace attnbench {
 
-using Product = Multiplied<Value>::Product;
-using Element = Product::Element;
-constexpr int WIDTH = Product::GROUP * LANES;  // elements in a register
+constexpr int TWO = 2 * LANES;
+constexpr int BLOCK = KEYS;  // keys and values that fit a first-level cache together
 
-// The scores of one query with up to KEYS keys, `rows` of which exist. q: padded with zeros to a multiple of WIDTH.
-inline void scores(const Element* q, const Value* k, int64_t k_row, int64_t rows, int64_t dim, float* s) {
-    for (int64_t key = 0; key < KEYS; key += LANES) {
-        Ints sums[LANES];
-        for (int i = 0; i < LANES; ++i) {
-            const int64_t there = key + i < rows ? dim : 0;
-            Floats sum = zero();
-            for (int64_t d = 0; d < there; d += WIDTH)
-                sum = Product::dot(sum, Product::along(k + (key + i) * k_row + d, there - d), load_ints(q + d));
-            sums[i] = (Ints)sum;
+template <class T>
+struct Two {
+    static constexpr bool TANGLED = false;
+
+    // The first n of a row's next values.
+    static INLINE void read(const T* x, int64_t n, Floats& low, Floats& high) {
+        low = load_first(x, n);
+        high = load_first(x + LANES, n - LANES);
+    }
+    static INLINE void read(const T* x, Floats& low, Floats& high) { low = load(x), high = load(x + LANES); }
+};
+
+template <>
+struct Two<bf16> {
+    static constexpr bool TANGLED = true;
+
+    static INLINE void widen(Ints pairs, Floats& even, Floats& odd) {
+        even = (Floats)(pairs << 16);
+        odd = (Floats)(pairs & splat(int(0xffff0000)));
+    }
+    static INLINE void read(const bf16* x, int64_t n, Floats& even, Floats& odd) { widen(load_bytes(x, 2 * n), even, odd); }
+    static INLINE void read(const bf16* x, Floats& even, Floats& odd) { widen(load_ints(x), even, odd); }
+};
+
+// A step's registers of a row, the last of which may be partly there: f(whole, at, n) with `whole` as a constant.
+template <class F>
+INLINE void along(int64_t n, F f) {
+    int64_t at = 0;
+    for (; at + TWO <= n; at += TWO) f(std::true_type(), at, int64_t(TWO));
+    if (at < n) f(std::false_type(), at, n - at);
+}
+
+// Where the sum of a column is kept.
+template <class T>
+INLINE int64_t place(int64_t column) {
+    return Two<T>::TANGLED ? column / TWO * TWO + column % 2 * LANES + column % TWO / 2 : column;
+}
+
+// How values multiply in float32: queries are widened, and laid out as keys are read.
+template <class T>
+struct Single {
+    using Query = float;
+    using Product = Singles;
+
+    static void pack(const T* from, int64_t n, float* to) {
+        alignas(64) float wide[MAX_DIM + TWO];
+        for (int64_t d = 0; d < n; d += LANES) store(wide + d, load_first(from + d, n - d));
+        for (int64_t d = 0; d < n; ++d) to[place<T>(d)] = wide[d];
+    }
+
+    // sum[r][c] += the products of R rows with C keys, of n values.
+    template <int R, int C>
+    static INLINE void add(const float* q, int64_t q_row, const T* const (&k)[C], int64_t n, Floats* sum) {
+        along(n, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
+            Floats low[C], high[C];
+#pragma GCC unroll 16
+            for (int c = 0; c < C; ++c)
+                if constexpr (whole) Two<T>::read(k[c] + at, low[c], high[c]);
+                else Two<T>::read(k[c] + at, left, low[c], high[c]);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                Floats first = load(q + r * q_row + at), second = load(q + r * q_row + at + LANES);
+                keep(first), keep(second);
+#pragma GCC unroll 16
+                for (int c = 0; c < C; ++c) sum[r * C + c] = fma(low[c], first, sum[r * C + c]);
+#pragma GCC unroll 16
+                for (int c = 0; c < C; ++c) sum[r * C + c] = fma(high[c], second, sum[r * C + c]);
+            }
+        });
+    }
+
+    // sum[r] += weights * V for two registers of columns, n of which exist.
+    template <int R, bool whole>
+    static INLINE void columns(const float* p, const T* v, int64_t v_row, int64_t rows, int64_t n, Floats (&sum)[R][2]) {
+#pragma GCC unroll 2
+        for (int64_t j = 0; j < rows; ++j) {
+            Floats low, high;
+            if constexpr (whole) Two<T>::read(v + j * v_row, low, high);
+            else Two<T>::read(v + j * v_row, n, low, high);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const Floats weight = splat(p[r * BLOCK + j]);
+                sum[r][0] = fma(weight, low, sum[r][0]);
+                sum[r][1] = fma(weight, high, sum[r][1]);
+            }
         }
-        transpose(sums);  // so that the lanes of a key's sum stand in a column
-        Floats total = zero();
-        for (const Ints& sum : sums) total = total + (Floats)sum;
-        store(s + key, total);
     }
-}
+};
 
-// O += P V for one row of P over `rows` keys.
-inline void accumulate(const float* p, const Value* v, int64_t v_row, int64_t rows, int64_t dim, float* o) {
-    for (int64_t c = 0; c < dim; c += 4 * LANES) {
-        Floats sum[4];
-        for (int t = 0; t < 4; ++t) sum[t] = load_first(o + c + LANES * t, dim - c - LANES * t);
-        for (int64_t j = 0; j < rows; ++j)
-            for (int t = 0; t < 4; ++t)
-                sum[t] = fma(splat(p[j]), load_first(v + j * v_row + c + LANES * t, dim - c - LANES * t), sum[t]);
-        for (int t = 0; t < 4; ++t) store_first(o + c + LANES * t, sum[t], dim - c - LANES * t);
+template <class T>
+struct Multiply : Single<T> {};
+
+#ifdef BF16_PAIRS
+// In pairs: along a row as they lie, and of two rows the even columns and the odd ones.
+template <>
+struct Multiply<bf16> {
+    using Query = bf16;
+    using Product = Pairs;
+
+    static void pack(const bf16* from, int64_t n, bf16* to) { std::copy(from, from + n, to); }
+
+    template <int R, int C>
+    static INLINE void add(const bf16* q, int64_t q_row, const bf16* const (&k)[C], int64_t n, Floats* sum) {
+        along(n, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
+            Ints keys[C];
+#pragma GCC unroll 16
+            for (int c = 0; c < C; ++c) keys[c] = whole ? load_ints(k[c] + at) : load_bytes(k[c] + at, 2 * left);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                Ints query = load_ints(q + r * q_row + at);
+                keep(query);
+#pragma GCC unroll 16
+                for (int c = 0; c < C; ++c) sum[r * C + c] = dot2(sum[r * C + c], keys[c], query);
+            }
+        });
     }
-}
 
-class FloatCache {
+    template <int R, bool whole>
+    static INLINE void columns(const bf16* p, const bf16* v, int64_t v_row, int64_t rows, int64_t n,
+                               Floats (&sum)[R][2]) {
+        const Ints lower = splat(0xffff), upper = splat(int(0xffff0000));
+        for (int64_t j = 0; j < rows; j += 2) {  // a last row without another stands for it, with a weight of nothing
+            const bf16 *one = v + j * v_row, *other = j + 1 < rows ? one + v_row : one;
+            const Ints a = whole ? load_ints(one) : load_bytes(one, 2 * n);
+            const Ints b = whole ? load_ints(other) : load_bytes(other, 2 * n);
+            const Ints even = (a & lower) | b << 16, odd = (a >> 16 & lower) | (b & upper);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const Ints weight = spread(p + r * BLOCK + j);
+                sum[r][0] = dot2(sum[r][0], even, weight);
+                sum[r][1] = dot2(sum[r][1], odd, weight);
+            }
+        }
+    }
+};
+#endif
+
+template <class T>
+class AsTheyAre {
+    using Product = typename Multiply<T>::Product;
+    using Query = typename Multiply<T>::Query;
+
   public:
-    explicit FloatCache(const Problem& p)
-        : p_(p),
-          width_(round_up(p.head_dim, WIDTH)),
-          rows_(p.heads / p.kv_heads * p.seq),
-          queries_(p.batch * p.kv_heads * rows_ * width_) {
-        const int64_t heads = p.batch * p.kv_heads, group = p.heads / p.kv_heads;
-        for (int64_t head = 0; head < heads; ++head)
-            for (int64_t row = 0; row < rows_; ++row)
-                copy_row<Product>(
-                    p.query.at<Value>(head / p.kv_heads, head % p.kv_heads * group + row / p.seq, row % p.seq),
-                    p.head_dim, queries_ + (head * rows_ + row) * width_);
+    static constexpr int BLOCK = attnbench::BLOCK;
+
+    struct Weights {
+        alignas(64) typename Product::Element data[TOGETHER * BLOCK];
+    };
+
+    struct Head {
+        const Query* queries;
+        const T *key, *value;
+    };
+
+    explicit AsTheyAre(const Problem& p)
+        : p_(p), group_(p), width_(round_up(p.head_dim, TWO)), queries_(p.batch * p.kv_heads * group_.rows * width_) {
+        const int64_t rows = p.batch * p.kv_heads * group_.rows;
+        std::fill(queries_ + 0, queries_ + rows * width_, Query{});
+        for (int64_t i = 0; i < rows; ++i)
+            Multiply<T>::pack(group_.at<T>(p, p.query, i / group_.rows, i % group_.rows), p.head_dim,
+                              queries_ + i * width_);
     }
 
-    // V of these keys, and K of the next ones.
-    void fetch(int64_t batch, int64_t head, int64_t key, int64_t rows, int64_t next) const {
-        fetch_rows<Value>(p_.value, batch, head, key, rows, p_.value_dim);
-        fetch_rows<Value>(p_.key, batch, head, key + KEYS, next, p_.head_dim);
+    int64_t columns() const { return round_up(p_.value_dim, TWO); }
+    int64_t place(int64_t column) const { return attnbench::place<T>(column); }
+    float scale(const Head&, int64_t) const { return p_.scale * float(M_LOG2E); }  // log2 e, as powers are of 2
+    float factor() const { return 1; }  // of the output
+    Head head(int64_t i) const {
+        const int64_t batch = i / p_.kv_heads, own = i % p_.kv_heads;
+        return {queries_ + i * group_.rows * width_, p_.key.at<T>(batch, own, 0), p_.value.at<T>(batch, own, 0)};
     }
 
-    // The products of one query with `rows` keys into s, and what they are still to be multiplied by, log2 e included.
-    float scores(int64_t of, int64_t row, int64_t batch, int64_t head, int64_t key, int64_t rows, float* s) const {
-        attnbench::scores(queries_ + (of * rows_ + row) * width_, p_.key.at<Value>(batch, head, key), p_.key.row, rows,
-                          p_.head_dim, s);
-        return p_.scale * float(M_LOG2E);
+    // Asks for V of these keys, and K of the next ones: the hardware's own prefetcher loses the thread from one to the
+    // other and back.
+    void fetch(const Head& head, int64_t key, int64_t rows, int64_t next) const {
+        ask(head.value + key * p_.value.row, p_.value.row, rows, p_.value_dim);
+        ask(head.key + (key + BLOCK) * p_.key.row, p_.key.row, next, p_.head_dim);
     }
 
-    void accumulate(int64_t batch, int64_t head, int64_t key, int64_t rows, const float* weights, float* o) const {
-        attnbench::accumulate(weights, p_.value.at<Value>(batch, head, key), p_.value.row, rows, p_.value_dim, o);
+    // The products of R rows with a block's keys: s[R][BLOCK].
+    template <int R>
+    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s) const {
+        constexpr int C = LANES / (R == 3 ? 4 : R);  // keys at a time
+        for (int64_t j = 0; j < rows; j += C) {
+            const T* keys[C];
+            for (int c = 0; c < C; ++c) keys[c] = head.key + (key + std::min(j + c, rows - 1)) * p_.key.row;
+            Floats sum[LANES];
+            for (auto& x : sum) x = zero();
+            Multiply<T>::template add<R, C>(head.queries + row * width_, width_, keys, p_.head_dim, sum);
+            alignas(64) float all[LANES];
+            store(all, totals(sum));
+            for (int r = 0; r < R; ++r) std::memcpy(s + r * BLOCK + j, all + r * C, sizeof(float) * C);
+        }
+    }
+
+    // P of a block for the r-th row, and its sum.
+    float weigh(const Head&, int64_t, int64_t, const float* s, float scale, float top, int r, Weights& weights) const {
+        return powers<Product, !std::is_same_v<T, bf16>>(s, BLOCK, scale, top, weights.data + r * BLOCK);
+    }
+
+    // O += P V for R rows over a block's keys.
+    template <int R>
+    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& weights, float* o, int64_t o_row) const {
+        const T* v = head.value + key * p_.value.row;
+        along(p_.value_dim, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
+            Floats sum[R][2];
+            for (int r = 0; r < R; ++r)
+                for (int t = 0; t < 2; ++t) sum[r][t] = load(o + r * o_row + at + LANES * t);
+            Multiply<T>::template columns<R, whole>(weights.data, v + at, p_.value.row, rows, left, sum);
+            for (int r = 0; r < R; ++r)
+                for (int t = 0; t < 2; ++t) store(o + r * o_row + at + LANES * t, sum[r][t]);
+        });
     }
 
   private:
+    static void ask(const T* x, int64_t row, int64_t rows, int64_t dim) {
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t d = 0; d < dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + i * row + d);
+    }
+
     const Problem& p_;
-    int64_t width_, rows_;
-    Buffer<Element> queries_;
+    Group group_;
+    int64_t width_;
+    Buffer<Query> queries_;
 };
 
 }  // namespace attnbench
 
-// `high` of the problem is the causal mask's: row i sees the keys up to i + high. Strips and ranges are not read.
 extern "C" int decode(const attnbench::Problem* problem) {
-    try {
-        attnbench::decode(*problem, attnbench::FloatCache(*problem));
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    using namespace attnbench;
+    return run_decode<AsTheyAre<Value>>(*problem);
 }

@@ -1,103 +1,141 @@
 // Few queries on many keys, as when a decoder adds a token to its cache: K and V are read once, from where they lie, so
-// the time is that of reading them. Keys are split among threads and the parts merged by their maxima and sums
-// (Dao, Haziza, Massa, Sizov 2023, "Flash-Decoding"). What the cache holds is left to `Cache`.
+// the time is that of reading them. The rows of a group of heads pass over a block of keys together. Keys are split among
+// threads and the parts merged by their maxima and sums (Dao, Haziza, Massa, Sizov 2023, "Flash-Decoding"). What the cache
+// holds is left to `Cache`.
 #pragma once
 
 #include "attention.h"
 
 namespace attnbench {
 
-// Asks for rows of a tensor that are needed soon; the hardware's own prefetcher loses the thread from K to V and back.
-template <class T>
-void fetch_rows(const Tensor& x, int64_t batch, int64_t head, int64_t start, int64_t rows, int64_t dim) {
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t d = 0; d < dim; d += 64 / int64_t(sizeof(T)))
-            __builtin_prefetch(x.at<T>(batch, head, start + i) + d);
-}
+constexpr int TOGETHER = 4;  // rows at a time: their sums, of LANES / TOGETHER keys, take LANES registers
+
+// The rows of queries that share a key/value head: row r is query r % seq of the group's head r / seq.
+struct Group {
+    explicit Group(const Problem& p) : heads(p.heads / p.kv_heads), seq(p.seq), rows(heads * seq) {}
+
+    template <class T>
+    T* at(const Problem& p, const Tensor& x, int64_t head, int64_t row) const {
+        return x.at<T>(head / p.kv_heads, head % p.kv_heads * heads + row / seq, row % seq);
+    }
+
+    int64_t heads, seq, rows;
+};
 
 // One row over one part of the keys: its output before division, the maximum and the sum that it is relative to.
-struct Part {
-    float* out;
+struct Share {
     float top = LOWEST, sum = 0;
 };
 
-// All parts of the problem: for each key/value head, `splits` parts of its keys, each with all rows of its group.
-class Parts {
+// All of them: for each key/value head and each part of its keys, all rows of its group.
+class Shares {
   public:
-    Parts(const Problem& p, int64_t splits)
-        : rows_(p.heads / p.kv_heads * p.seq),
+    Shares(const Problem& p, int64_t rows, int64_t splits, int64_t columns)
+        : rows_(rows),
           splits_(splits),
-          out_(p.batch * p.heads * p.seq * splits * p.columns()),
-          parts_(p.batch * p.heads * p.seq * splits) {
-        std::fill(out_ + 0, out_ + parts_.size() * p.columns(), 0.f);
-        for (size_t i = 0; i < parts_.size(); ++i) parts_[i].out = out_ + i * p.columns();
+          columns_(columns),
+          shares_(p.batch * p.kv_heads * rows * splits),
+          out_(shares_.size() * columns) {
+        std::fill(out_ + 0, out_ + shares_.size() * columns, 0.f);
     }
 
-    Part& at(int64_t head, int64_t row, int64_t split) { return parts_[(head * rows_ + row) * splits_ + split]; }
-    int64_t rows() const { return rows_; }
+    Share& at(int64_t head, int64_t split, int64_t row) { return shares_[index(head, split, row)]; }
+    float* out(int64_t head, int64_t split, int64_t row) { return out_ + index(head, split, row) * columns_; }
     int64_t splits() const { return splits_; }
+    int64_t columns() const { return columns_; }
 
   private:
-    int64_t rows_, splits_;
+    int64_t index(int64_t head, int64_t split, int64_t row) const { return (head * splits_ + split) * rows_ + row; }
+
+    int64_t rows_, splits_, columns_;
+    std::vector<Share> shares_;
     Buffer<float> out_;
-    std::vector<Part> parts_;
 };
+
+// R rows from the `row`-th on over a block of keys, of which `rows` exist.
+template <int R, class Cache>
+void block(const Problem& p, const Cache& cache, const typename Cache::Head& head, Share* shares, float* out,
+           int64_t columns, int64_t row, int64_t key, int64_t rows) {
+    constexpr int BLOCK = Cache::BLOCK;
+    alignas(64) float s[R * BLOCK];
+    typename Cache::Weights weights;
+    cache.template scores<R>(head, row, key, rows, s);
+    for (int r = 0; r < R; ++r) {
+        Share& share = shares[r];
+        hide(s + r * BLOCK, BLOCK, 0, std::min(rows, (row + r) % p.seq + p.high + 1 - key));
+        const float scale = cache.scale(head, row + r);
+        raise(maximum(s + r * BLOCK, BLOCK) * scale, share.top, share.sum, out + r * columns, columns);
+        share.sum += cache.weigh(head, key, rows, s + r * BLOCK, scale, share.top, r, weights);
+    }
+    cache.template accumulate<R>(head, key, rows, weights, out, columns);
+}
 
 // Keys [start, end) of one key/value head, for the queries of its group.
 template <class Cache>
-void attend(const Problem& p, const Cache& cache, Parts& parts, int64_t head, int64_t split, int64_t start,
+void attend(const Problem& p, const Cache& cache, Shares& shares, int64_t index, int64_t split, int64_t start,
             int64_t end) {
-    const int64_t batch = head / p.kv_heads, kv_head = head % p.kv_heads;
-    alignas(64) float s[KEYS];
-    for (int64_t key = start; key < end; key += KEYS) {
-        const int64_t rows = std::min<int64_t>(KEYS, end - key);
-        cache.fetch(batch, kv_head, key, rows, std::clamp<int64_t>(end - key - KEYS, 0, KEYS));
-        for (int64_t row = 0; row < parts.rows(); ++row) {
-            const int64_t seen = std::min(rows, row % p.seq + p.high + 1 - key);
-            if (seen <= 0) continue;
-            Part& part = parts.at(head, row, split);
-            const float scale = cache.scores(head, row, batch, kv_head, key, rows, s);
-            hide(s, KEYS, 0, seen);
-            raise(maximum(s, KEYS) * scale, part.top, part.sum, part.out, p.columns());
-            part.sum += powers<Singles, !std::is_same_v<Value, bf16>>(s, KEYS, scale, part.top, s);
-            cache.accumulate(batch, kv_head, key, seen, s, part.out);
-        }
+    const typename Cache::Head head = cache.head(index);
+    const int64_t all = Group(p).rows, columns = shares.columns();
+    for (int64_t key = start; key < end; key += Cache::BLOCK) {
+        const int64_t rows = std::min<int64_t>(Cache::BLOCK, end - key);
+        cache.fetch(head, key, rows, std::clamp<int64_t>(end - key - Cache::BLOCK, 0, Cache::BLOCK));
+        for (int64_t row = 0; row < all; row += TOGETHER)
+            with_constant<TOGETHER>(all - row, [&](auto r) {
+                block<r>(p, cache, head, &shares.at(index, split, row), shares.out(index, split, row), columns, row, key,
+                         rows);
+            });
     }
 }
 
 // A row's parts into its output.
-void merge(const Problem& p, Parts& parts, int64_t head, int64_t row) {
-    Part& whole = parts.at(head, row, 0);
-    for (int64_t split = 1; split < parts.splits(); ++split) {
-        const Part& part = parts.at(head, row, split);
-        const float top = std::max(whole.top, part.top);
-        const float keep = std::exp2(whole.top - top), add = std::exp2(part.top - top);
-        for (int64_t c = 0; c < p.value_dim; ++c) whole.out[c] = keep * whole.out[c] + add * part.out[c];
-        whole.sum = keep * whole.sum + add * part.sum;
+template <class Cache>
+void merge(const Problem& p, const Cache& cache, Shares& shares, int64_t head, int64_t row) {
+    Share& whole = shares.at(head, 0, row);
+    float* sum = shares.out(head, 0, row);
+    for (int64_t split = 1; split < shares.splits(); ++split) {
+        const Share& share = shares.at(head, split, row);
+        const float top = std::max(whole.top, share.top), *out = shares.out(head, split, row);
+        const float keep = std::exp2(whole.top - top), add = std::exp2(share.top - top);
+        for (int64_t c = 0; c < shares.columns(); c += LANES)
+            store(sum + c, splat(keep) * load(sum + c) + splat(add) * load(out + c));
+        whole.sum = keep * whole.sum + add * share.sum;
         whole.top = top;
     }
-    const int64_t query_head = head % p.kv_heads * (p.heads / p.kv_heads) + row / p.seq;
-    finish(whole.out, p.value_dim, 1 / whole.sum, p.out.at<Value>(head / p.kv_heads, query_head, row % p.seq));
+    alignas(64) float ordered[MAX_DIM + 2 * LANES];
+    for (int64_t c = 0; c < p.value_dim; ++c) ordered[c] = sum[cache.place(c)];
+    finish(ordered, p.value_dim, cache.factor() / whole.sum, Group(p).at<Value>(p, p.out, head, row));
 }
 
 template <class Cache>
 void decode(const Problem& p, const Cache& cache) {
-    const int64_t heads = p.batch * p.kv_heads, rows = p.heads / p.kv_heads * p.seq;
+    const int64_t heads = p.batch * p.kv_heads, rows = Group(p).rows;
     // Some parts for each thread, so that none waits long for the last; but not of less than a few blocks.
     const int64_t wanted = std::max<int64_t>(1, 4 * p.threads / heads);
     const int64_t keys = round_up(std::max<int64_t>((p.kv_seq + wanted - 1) / wanted, 4 * KEYS), KEYS);
     const int64_t splits = (p.kv_seq + keys - 1) / keys;
-    Parts parts(p, splits);
+    Shares shares(p, rows, splits, cache.columns());
 #pragma omp parallel num_threads(p.threads)
     {
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * splits; ++task) {
             const int64_t start = task % splits * keys;
-            attend(p, cache, parts, task / splits, task % splits, start, std::min(start + keys, p.kv_seq));
+            attend(p, cache, shares, task / splits, task % splits, start, std::min(start + keys, p.kv_seq));
         }
 #pragma omp for
-        for (int64_t task = 0; task < heads * rows; ++task) merge(p, parts, task / rows, task % rows);
+        for (int64_t task = 0; task < heads * rows; ++task) merge(p, cache, shares, task / rows, task % rows);
     }
+}
+
+// Runs it for C: 0, or 1 where memory did not suffice. `high` of the problem is the causal mask's: row i sees the keys up
+// to i + high. Strips and ranges are not read.
+template <class Cache, class... More>
+int run_decode(const Problem& p, const More&... more) {
+    try {
+        decode(p, Cache(p, more...));
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
 }
 
 }  // namespace attnbench

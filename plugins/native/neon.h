@@ -77,6 +77,7 @@ INLINE Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }
 INLINE Floats min(Floats a, Floats b) { return vminq_f32(a, b); }
 INLINE float greatest(Floats x) { return vmaxvq_f32(x); }
 INLINE float total(Floats x) { return vaddvq_f32(x); }
+INLINE int total(Ints x) { return vaddvq_s32(x); }
 INLINE Floats to_floats(Ints x) { return vcvtq_f32_s32(x); }
 INLINE Ints to_ints(Floats x) { return vcvtnq_s32_f32(x); }  // ties to even
 INLINE Floats nearest(Floats x) { return vrndnq_f32(x); }
@@ -95,6 +96,9 @@ inline void transpose(Ints r[LANES]) {
     r[3] = (Ints)vtrn2q_s64(b, d);
 }
 
+// Lane i is the total of x[i].
+INLINE Floats totals(Floats x[LANES]) { return vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])); }
+
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
 #define BF16_PAIRS
 INLINE Ints narrow_bf16(Floats x) { return (Ints)vmovl_u16((uint16x4_t)vcvt_bf16_f32(x)); }
@@ -103,16 +107,18 @@ INLINE Ints narrow_pair(Floats low, Floats high) { return (Ints)vcvtq_high_bf16_
 INLINE Floats dot2(Floats sum, Ints a, Ints b) { return vbfdotq_f32(sum, (bfloat16x8_t)a, (bfloat16x8_t)b); }
 #endif
 
-// sum + the products of four unsigned and four signed bytes in each lane.
-#ifdef __ARM_FEATURE_MATMUL_INT8
-constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
-INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
-    return vusdotq_s32(sum, (uint8x16_t)bytes, (int8x16_t)integers);
+INLINE Ints crossed(Ints x) { return (Ints)__builtin_shufflevector(x, x, 0, 2, 1, 3); }  // lanes 1 and 2 of each four exchanged
+INLINE Ints upper_bytes(Ints x) { return (Ints)vshrq_n_s16((int16x8_t)x, 8); }  // of each 16 bits, as 16 bits
+
+// As in avx512.h. Signed bytes are multiplied as such, and so are small ones.
+constexpr int RAISED = 0, SMALL = 1 << 20;
+INLINE Ints dot2(Ints sum, Ints a, Ints b) {
+    const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+    return sum + vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 }
-#else
-constexpr int BYTE = 7;  // as they are multiplied as signed
-INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
-    const int8x16_t a = (int8x16_t)bytes, b = (int8x16_t)integers;
+INLINE Ints raised(Ints x) { return x; }
+INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) {
+    const int8x16_t a = (int8x16_t)x, b = (int8x16_t)integers;
 #ifdef __ARM_FEATURE_DOTPROD
     return vdotq_s32(sum, a, b);
 #else
@@ -120,6 +126,16 @@ INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
     return vpadalq_s16(sum, vpaddq_s16(low, high));
 #endif
 }
+INLINE Ints settle(Ints sum) { return sum; }
+#ifdef __ARM_FEATURE_MATMUL_INT8
+constexpr int BYTE = 8, SMALL_BITS = 8;  // bits of the unsigned ones that may be used
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
+    return vusdotq_s32(sum, (uint8x16_t)bytes, (int8x16_t)integers);
+}
+#else
+constexpr int BYTE = 7, SMALL_BITS = 7;  // as they are multiplied as signed
+INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) { return dot4_raised(sum, bytes, integers); }
 #endif
+INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) { return dot4(sum, bytes, integers); }
 
 }  // namespace attnbench

@@ -44,6 +44,24 @@ INLINE Ints spread(const void* four) {  // four bytes, into every lane
     return splat(value);
 }
 
+// In a register from here on: the compiler would read it from memory anew wherever it is used.
+template <class T>
+INLINE void keep(T& x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));
+#elif defined(__AVX2__)
+    asm("" : "+x"(x));
+#else
+    asm("" : "+w"(x));
+#endif
+}
+
+// In memory until it is needed: there are registers for better things.
+template <class T>
+INLINE void set_aside(T& x) {
+    asm("" : "+m"(x));
+}
+
 INLINE Floats zero() { return splat(0.f); }
 INLINE Floats kept(Floats x, int64_t n) { return (Floats)((Ints)x & first(n)); }  // the first n values, and zeros
 INLINE Floats abs(Floats x) { return (Floats)((Ints)x & splat(0x7fffffff)); }
