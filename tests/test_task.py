@@ -302,3 +302,19 @@ def test_gradients_of_the_reference_are_autograds(definition: str) -> None:
 def assert_same(found: Sequence[Tensor], should: Sequence[Tensor]) -> None:
     for a, b in zip(found, should, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "deviation"), [("normal", 1.0), ("outlier", 1.05)])
+def test_a_long_past_is_like_a_drawn_one(kind: str, deviation: float) -> None:
+    w = workload(phase="decode", mask="causal", seq=1, kv_seq=1 << 16, heads=2, kv_heads=2, batch=1, inputs=kind)
+    w = w.replace(head_dim=64, value_dim=48)
+    key, value = inputs.past(w, (), 0)
+    assert key.numel() > value.numel() > 1 << 22
+    for x, y in zip((key, value), inputs.past(w, (), 0), strict=True):
+        assert torch.equal(x, y)
+        assert float(x.mean()) == pytest.approx(0, abs=2e-3)
+        assert float(x.std()) == pytest.approx(deviation, abs=0.01)
+        vectors = x.flatten(0, 2)
+        assert len(torch.unique(vectors[:, :4], dim=0)) > 0.95 * len(vectors)
+    assert not torch.equal(key, inputs.past(w, (), 1)[0])
+    assert not torch.equal(key[..., :48], value)

@@ -34,8 +34,28 @@ def shapes(workload: Workload, gates: Sequence[int] = ()) -> list[tuple[int, ...
 def past(workload: Workload, gates: Sequence[int], layer: int) -> list[Tensor]:
     """Key, value and gates of the tokens that a decoding step of scope attention finds there, in one layer."""
     tensors = [_empty(workload, shape) for shape in _token_shapes(workload, workload.past, gates)]
-    fill(tensors, workload, -1 - layer)
+    long = [workload.on_host and tensor.numel() > _DRAWN for tensor in tensors]
+    drawn = [x.new_empty(_DRAWN) if is_long else x for x, is_long in zip(tensors, long, strict=True)]
+    fill(drawn, workload, -1 - layer)
+    places = Random((workload.seed << 20) + layer)
+    for tensor, pool, is_long in zip(tensors, drawn, long, strict=True):
+        if is_long:
+            _patch(tensor.view(-1), pool, places)
     return tensors
+
+
+_DRAWN, _PIECE = 1 << 22, 65_521  # values of a past that are drawn; of a longer one pieces are copied from among them
+
+
+def _patch(tensor: Tensor, pool: Tensor, places: Random) -> None:
+    """Fills a long tensor, (values,), with pieces of the pool that begin anywhere: drawing takes ten times as long.
+
+    A piece has a prime number of values, so that the vectors of two pieces are hardly ever cut alike.
+    """
+    for at in range(0, len(tensor), _PIECE):
+        piece = tensor[at : at + _PIECE]
+        start = places.randrange(len(pool) - len(piece) + 1)
+        torch.mul(pool[start : start + len(piece)], places.choice((1, -1)), out=piece)
 
 
 def _token_shapes(w: Workload, length: int, gates: Sequence[int]) -> list[tuple[int, ...]]:
