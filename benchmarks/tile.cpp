@@ -10,10 +10,18 @@ constexpr int64_t GROUPS = 64;  // of 4 bytes: the panel and the rows lie in the
 template <class Product, class Sum>
 void repeat(int64_t times) {
     alignas(64) static thread_local char rows[ROWS * GROUPS * 4], panel[PANEL * GROUPS * 4], out[ROWS * PANEL * 4];
+    volatile int64_t known_late = GROUPS;  // as in the kernels: the compiler would unroll all of it
+    const int64_t groups = known_late;
     for (int64_t i = 0; i < times; ++i) {
-        Sum sum[ROWS][VECTORS] = {};
-        multiply<Product>(rows, GROUPS * 4, 4, panel, 4 * PANEL, GROUPS, sum);
+        Sum sum[ROWS][VECTORS];
+#pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+            for (int t = 0; t < VECTORS; ++t) sum[r][t] = Sum{};
+        multiply<Product>(rows, groups * 4, 4, panel, 4 * PANEL, groups, sum);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
             for (int t = 0; t < VECTORS; ++t) store_ints(out + (r * VECTORS + t) * LANES * 4, (Ints)sum[r][t]);
         asm volatile("" ::: "memory");  // or the loop would be done once
     }
