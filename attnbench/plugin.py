@@ -187,7 +187,8 @@ class Plugin:
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     phases: ClassVar[tuple[str, ...]] = ("forward", "decode", "train")
-    """Without "train" it has no backward pass; without "decode" it cannot add tokens to a past."""
+    """Without "train" it has no backward pass; without "decode" it cannot add tokens to a past. The first is what it is
+    made for: a run of other phases takes a variant for decoding in where it is named, and not with all others."""
 
     def __init__(self, **values: Value) -> None:
         for name in values:

@@ -41,7 +41,7 @@ class Fp8(Choice):
     """
 
     family = "quantized"
-    phases: ClassVar[tuple[str, ...]] = ("forward", "decode")
+    phases: ClassVar[tuple[str, ...]] = ("decode", "forward")
     options: ClassVar[Mapping[str, Option]] = {
         "format": Option("e4m3", "4 bits of exponent and 3 of mantissa, or 5 and 2", tuple(FORMATS)),
         "impl": cache.IMPL,

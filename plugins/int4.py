@@ -40,7 +40,7 @@ class Int4(Choice):
     """
 
     family = "quantized"
-    phases: ClassVar[tuple[str, ...]] = ("forward", "decode")
+    phases: ClassVar[tuple[str, ...]] = ("decode", "forward")
     options: ClassVar[Mapping[str, Option]] = {"impl": cache.IMPL}
 
     def definition(self, workload: Workload) -> Definition:

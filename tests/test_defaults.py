@@ -16,6 +16,7 @@ from attnbench.devices import machine
 from attnbench.devices.cpu import DEVICE
 from attnbench.sweep.settings import Asked
 
+FOR_DECODING = {"int4", "fp8", "paged"}
 HIDDEN = {"ATTNBENCH_MAX_CPU_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
@@ -63,6 +64,9 @@ def test_a_sweep_is_causal_and_in_the_dtype_that_is_fast_here() -> None:
         assert {cell["mask"] for cell in told["cells"]} == {"causal"}
         assert {cell["block"] for cell in told["cells"]} == {"", "decoder-only"}
         assert {cell["status"] for cell in told["cells"]} == {None}  # every variant can do what nobody chose
+        assert {cell["plugin"].split(":")[0] for cell in told["cells"]}.isdisjoint(FOR_DECODING)
+    decoding = json.loads(attnbench("run", "--seq", 64, "--phase", "decode", "--dry-run", "--json").stdout)
+    assert {cell["plugin"].split(":")[0] for cell in decoding["cells"]} > FOR_DECODING
     hidden = json.loads(attnbench("run", "--seq", 64, "--dry-run", "--json", **HIDDEN).stdout)
     assert {cell["dtype"] for cell in hidden["cells"]} == {"float32"}
     assert Asked.of(dtype="auto").sweep.dtype == Asked.of().sweep.dtype == ()

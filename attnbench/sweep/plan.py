@@ -34,7 +34,7 @@ _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[Workload]) -> Iterator[Cell]:
     """The cells that a request stands for, by what its plugin answered.
 
-    A variant that is made for other phases alone, as paged for decoding, is no part of "all" and of patterns.
+    A variant that is made for another phase than those of the workloads is no part of "all" and of patterns.
 
     Raises:
         AttnbenchError: the request has an option or value that the plugin doesn't know.
@@ -49,8 +49,8 @@ def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[
             cell.end(answer.status, answer.reason, answer.traceback)
             yield cell
         return
-    phases = {workload.phase for workload in workloads}
-    if not request.named and "forward" not in answer.phases and phases.isdisjoint(answer.phases):
+    made_for = answer.phases[0] if answer.phases else "forward"
+    if not request.named and made_for not in {"forward", *(workload.phase for workload in workloads)}:
         return
     for instance in answer.instances:
         for workload, promise in zip(workloads, instance.promises, strict=True):
