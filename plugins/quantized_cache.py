@@ -26,7 +26,6 @@ from .sdpa import Sdpa
 
 KEYS = 4096  # keys widened at a time in torch
 TILE = 16  # tokens, and columns, that lie together, as in packed.h
-_ORDER = [0, 2, 1, 3]  # where in four bytes four tokens, or dims, lie
 _TINIEST = 1e-30
 IMPL = Option("auto", "what computes a step", ("auto", "native", "torch"))
 
@@ -57,7 +56,8 @@ class Format:
     def narrow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x, float32 (.., length, dim), as bytes (.., length, dim), one a number, and scales (.., length, groups)."""
         groups = _groups(x, self.group or x.shape[-1])  # (.., length, groups, group)
-        scale = (groups.abs().amax(-1).clamp(min=_TINIEST) / self.levels).bfloat16()  # (.., length, groups)
+        peak = torch.maximum(groups.amax(-1), groups.amin(-1).neg_())  # (.., length, groups)
+        scale = (peak.clamp_(min=_TINIEST) / self.levels).bfloat16()
         numbers = (groups / scale.float()[..., None]).flatten(-2)[..., : x.shape[-1]]  # (.., length, dim)
         return self.code(numbers), scale
 
@@ -83,6 +83,11 @@ class Format:
 def past_mean(key: Tensor) -> Tensor:
     """K's mean over tokens (batch, kv_heads, 1, head_dim) in float32; 0 where there is none yet."""
     return key.sum(2, keepdim=True, dtype=torch.float32) / max(1, key.shape[2])
+
+
+def _crossed(x: Tensor, dim: int) -> Tensor:
+    """Four tokens, or dims, in the order in which their bytes lie in a lane, 0 2 1 3; and back."""
+    return x.unflatten(dim, (2, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def _groups(x: Tensor, group: int) -> Tensor:
@@ -132,7 +137,7 @@ class PackedCache(NamedTuple):
             codes, scale = form.narrow(key[:, :, part].float() - self.mean)
             rows = _fours(codes, form)
             at = self.length + part.start
-            _put(self.key.permute(0, 1, 2, 4, 3, 5), at, rows)
+            _put(self.key.view(torch.int32)[..., 0].mT, at, rows.contiguous().view(torch.int32)[..., 0])
             _put(self.key_scale.mT, at, scale)
             codes, scale = form.narrow(value[:, :, part].float())
             _put(self.value.mT, at, _columns(codes, form))
@@ -144,9 +149,9 @@ class PackedCache(NamedTuple):
         tiles, fours = (slice(part.start // n, -(-part.stop // n)) for n in (TILE, 4))
         size = part.stop - part.start
         key = self.key[:, :, tiles].transpose(3, 4).flatten(2, 3)[:, :, :size]  # (.., size, fours, 4)
-        value = self.value[:, :, fours].mT[..., _ORDER, :].flatten(2, 3)[:, :, :size]  # (.., size, columns)
+        value = _crossed(self.value[:, :, fours].mT, 3).flatten(2, 3)[:, :, :size]  # (.., size, columns)
         scales = [x[:, :, tiles].mT.flatten(2, 3)[:, :, :size] for x in (self.key_scale, self.value_scale)]
-        key, value = key[..., _ORDER], value.unflatten(-1, (-1, TILE))
+        key, value = _crossed(key, 4), value.unflatten(-1, (-1, TILE))
         if form.bits == 4:
             key, value = (torch.stack((x & 15, x >> 4), -2) for x in (key, value))
         key, value = key.flatten(3)[..., :head_dim], value.flatten(3)[..., :value_dim]
@@ -155,7 +160,7 @@ class PackedCache(NamedTuple):
 
 def _fours(codes: Tensor, form: Format) -> Tensor:
     """Keys (.., n, head_dim), a byte a number, as bytes (.., n, fours, 4); of 4 bits two fours in one."""
-    fours = pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 4))[..., _ORDER]
+    fours = _crossed(pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 4)), codes.ndim)
     return fours[..., 0::2, :] | fours[..., 1::2, :] << 4 if form.bits == 4 else fours
 
 
@@ -169,18 +174,18 @@ def _columns(codes: Tensor, form: Format) -> Tensor:
 def _put(room: Tensor, start: int, rows: Tensor) -> None:
     """Writes tokens (batch, kv_heads, n, ..) into room (batch, kv_heads, tiles, tokens of a tile, ..) from one on."""
     size, done = room.shape[3], 0
-    places = _ORDER if size == len(_ORDER) else list(range(size))
+    crosses = size == 4
     while done < rows.shape[2]:
         tile, first = divmod(start + done, size)
         if first == 0 and rows.shape[2] - done >= size:
             whole = (rows.shape[2] - done) // size
             tiles = rows[:, :, done : done + whole * size].unflatten(2, (whole, size))
-            room[:, :, tile : tile + whole] = tiles[:, :, :, places]
+            room[:, :, tile : tile + whole] = _crossed(tiles, 3) if crosses else tiles
             done += whole * size
         else:
             n = min(size - first, rows.shape[2] - done)
             for i in range(n):
-                room[:, :, tile, places[first + i]] = rows[:, :, done + i]
+                room[:, :, tile, (0, 2, 1, 3)[first + i] if crosses else first + i] = rows[:, :, done + i]
             done += n
 
 

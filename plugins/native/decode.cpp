@@ -33,6 +33,10 @@ struct Two<bf16> {
     static INLINE void read(const bf16* x, Floats& even, Floats& odd) { widen(load_ints(x), even, odd); }
 };
 
+// Cache lines that two registers take, or what is next to it.
+template <class T>
+constexpr int LINES = std::max<int>(TWO * sizeof(T) / 64, 1);
+
 // A step's registers of a row, the last of which may be partly there: f(whole, at, n) with `whole` as a constant.
 template <class F>
 INLINE void along(int64_t n, F f) {
@@ -61,9 +65,11 @@ struct Single {
 
     // sum[r][c] += the products of R rows with C keys, of n values.
     template <int R, int C>
-    static INLINE void add(const float* q, int64_t q_row, const T* const (&k)[C], int64_t n, Floats* sum) {
+    static INLINE void add(const float* q, int64_t q_row, const T* const (&k)[C], int64_t n, Floats* sum,
+                           Ahead& ahead) {
         along(n, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
             Floats low[C], high[C];
+            ahead.ask<C * LINES<T>>();
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c)
                 if constexpr (whole) Two<T>::read(k[c] + at, low[c], high[c]);
@@ -82,10 +88,12 @@ struct Single {
 
     // sum[r] += weights * V for two registers of columns, n of which exist.
     template <int R, bool whole>
-    static INLINE void columns(const float* p, const T* v, int64_t v_row, int64_t rows, int64_t n, Floats (&sum)[R][2]) {
+    static INLINE void columns(const float* p, const T* v, int64_t v_row, int64_t rows, int64_t n, Floats (&sum)[R][2],
+                               Ahead& ahead) {
 #pragma GCC unroll 2
         for (int64_t j = 0; j < rows; ++j) {
             Floats low, high;
+            ahead.ask<LINES<T>>();
             if constexpr (whole) Two<T>::read(v + j * v_row, low, high);
             else Two<T>::read(v + j * v_row, n, low, high);
 #pragma GCC unroll 4
@@ -111,9 +119,11 @@ struct Multiply<bf16> {
     static void pack(const bf16* from, int64_t n, bf16* to) { std::copy(from, from + n, to); }
 
     template <int R, int C>
-    static INLINE void add(const bf16* q, int64_t q_row, const bf16* const (&k)[C], int64_t n, Floats* sum) {
+    static INLINE void add(const bf16* q, int64_t q_row, const bf16* const (&k)[C], int64_t n, Floats* sum,
+                           Ahead& ahead) {
         along(n, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
             Ints keys[C];
+            ahead.ask<C * LINES<bf16>>();
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c) keys[c] = whole ? load_ints(k[c] + at) : load_bytes(k[c] + at, 2 * left);
 #pragma GCC unroll 4
@@ -128,10 +138,11 @@ struct Multiply<bf16> {
 
     template <int R, bool whole>
     static INLINE void columns(const bf16* p, const bf16* v, int64_t v_row, int64_t rows, int64_t n,
-                               Floats (&sum)[R][2]) {
+                               Floats (&sum)[R][2], Ahead& ahead) {
         const Ints lower = splat(0xffff), upper = splat(int(0xffff0000));
         for (int64_t j = 0; j < rows; j += 2) {  // a last row without another stands for it, with a weight of nothing
             const bf16 *one = v + j * v_row, *other = j + 1 < rows ? one + v_row : one;
+            ahead.ask<2>();
             const Ints a = whole ? load_ints(one) : load_bytes(one, 2 * n);
             const Ints b = whole ? load_ints(other) : load_bytes(other, 2 * n);
             const Ints even = (a & lower) | b << 16, odd = (a >> 16 & lower) | (b & upper);
@@ -181,23 +192,21 @@ class AsTheyAre {
         return {queries_ + i * group_.rows * width_, p_.key.at<T>(batch, own, 0), p_.value.at<T>(batch, own, 0)};
     }
 
-    // Asks for V of these keys, and K of the next ones: the hardware's own prefetcher loses the thread from one to the
-    // other and back.
-    void fetch(const Head& head, int64_t key, int64_t rows, int64_t next) const {
-        ask(head.value + key * p_.value.row, p_.value.row, rows, p_.value_dim);
-        ask(head.key + (key + BLOCK) * p_.key.row, p_.key.row, next, p_.head_dim);
+    Ahead keys_ahead(const Head& head, int64_t key, int64_t rows) const { return ahead(head.key, p_.key, key, rows, p_.head_dim); }
+    Ahead values_ahead(const Head& head, int64_t key, int64_t rows) const {
+        return ahead(head.value, p_.value, key, rows, p_.value_dim);
     }
 
     // The products of R rows with a block's keys: s[R][BLOCK].
     template <int R>
-    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s) const {
+    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s, Ahead& ahead) const {
         constexpr int C = LANES / (R == 3 ? 4 : R);  // keys at a time
         for (int64_t j = 0; j < rows; j += C) {
             const T* keys[C];
             for (int c = 0; c < C; ++c) keys[c] = head.key + (key + std::min(j + c, rows - 1)) * p_.key.row;
             Floats sum[LANES];
             for (auto& x : sum) x = zero();
-            Multiply<T>::template add<R, C>(head.queries + row * width_, width_, keys, p_.head_dim, sum);
+            Multiply<T>::template add<R, C>(head.queries + row * width_, width_, keys, p_.head_dim, sum, ahead);
             alignas(64) float all[LANES];
             store(all, totals(sum));
             for (int r = 0; r < R; ++r) std::memcpy(s + r * BLOCK + j, all + r * C, sizeof(float) * C);
@@ -211,22 +220,23 @@ class AsTheyAre {
 
     // O += P V for R rows over a block's keys.
     template <int R>
-    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& weights, float* o, int64_t o_row) const {
+    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& weights, float* o, int64_t o_row,
+                    Ahead& ahead) const {
         const T* v = head.value + key * p_.value.row;
         along(p_.value_dim, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
             Floats sum[R][2];
             for (int r = 0; r < R; ++r)
                 for (int t = 0; t < 2; ++t) sum[r][t] = load(o + r * o_row + at + LANES * t);
-            Multiply<T>::template columns<R, whole>(weights.data, v + at, p_.value.row, rows, left, sum);
+            Multiply<T>::template columns<R, whole>(weights.data, v + at, p_.value.row, rows, left, sum, ahead);
             for (int r = 0; r < R; ++r)
                 for (int t = 0; t < 2; ++t) store(o + r * o_row + at + LANES * t, sum[r][t]);
         });
     }
 
   private:
-    static void ask(const T* x, int64_t row, int64_t rows, int64_t dim) {
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t d = 0; d < dim; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + i * row + d);
+    static Ahead ahead(const T* x, const Tensor& of, int64_t key, int64_t rows, int64_t dim) {
+        constexpr int64_t SIZE = sizeof(T);
+        return {x + key * of.row, of.row * SIZE, rows, dim * SIZE};
     }
 
     const Problem& p_;

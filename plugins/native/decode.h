@@ -22,6 +22,32 @@ struct Group {
     int64_t heads, seq, rows;
 };
 
+// Asks for rows that are needed next, a cache line at a time in the order in which they lie, among the arithmetic on those
+// that are there: at the pace of memory. The hardware's own prefetcher loses the thread from K to V and back; asked for at
+// once, or out of order, lines would wait for each other and all else for them.
+class Ahead {
+  public:
+    Ahead(const void* first, int64_t row, int64_t rows, int64_t width)  // in bytes
+        : at_(static_cast<const char*>(first)), row_(row), width_(width), lines_(rows * ((width + LINE - 1) / LINE)) {}
+
+    template <int LINES>
+    INLINE void ask() {
+#pragma GCC unroll 16
+        for (int i = 0; i < LINES; ++i) {
+            if (lines_ <= 0) return;
+            --lines_;
+            __builtin_prefetch(at_ + done_);
+            done_ += LINE;
+            if (done_ >= width_) done_ = 0, at_ += row_;
+        }
+    }
+
+  private:
+    static constexpr int64_t LINE = 64;
+    const char* at_;
+    int64_t row_, width_, lines_, done_ = 0;
+};
+
 // One row over one part of the keys: its output before division, the maximum and the sum that it is relative to.
 struct Share {
     float top = LOWEST, sum = 0;
@@ -55,11 +81,11 @@ class Shares {
 // R rows from the `row`-th on over a block of keys, of which `rows` exist.
 template <int R, class Cache>
 void block(const Problem& p, const Cache& cache, const typename Cache::Head& head, Share* shares, float* out,
-           int64_t columns, int64_t row, int64_t key, int64_t rows) {
+           int64_t columns, int64_t row, int64_t key, int64_t rows, Ahead& values, Ahead& keys) {
     constexpr int BLOCK = Cache::BLOCK;
     alignas(64) float s[R * BLOCK];
     typename Cache::Weights weights;
-    cache.template scores<R>(head, row, key, rows, s);
+    cache.template scores<R>(head, row, key, rows, s, values);
     for (int r = 0; r < R; ++r) {
         Share& share = shares[r];
         hide(s + r * BLOCK, BLOCK, 0, std::min(rows, (row + r) % p.seq + p.high + 1 - key));
@@ -67,7 +93,7 @@ void block(const Problem& p, const Cache& cache, const typename Cache::Head& hea
         raise(maximum(s + r * BLOCK, BLOCK) * scale, share.top, share.sum, out + r * columns, columns);
         share.sum += cache.weigh(head, key, rows, s + r * BLOCK, scale, share.top, r, weights);
     }
-    cache.template accumulate<R>(head, key, rows, weights, out, columns);
+    cache.template accumulate<R>(head, key, rows, weights, out, columns, keys);
 }
 
 // Keys [start, end) of one key/value head, for the queries of its group.
@@ -78,11 +104,14 @@ void attend(const Problem& p, const Cache& cache, Shares& shares, int64_t index,
     const int64_t all = Group(p).rows, columns = shares.columns();
     for (int64_t key = start; key < end; key += Cache::BLOCK) {
         const int64_t rows = std::min<int64_t>(Cache::BLOCK, end - key);
-        cache.fetch(head, key, rows, std::clamp<int64_t>(end - key - Cache::BLOCK, 0, Cache::BLOCK));
+        // While scores are computed, V of these keys is asked for, and while V is read, K of the next ones.
+        Ahead values = cache.values_ahead(head, key, rows);
+        const int64_t next = std::clamp<int64_t>(end - key - Cache::BLOCK, 0, Cache::BLOCK);
+        Ahead keys = cache.keys_ahead(head, key + Cache::BLOCK, next);
         for (int64_t row = 0; row < all; row += TOGETHER)
             with_constant<TOGETHER>(all - row, [&](auto r) {
                 block<r>(p, cache, head, &shares.at(index, split, row), shares.out(index, split, row), columns, row, key,
-                         rows);
+                         rows, values, keys);
             });
     }
 }

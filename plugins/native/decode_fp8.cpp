@@ -63,13 +63,14 @@ class Eighths : public PackedCache {
     float factor() const { return std::ldexp(DOWN, EXPONENT); }
 
     template <int R>
-    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s) const {
+    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s, Ahead& ahead) const {
         const Element* q = queries_ + (head.query + row) * width_;
         for (int64_t j = 0; j < rows; j += 2 * LANES) {
             const Pair pair(head, key, j, rows);
             Floats sum[R][2] = {};
             for (int64_t d = 0; d < p_.head_dim; d += 4) {
                 const Ints x[2] = {load_ints(pair.bytes[0] + d * TILE), load_ints(pair.bytes[1] + d * TILE)};
+                ahead.ask<2 * LINE>();
                 products<R>(q + d, width_, x, sum);
             }
             for (int t = 0; t < 2; ++t)
@@ -91,7 +92,8 @@ class Eighths : public PackedCache {
     }
 
     template <int R>
-    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& w, float* o, int64_t o_row) const {
+    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& w, float* o, int64_t o_row,
+                    Ahead& ahead) const {
         for (int64_t at = 0; at < columns(); at += 2 * LANES) {
             Floats sum[R][2];
             for (int r = 0; r < R; ++r)
@@ -99,6 +101,7 @@ class Eighths : public PackedCache {
             for (int64_t j = 0; j < rows; j += 4) {
                 const char* v = head.values(key) + j / 4 * head.value_row() + 4 * at;
                 const Ints x[2] = {load_ints(v), load_ints(v + 4 * LANES)};
+                ahead.ask<2 * LINE>();
                 products<R>(w.data[0] + j, BLOCK, x, sum);
             }
             for (int r = 0; r < R; ++r)

@@ -41,7 +41,7 @@ class Integers : public PackedCache {
     float factor() const { return 1; }
 
     template <int R>
-    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s) const {
+    void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s, Ahead& ahead) const {
         const int64_t first = head.query + row;
         for (int64_t j = 0; j < rows; j += 2 * LANES) {
             const Pair pair(head, key, j, rows);
@@ -50,7 +50,7 @@ class Integers : public PackedCache {
                 Ints sum[R][2];
                 for (int r = 0; r < R; ++r)
                     sum[r][0] = sum[r][1] = splat(shift_[(first + r) * GROUPS + d / GROUP]);
-                products<R>(queries_ + first * width_, pair, d, end, sum);
+                products<R>(queries_ + first * width_, pair, d, end, sum, ahead);
                 for (int t = 0; t < 2; ++t) {
                     const Floats scale = head.key_scales(pair.key[t], d / GROUP);
                     for (int r = 0; r < R; ++r) {
@@ -83,7 +83,8 @@ class Integers : public PackedCache {
     }
 
     template <int R>
-    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& w, float* o, int64_t o_row) const {
+    void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& w, float* o, int64_t o_row,
+                    Ahead& ahead) const {
         const char* v = head.values(key);
         for (int64_t at = 0; at < columns(); at += 2 * LANES) {
             // Registers of columns, of which the second lies in the high halves of the first's bytes, or behind them.
@@ -91,7 +92,7 @@ class Integers : public PackedCache {
             float* to[2] = {o + column, o + column + (HALVES ? 16 : LANES)};
             Ints sum[R][2];
             for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = splat(w.sum[g][r]);
-            weighted<R>(w.integers[g][0], v + (HALVES ? 2 : 4) * at, head.value_row(), round_up(rows, 4) / 4, sum);
+            weighted<R>(w.integers[g][0], v + (HALVES ? 2 : 4) * at, head.value_row(), round_up(rows, 4) / 4, sum, ahead);
             for (int r = 0; r < R; ++r)
                 for (int t = 0; t < 2; ++t) {
                     float* out = to[t] + r * o_row;
@@ -117,7 +118,8 @@ class Integers : public PackedCache {
 
     // sum += the products of R queries with two registers of keys, over the dims [d, end).
     template <int R>
-    INLINE void products(const int8_t* q, const Pair& pair, int64_t d, int64_t end, Ints (&sum)[R][2]) const {
+    INLINE void products(const int8_t* q, const Pair& pair, int64_t d, int64_t end, Ints (&sum)[R][2],
+                         Ahead& ahead) const {
         if constexpr (HALVES) {
             const Ints low = splat(0x0f0f0f0f);
             while (d < end) {
@@ -125,6 +127,7 @@ class Integers : public PackedCache {
                 const int64_t stop = std::min<int64_t>(d + 4 * SMALL, end);  // two products of each are added
                 for (; d < stop; d += 8) {
                     Ints x[2][2];
+                    ahead.ask<2 * LINE>();
                     for (int t = 0; t < 2; ++t) {
                         const Ints both = load_ints(pair.bytes[t] + d / 8 * 4 * TILE);
                         x[t][0] = both & low, x[t][1] = both >> 4 & low;
@@ -144,6 +147,7 @@ class Integers : public PackedCache {
         } else {
             for (; d < end; d += 4) {
                 Ints x[2];
+                ahead.ask<2 * LINE>();
                 for (int t = 0; t < 2; ++t) x[t] = raised(load_ints(pair.bytes[t] + d * TILE));
 #pragma GCC unroll 4
                 for (int r = 0; r < R; ++r) {
@@ -160,12 +164,14 @@ class Integers : public PackedCache {
 
     // sum += weights times two registers of columns, over so many fours of keys.
     template <int R>
-    INLINE void weighted(const uint8_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][2]) const {
+    INLINE void weighted(const uint8_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][2],
+                         Ahead& ahead) const {
         const Ints low = splat(0x0f0f0f0f);
         for (int64_t j = 0; j < fours;) {
             Ints part[R][2] = {};
             const int64_t stop = std::min<int64_t>(j + SMALL / 2, fours);  // of up to 255, not 127
             for (; j < stop; ++j) {
+                ahead.ask<LINE>();
                 const Ints both = load_ints(v + j * v_row), x[2] = {both & low, both >> 4 & low};
 #pragma GCC unroll 4
                 for (int r = 0; r < R; ++r) {
@@ -181,9 +187,11 @@ class Integers : public PackedCache {
 
     // The same in 16 bits, the even bytes and the odd ones.
     template <int R>
-    INLINE void weighted(const int16_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][2]) const {
+    INLINE void weighted(const int16_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][2],
+                         Ahead& ahead) const {
         for (int64_t j = 0; j < fours; ++j) {
             const char* at = v + j * v_row;
+            ahead.ask<(HALVES ? 1 : 2) * LINE>();
             Ints x[2][2];
             if constexpr (HALVES) {
                 const Ints both = load_ints(at), low = splat(0x000f000f);

@@ -13,6 +13,7 @@ namespace attnbench {
 
 constexpr int TILE = 16;  // keys that lie together, a multiple of LANES; mirrored in quantized_cache.py
 constexpr float TINIEST = 1e-30f;
+constexpr int LINE = std::max(4 * LANES / 64, 1);  // cache lines of a register, or what is next to it
 
 // Mirrored in attention.py: of key and value, in elements; a row is that of 16 keys.
 struct Scales {
@@ -34,6 +35,8 @@ class PackedCache {
         const char* keys(int64_t key) const { return key_.data + key / TILE * key_.row + key % TILE * 4; }
         const char* values(int64_t key) const { return value_.data + key / 4 * value_.row; }
         int64_t value_row() const { return value_.row; }
+        Ahead keys_ahead(int64_t key, int64_t rows) const { return ahead(keys(key), key_.row, rows, TILE); }
+        Ahead values_ahead(int64_t key, int64_t rows) const { return ahead(values(key), value_.row, rows, 4); }
         Floats key_scales(int64_t key, int64_t group) const { return load(scale(key_scale_, key, group)); }
         // Of the LANES keys from `key` on that are among n.
         Floats value_scales(int64_t key, int64_t group, int64_t n) const {
@@ -43,6 +46,9 @@ class PackedCache {
         const int64_t query;
 
       private:
+        static Ahead ahead(const char* from, int64_t row, int64_t rows, int64_t tile) {
+            return {from, row, round_up(rows, tile) / tile, row};
+        }
         template <class T>
         struct Tiles {
             const T* data;
@@ -63,9 +69,10 @@ class PackedCache {
     PackedCache(const Problem& p, const Scales& scales) : p_(p), group_(p), scales_(scales) {}
 
     Head head(int64_t i) const { return {p_, scales_, i, group_.rows}; }
+    Ahead keys_ahead(const Head& head, int64_t key, int64_t rows) const { return head.keys_ahead(key, rows); }
+    Ahead values_ahead(const Head& head, int64_t key, int64_t rows) const { return head.values_ahead(key, rows); }
     int64_t columns() const { return round_up(p_.value_dim, 32); }
     int64_t place(int64_t column) const { return column; }
-    void fetch(const Head&, int64_t, int64_t, int64_t) const {}  // it lies in the order in which it is read
 
   protected:
     const Problem& p_;
