@@ -64,7 +64,7 @@ class Paged(Plugin):
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    phases: ClassVar[tuple[str, ...]] = ("decode",)
+    phases: ClassVar[tuple[str, ...]] = ("decode", "forward")
     options: ClassVar[Mapping[str, Option]] = {"page": Option(16, "tokens in a page", (16, 32, 64, 128))}
     page: int
 
@@ -72,10 +72,20 @@ class Paged(Plugin):
         return Tiled(impl="native").supports(workload)
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        return Tiled(impl="native").workspace_bytes(workload)
+        w, held = workload, Tiled(impl="native").workspace_bytes(workload)
+        length = -(-w.kv_seq // self.page) * self.page
+        pages = 0 if w.decodes else w.batch * w.kv_heads * length * (w.head_dim + w.value_dim) * w.itemsize
+        return None if held is None else held + pages
 
     def build(self, workload: Workload) -> Attention:
-        raise AttnbenchError("pages are decoded from step by step")
+        """As a server's first pass over a prompt: all tokens are put into pages, and read from there."""
+        made = self.decoding(workload)
+
+        def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            empty = made.start(key[:, :, :0], value[:, :, :0], capacity=workload.kv_seq)
+            return made.step(empty, query, key, value)[0]
+
+        return Attention(call, made.implementation)
 
     def decoding(self, workload: Workload) -> Decoding:
         kernel, plan, keys = Tiled(impl="native").kernel(workload, paged=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attnbench_plugins.native import compiler
 from attnbench_plugins.paged import Paged, Pages
 from attnbench_plugins.tiled import Tiled
 
@@ -40,12 +39,6 @@ def test_pages_lie_in_no_order_and_are_shared_by_nobody() -> None:
     assert torch.equal(held[:, :70], key[1])
     with pytest.raises(AttnbenchError, match="7 pages of 16 tokens have no room for 113"):
         pages.append(torch.randn(3, 2, 43, 8), torch.randn(3, 2, 43, 4))
-
-
-def test_it_decodes_and_does_nothing_else() -> None:
-    assert Paged.phases == ("decode",)
-    if compiler.unsupported("float32") is None:
-        assert Paged().supports(Workload(seq=1, kv_seq=9, phase="decode", mask="causal")) is None
 
 
 def test_a_plugin_of_all_is_not_asked_for_by_its_name() -> None:
