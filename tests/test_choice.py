@@ -258,7 +258,7 @@ def test_an_int8_caches_step_is_promised_by_what_computes_it(monkeypatch: pytest
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sparse_step_needs_what_its_dense_kernel_needs(dtype: str) -> None:
-    w = Workload(seq=1, kv_seq=4000, heads=8, kv_heads=1, dtype=dtype, mask="causal", phase="decode", threads=1)
+    w = Workload(seq=1, kv_seq=4000, heads=64, kv_heads=1, dtype=dtype, mask="causal", phase="decode", threads=1)
     window = w.replace(phase="forward", mask="full", kv_seq=256)
     assert BlockSparse().workspace_bytes(w) == Tiled().workspace_bytes(window)
     assert Tiled().build(window).implementation in BlockSparse().decoding(w).implementation

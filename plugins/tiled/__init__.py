@@ -36,7 +36,7 @@ STRIP_ROWS = 512
 ROWS = 192
 BLOCK = 1 << 18  # bytes of packed keys and values of 64 dims to a block, of native
 BACKWARD_ROWS, BACKWARD_KEYS = 384, 384  # the sums of each key pass by with every strip
-FEW = 4  # queries of a key/value head up to which packing it does not pay
+FEW = 32  # queries of a key/value head up to which packing it does not pay
 
 
 class Tiled(Choice):
