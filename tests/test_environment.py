@@ -147,7 +147,8 @@ def test_what_is_kept_is_what_changes_kernels(name: str, kept: bool) -> None:
 
 
 def test_runs_from_before_compare_as_they_did() -> None:
-    machines = [json.loads(path.read_text()).get("machine", {}) for path in RESULTS.glob("*/run.json")]
+    every = [json.loads(path.read_text()).get("machine", {}) for path in RESULTS.glob("*/run.json")]
+    machines = [machine for machine in every if not machine.get("environment")]  # the others are held to AVX2
     assert len(machines) > 10
     for machine in machines:
         assert len(identity(machine)) == 5
