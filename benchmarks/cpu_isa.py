@@ -10,7 +10,6 @@ With --from FILE it only prints, from what --out kept and its runs.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,16 +36,9 @@ INT8, LINEAR, OF_TILE = 1.6, 20.0, 0.85
 
 def tile_rates(isa: str) -> dict[str, float]:
     """Operations a second on all threads together, by dtype of what is multiplied."""
-    before = os.environ.pop(compiler.HIDE, None)
-    if isa != "auto":
-        os.environ[compiler.HIDE] = isa
-    try:
+    with shared.kernels_for(isa):
         library = compiler.load(str(Path(__file__).with_name("tile.cpp")), "bfloat16")
         elements = {"float32": 1, "bfloat16": 2 if kernels.pairs("bfloat16") else 1, "int8": 4}
-    finally:
-        os.environ.pop(compiler.HIDE, None)
-        if before is not None:
-            os.environ[compiler.HIDE] = before
     return {name: _rate(library, name, n) for name, n in elements.items()}
 
 

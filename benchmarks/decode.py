@@ -10,7 +10,6 @@ roofline: whatever disturbs a call makes it slower. 16 bits are `tiled` in bfloa
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,6 @@ from attnbench.workload import Workload
 
 EXACT = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 QUANTIZED = ("int8", "int4", "fp8", "fp8:format=e5m2")
-HIDE = "ATTNBENCH_MAX_CPU_ISA"
 
 
 def exact(w: Workload) -> tuple[Callable[[], object], int]:
@@ -49,14 +47,13 @@ def prepare(w: Workload, isas: tuple[str, ...]) -> tuple[dict[str, Callable[[], 
     work: dict[str, Callable[[], object]] = {"read": buffer.sum, "sdpa": lambda: sdpa(*tensors)}
     size = dict.fromkeys(work, buffer.nbytes)
     for isa in isas:
-        os.environ[HIDE] = isa if isa != "all" else ""
-        for dtype in EXACT:
-            name = f"{dtype} {isa}"
-            work[name], size[name] = exact(w.replace(dtype=dtype))
-        for spec in QUANTIZED:
-            name = f"{spec} {isa}"
-            work[name], size[name] = quantized(spec, w)
-    os.environ.pop(HIDE)
+        with shared.kernels_for(isa):
+            for dtype in EXACT:
+                name = f"{dtype} {isa}"
+                work[name], size[name] = exact(w.replace(dtype=dtype))
+            for spec in QUANTIZED:
+                name = f"{spec} {isa}"
+                work[name], size[name] = quantized(spec, w)
     return work, size
 
 
@@ -81,7 +78,7 @@ def show(length: int, times: dict[str, list[float]], size: dict[str, int]) -> No
 @click.option("--seq", "lengths", multiple=True, type=int, default=(8192, 65536), show_default=True)
 @click.option("--rounds", default=30, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--isa", "isas", multiple=True, default=("all", "avx2"), show_default=True)
+@click.option("--isa", "isas", multiple=True, default=("auto", "avx2"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write every time here, as JSON.")
 def main(lengths: tuple[int, ...], rounds: int, threads: int, isas: tuple[str, ...], out: Path | None) -> None:
     """32 query heads over 8 key/value heads of 128: measure, and print a line for each way to keep the cache."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import click
 import torch
+from attnbench_plugins.native.compiler import HIDE
 from torch import Tensor
 
 from attnbench.plugin import Call, Plugin, built
@@ -54,6 +57,17 @@ def alternate(
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             said[which].append((one, other)[which]())
     return median_interval([b / a for a, b in zip(*said, strict=True)]), *said
+
+
+@contextmanager
+def kernels_for(isa: str) -> Iterator[None]:
+    """Within it attnbench's C++ kernels are made for this instruction set; "" or "auto": for all that the CPU has."""
+    before = os.environ.get(HIDE, "")
+    os.environ[HIDE] = "" if isa == "auto" else isa
+    try:
+        yield
+    finally:
+        os.environ[HIDE] = before
 
 
 def needs_cuda() -> None:

@@ -25,17 +25,17 @@ class Stages:
     """The stages compiled for tensors of a dtype. wide: of what their products take."""
 
     def __init__(self, dtype: str) -> None:
-        self.dtype, self.library = DTYPES[dtype], compiler.load(str(HERE / "stages.cpp"), dtype)
+        self.dtype, self.compiled = DTYPES[dtype], compiler.load(str(HERE / "stages.cpp"), dtype)
         self.wide = torch.bfloat16 if kernels.pairs(dtype) else torch.float32
         self.group = 2 if kernels.pairs(dtype) else 1  # elements
-        self.panel = self.library.stage_panel()
-        self.library.stage_quantize.restype = self.library.stage_row_sum.restype = ctypes.c_float
+        self.panel = self.compiled.stage_panel()
+        self.compiled.stage_quantize.restype = self.compiled.stage_row_sum.restype = ctypes.c_float
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape).to(self.dtype)
 
     def __call__(self, name: str, *arguments: Tensor | float | None) -> float:
-        return float(getattr(self.library, f"stage_{name}")(*map(_passed, arguments)) or 0)
+        return float(getattr(self.compiled, f"stage_{name}")(*map(_passed, arguments)) or 0)
 
 
 def _passed(x: Tensor | float | None) -> object:

@@ -77,13 +77,10 @@ struct Problem {
     const int32_t* pages;  // (batch, pages of an entry), dense: where keys and values lie; null where they do so in order
     int64_t pages_row, page_bits;  // pages of an entry; the logarithm of the tokens in one, to base 2
 
+    // Of key or value.
     template <class T>
-    Rows<T> key_rows(int64_t batch_, int64_t head, int64_t start) const {
-        return {key, batch_, head, start, pages ? pages + batch_ * pages_row : nullptr, page_bits};
-    }
-    template <class T>
-    Rows<T> value_rows(int64_t batch_, int64_t head, int64_t start) const {
-        return {value, batch_, head, start, pages ? pages + batch_ * pages_row : nullptr, page_bits};
+    Rows<T> rows(const Tensor& x, int64_t entry, int64_t head, int64_t start) const {
+        return {x, entry, head, start, pages ? pages + entry * pages_row : nullptr, page_bits};
     }
     int64_t packed_keys() const { return round_up(kv_seq, KEYS); }
     int64_t columns() const { return round_up(value_dim, LANES); }

@@ -25,19 +25,6 @@ INLINE Floats load(const f16* x) { return _mm256_cvtph_ps(_mm_loadu_si128((const
 INLINE void store(float* x, Floats value) { _mm256_storeu_ps(x, value); }
 INLINE void store_ints(void* x, Ints value) { _mm256_storeu_si256((__m256i*)x, (__m256i)value); }
 
-// Of 8 and 16 bits no part of a register can be read or written: the last ones go through a buffer.
-template <int SIZE>
-struct Tail {
-    Tail() = default;
-    Tail(const void* x, int64_t size) {
-        if (size > 0) std::memcpy(bytes, x, std::min<int64_t>(size, SIZE));
-    }
-    void put(void* x, int64_t size) const {
-        if (size > 0) std::memcpy(x, bytes, std::min<int64_t>(size, SIZE));
-    }
-    alignas(32) char bytes[SIZE] = {};
-};
-
 INLINE Floats load_first(const float* x, int64_t n) { return _mm256_maskload_ps(x, (__m256i)first(n)); }
 INLINE Ints load_bytes(const void* x, int64_t n) { return n >= 32 ? load_ints(x) : load_ints(Tail<32>(x, n).bytes); }
 INLINE Ints load_shorts(const void* x, int64_t n) {
@@ -45,10 +32,6 @@ INLINE Ints load_shorts(const void* x, int64_t n) {
 }
 INLINE Floats load_first(const f16* x, int64_t n) {
     return n >= LANES ? load(x) : _mm256_cvtph_ps(_mm_load_si128((const __m128i*)Tail<16>(x, 2 * n).bytes));
-}
-INLINE Floats load_first(const int8_t* x, int64_t n) {
-    const auto wide = [](const void* y) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)y))); };
-    return n >= LANES ? wide(x) : wide(Tail<16>(x, n).bytes);
 }
 INLINE void store_first(float* x, Floats value, int64_t n) { _mm256_maskstore_ps(x, (__m256i)first(n), value); }
 INLINE __m128i low_shorts(Ints x) {  // of values up to 65535
@@ -99,20 +82,10 @@ INLINE Ints narrow_f16(Floats x) {
     return (Ints)_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// The transpose of 8 x 8 values of 32 bits, in three rounds of exchanging halves: of pairs, quads, eights.
-inline void transpose(Ints x[LANES]) {
+// The last round of a transpose, of eights.
+INLINE void exchange_far(Ints x[LANES]) {
     auto* r = reinterpret_cast<__m256i*>(x);
     __m256i t[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < LANES; i += 4) {
-        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
     for (int j = 0; j < 4; ++j) {
         t[j] = _mm256_permute2x128_si256(r[j], r[j + 4], 0x20);
         t[j + 4] = _mm256_permute2x128_si256(r[j], r[j + 4], 0x31);
@@ -135,38 +108,22 @@ INLINE Floats totals(Floats x[LANES]) {
 INLINE Ints crossed(Ints x) { return (Ints)_mm256_shuffle_epi32((__m256i)x, 0xd8); }  // lanes 1 and 2 of each four exchanged
 INLINE Ints upper_bytes(Ints x) { return (Ints)_mm256_srai_epi16((__m256i)x, 8); }  // of each 16 bits, as 16 bits
 
-// As in avx512.h.
+INLINE Ints lower_of_pairs(Ints a, Ints b) { return (Ints)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b); }
+INLINE Ints upper_of_pairs(Ints a, Ints b) { return (Ints)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b); }
+INLINE Ints lower_of_quads(Ints a, Ints b) { return (Ints)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b); }
+INLINE Ints upper_of_quads(Ints a, Ints b) { return (Ints)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b); }
+INLINE Ints pair_bytes(Ints bytes, Ints integers) { return (Ints)_mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers); }
+INLINE Ints pair_shorts(Ints a, Ints b) { return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+INLINE Ints add_shorts(Ints a, Ints b) {  // as an intrinsic, GCC 12 spills it
+    asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));
+    return a;
+}
+INLINE Ints abs_bytes(Ints x) { return (Ints)_mm256_abs_epi8((__m256i)x); }
+INLINE Ints turn_bytes(Ints x, Ints sign) { return (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)sign); }
 #ifdef __AVXVNNI__
-constexpr int BYTE = 8;
-constexpr int RAISED = 128, SMALL = 1 << 20, SMALL_BITS = 8;
-INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {  // as an intrinsic, GCC 12 spills each sum
-    asm("{vex} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(integers));
-    return sum;
-}
-INLINE Ints dot2(Ints sum, Ints a, Ints b) {
-    asm("{vex} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-    return sum;
-}
-INLINE Ints raised(Ints x) { return x ^ splat(int(0x80808080)); }
-INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) { return dot4(sum, x, integers); }
-INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) { return dot4(sum, bytes, integers); }
-INLINE Ints settle(Ints sum) { return sum; }
-#else
-constexpr int BYTE = 7;
-constexpr int RAISED = 0, SMALL = 8, SMALL_BITS = 8;
-INLINE Ints settle(Ints sum) { return (Ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
-INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
-    return sum + settle((Ints)_mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers));
-}
-INLINE Ints dot2(Ints sum, Ints a, Ints b) { return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
-INLINE Ints raised(Ints x) { return x; }
-INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) {  // |x| times what has the sign of x
-    return dot4(sum, (Ints)_mm256_abs_epi8((__m256i)x), (Ints)_mm256_sign_epi8((__m256i)integers, (__m256i)x));
-}
-INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) {
-    asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(_mm256_maddubs_epi16((__m256i)bytes, (__m256i)integers)));  // as an intrinsic, GCC 12 spills it
-    return sum;
-}
+#define VNNI "{vex} "
 #endif
 
 }  // namespace attnbench
+
+#include "x86.h"

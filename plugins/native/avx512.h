@@ -30,9 +30,6 @@ INLINE Ints load_shorts(const void* x, int64_t n) {
     return (Ints)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes(n), x));
 }
 INLINE Floats load_first(const f16* x, int64_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), x)); }
-INLINE Floats load_first(const int8_t* x, int64_t n) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes(n), x)));
-}
 INLINE void store_first(float* x, Floats value, int64_t n) { _mm512_mask_storeu_ps(x, lanes(n), value); }
 INLINE void store_shorts(void* x, Ints value, int64_t n) {
     _mm256_mask_storeu_epi16(x, lanes(n), _mm512_cvtepi32_epi16((__m512i)value));
@@ -58,20 +55,10 @@ INLINE Ints narrow_f16(Floats x) {
     return (Ints)_mm512_cvtepu16_epi32(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// The transpose of 16 x 16 values of 32 bits, in four rounds of exchanging halves: of pairs, quads, eights, sixteens.
-inline void transpose(Ints x[LANES]) {
+// The last rounds of a transpose, of eights and of sixteens.
+INLINE void exchange_far(Ints x[LANES]) {
     auto* r = reinterpret_cast<__m512i*>(x);
     __m512i t[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < LANES; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
     for (int i = 0; i < LANES; i += 8)
         for (int j = 0; j < 4; ++j) {
             t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
@@ -108,40 +95,21 @@ INLINE Floats dot2(Floats sum, Ints a, Ints b) { return _mm512_dpbf16_ps(sum, (_
 INLINE Ints crossed(Ints x) { return (Ints)_mm512_shuffle_epi32((__m512i)x, _MM_PERM_DBCA); }  // lanes 1 and 2 of each four exchanged
 INLINE Ints upper_bytes(Ints x) { return (Ints)_mm512_srai_epi16((__m512i)x, 8); }  // of each 16 bits, as 16 bits
 
-// sum + the products of four unsigned and four signed bytes in each lane; `dot2`: of two signed 16 bits. `dot4_raised` takes signed bytes from -127 up in
-// both, the first of which `raised` has made RAISED more. `dot4_small` is for bytes of SMALL_BITS or signed ones with others up
-// to 15: it may add them in 16 bits, SMALL times those up to 127, after which `settle` gives the sum.
+INLINE Ints lower_of_pairs(Ints a, Ints b) { return (Ints)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b); }
+INLINE Ints upper_of_pairs(Ints a, Ints b) { return (Ints)_mm512_unpackhi_epi32((__m512i)a, (__m512i)b); }
+INLINE Ints lower_of_quads(Ints a, Ints b) { return (Ints)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b); }
+INLINE Ints upper_of_quads(Ints a, Ints b) { return (Ints)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b); }
+INLINE Ints pair_bytes(Ints bytes, Ints integers) { return (Ints)_mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers); }
+INLINE Ints pair_shorts(Ints a, Ints b) { return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+INLINE Ints add_shorts(Ints a, Ints b) { return (Ints)_mm512_add_epi16((__m512i)a, (__m512i)b); }
+INLINE Ints abs_bytes(Ints x) { return (Ints)_mm512_abs_epi8((__m512i)x); }
+INLINE Ints turn_bytes(Ints x, Ints sign) {
+    return (Ints)_mm512_mask_sub_epi8((__m512i)x, _mm512_movepi8_mask((__m512i)sign), __m512i{}, (__m512i)x);
+}
 #ifdef __AVX512VNNI__
-constexpr int BYTE = 8;  // bits of the unsigned ones that may be used
-constexpr int RAISED = 128, SMALL = 1 << 20, SMALL_BITS = 8;
-INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {  // as an intrinsic, GCC 12 spills each sum
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(integers));
-    return sum;
-}
-INLINE Ints dot2(Ints sum, Ints a, Ints b) {
-    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-    return sum;
-}
-INLINE Ints raised(Ints x) { return x ^ splat(int(0x80808080)); }
-INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) { return dot4(sum, x, integers); }
-INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) { return dot4(sum, bytes, integers); }
-INLINE Ints settle(Ints sum) { return sum; }
-#else
-constexpr int BYTE = 7;  // as pairs are added in 16 bits
-constexpr int RAISED = 0, SMALL = 8, SMALL_BITS = 8;
-INLINE Ints settle(Ints sum) { return (Ints)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1)); }
-INLINE Ints dot4(Ints sum, Ints bytes, Ints integers) {
-    return sum + settle((Ints)_mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers));
-}
-INLINE Ints dot2(Ints sum, Ints a, Ints b) { return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
-INLINE Ints raised(Ints x) { return x; }
-INLINE Ints dot4_raised(Ints sum, Ints x, Ints integers) {  // |x| times what has the sign of x
-    const __m512i zero{}, y = (__m512i)integers, turned = _mm512_mask_sub_epi8(y, _mm512_movepi8_mask((__m512i)x), zero, y);
-    return dot4(sum, (Ints)_mm512_abs_epi8((__m512i)x), (Ints)turned);
-}
-INLINE Ints dot4_small(Ints sum, Ints bytes, Ints integers) {
-    return (Ints)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)bytes, (__m512i)integers));
-}
+#define VNNI ""
 #endif
 
 }  // namespace attnbench
+
+#include "x86.h"

@@ -49,7 +49,7 @@ class Int8Keys {
 
     // Equation 5's mean of K over tokens.
     void measure(const Problem& p, int64_t batch, int64_t head) {
-        const auto keys = p.key_rows<T>(batch, head, 0);
+        const auto keys = p.rows<T>(p.key, batch, head, 0);
         for (int64_t d = 0; d < p.head_dim; d += LANES) {
             Floats sum[4] = {};
             for (int64_t j = 0; j < p.kv_seq; ++j) sum[j % 4] = sum[j % 4] + load_first(keys(j) + d, p.head_dim - d);
@@ -60,7 +60,7 @@ class Int8Keys {
 
     // K to [panel of keys][four dims][PANEL][4], unsigned.
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
-        const auto keys = p.key_rows<T>(batch, head, key);
+        const auto keys = p.rows<T>(p.key, batch, head, key);
         const int64_t width = 4 * fours_;
         alignas(64) uint8_t block[KEYS * MAX_DIM];
         for (int64_t j = 0; j < rows; ++j) {
@@ -105,7 +105,7 @@ class Int8Values {
 
     // The scale of a column: its peak / 127.
     void measure(const Problem& p, int64_t batch, int64_t head) {
-        const auto values = p.value_rows<T>(batch, head, 0);
+        const auto values = p.rows<T>(p.value, batch, head, 0);
         for (int64_t c = 0; c < columns_; c += LANES) {
             Floats peak = splat(TINIEST);
             for (int64_t j = 0; j < p.kv_seq; ++j) peak = max(peak, abs(load_first(values(j) + c, p.value_dim - c)));
@@ -115,7 +115,7 @@ class Int8Values {
 
     // V to [panel of columns][four keys][column][4].
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
-        const auto values = p.value_rows<T>(batch, head, key);
+        const auto values = p.rows<T>(p.value, batch, head, key);
         for (int64_t c = 0; c < columns_; c += PANEL) {
             int8_t* to = data_ + c * length_ + key * width(c);
             for (int64_t j = 0; j < KEYS; j += 4)

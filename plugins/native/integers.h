@@ -6,6 +6,7 @@
 #pragma once
 
 #include "packed.h"
+#include "quantize.h"
 
 namespace attnbench {
 
@@ -102,18 +103,13 @@ class Integers : public PackedCache {
     }
 
   private:
-    // Equation 2 of SageAttention (Zhang 2024): a row to integers with the scale peak / 127.
+    // A query to integers, of which two dims of each four change places, as in keys.
     void pack(const Value* from, int64_t i) {
         int8_t* to = queries_ + i * width_;
         std::fill(to, to + width_, 0);
-        Floats peak = zero();
-        for (int64_t d = 0; d < p_.head_dim; d += LANES) peak = max(peak, abs(load_first(from + d, p_.head_dim - d)));
-        const float scale = std::max(greatest(peak), TINIEST) / 127;
-        for (int64_t d = 0; d < p_.head_dim; d += LANES)
-            store_int8(to + d, to_ints(load_first(from + d, p_.head_dim - d) / splat(scale)), p_.head_dim - d);
-        scale_[i] = scale * p_.scale * float(M_LOG2E);
+        scale_[i] = quantize(from, nullptr, p_.head_dim, LEVELS, to) * p_.scale * float(M_LOG2E);
         for (int64_t d = 0; d < p_.head_dim; ++d) shift_[i * GROUPS + d / GROUP] -= OFFSET * to[d];
-        for (int64_t d = 0; d < width_; d += 4) std::swap(to[d + 1], to[d + 2]);  // as in keys
+        for (int64_t d = 0; d < width_; d += 4) std::swap(to[d + 1], to[d + 2]);
     }
 
     // sum += the products of R queries with two registers of keys, over the dims [d, end).

@@ -22,54 +22,38 @@ INLINE Ints splat(int x) { return vdupq_n_s32(x); }
 INLINE Floats load(const float* x) { return vld1q_f32(x); }
 INLINE Ints load_shorts(const void* x) { return (Ints)vmovl_u16(vld1_u16((const uint16_t*)x)); }
 INLINE Floats load(const f16* x) { return vcvt_f32_f16((float16x4_t)vld1_u16((const uint16_t*)x)); }
-INLINE Floats load_int8(const void* x) {  // 8 bytes are read, of which 4 count
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8((const int8_t*)x)))));
-}
 INLINE void store(float* x, Floats value) { vst1q_f32(x, value); }
 INLINE void store_ints(void* x, Ints value) { vst1q_s32((int32_t*)x, value); }
 
-// No part of a register can be read or written: the last values go through a buffer.
-struct Tail {
-    Tail() = default;
-    Tail(const void* x, int64_t size) {
-        if (size > 0) std::memcpy(bytes, x, std::min<int64_t>(size, sizeof bytes));
-    }
-    void put(void* x, int64_t size, int64_t most) const {
-        if (size > 0) std::memcpy(x, bytes, std::min(size, most));
-    }
-    alignas(16) char bytes[16] = {};
-};
-
-INLINE Ints load_bytes(const void* x, int64_t n) { return n >= 16 ? load_ints(x) : load_ints(Tail(x, n).bytes); }
+INLINE Ints load_bytes(const void* x, int64_t n) { return n >= 16 ? load_ints(x) : load_ints(Tail<16>(x, n).bytes); }
 INLINE Floats load_first(const float* x, int64_t n) { return (Floats)load_bytes(x, 4 * n); }
 INLINE Ints load_shorts(const void* x, int64_t n) {
-    return n >= LANES ? load_shorts(x) : load_shorts(Tail(x, 2 * n).bytes);
+    return n >= LANES ? load_shorts(x) : load_shorts(Tail<8>(x, 2 * n).bytes);
 }
 INLINE Floats load_first(const f16* x, int64_t n) {
-    return n >= LANES ? load(x) : load((const f16*)Tail(x, 2 * n).bytes);
+    return n >= LANES ? load(x) : load((const f16*)Tail<8>(x, 2 * n).bytes);
 }
-INLINE Floats load_first(const int8_t* x, int64_t n) { return load_int8(Tail(x, std::min<int64_t>(n, LANES)).bytes); }
 INLINE void store_first(float* x, Floats value, int64_t n) {
-    Tail tail;
+    Tail<16> tail;
     vst1q_f32((float*)tail.bytes, value);
-    tail.put(x, 4 * n, 16);
+    tail.put(x, 4 * n);
 }
 INLINE void store_shorts(void* x, Ints value, int64_t n) {
-    Tail tail;
+    Tail<8> tail;
     vst1_u16((uint16_t*)tail.bytes, vmovn_u32((uint32x4_t)value));
-    tail.put(x, 2 * n, 8);
+    tail.put(x, 2 * n);
 }
 INLINE void store_int8(void* x, Ints value, int64_t n) {  // beyond -128 .. 127: the nearer of them
-    Tail tail;
+    Tail<8> tail;
     const int16x4_t shorts = vqmovn_s32(value);
     vst1_s8((int8_t*)tail.bytes, vqmovn_s16(vcombine_s16(shorts, shorts)));
-    tail.put(x, n, 4);
+    tail.put(x, std::min<int64_t>(n, LANES));
 }
 INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
-    Tail tail;
+    Tail<8> tail;
     const int16x4_t shorts = vqmovn_s32(value);
     vst1_u8((uint8_t*)tail.bytes, vqmovun_s16(vcombine_s16(shorts, shorts)));
-    tail.put(x, 4, 4);
+    tail.put(x, LANES);
 }
 
 INLINE Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }  // a b + c
@@ -110,7 +94,7 @@ INLINE Floats dot2(Floats sum, Ints a, Ints b) { return vbfdotq_f32(sum, (bfloat
 INLINE Ints crossed(Ints x) { return (Ints)__builtin_shufflevector(x, x, 0, 2, 1, 3); }  // lanes 1 and 2 of each four exchanged
 INLINE Ints upper_bytes(Ints x) { return (Ints)vshrq_n_s16((int16x8_t)x, 8); }  // of each 16 bits, as 16 bits
 
-// As in avx512.h. Signed bytes are multiplied as such, and so are small ones.
+// As in x86.h. Signed bytes are multiplied as such, and so are small ones.
 constexpr int RAISED = 0, SMALL = 1 << 20;
 INLINE Ints dot2(Ints sum, Ints a, Ints b) {
     const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;

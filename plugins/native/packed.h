@@ -12,7 +12,6 @@
 namespace attnbench {
 
 constexpr int TILE = 16;  // keys that lie together, a multiple of LANES; mirrored in quantized_cache.py
-constexpr float TINIEST = 1e-30f;
 constexpr int LINE = std::max(4 * LANES / 64, 1);  // cache lines of a register, or what is next to it
 
 // Mirrored in attention.py: of key and value, in elements; a row is that of 16 keys.

@@ -39,7 +39,7 @@ class FloatKeys {
     void measure(const Problem&, int64_t, int64_t) {}
 
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
-        pack_rows<Product>(p.key_rows<T>(batch, head, key), rows, p.head_dim, at(key));
+        pack_rows<Product>(p.rows<T>(p.key, batch, head, key), rows, p.head_dim, at(key));
     }
 
     // The products of R rows with PANEL keys.

@@ -19,7 +19,7 @@ class FloatValues {
     void measure(const Problem&, int64_t, int64_t) {}
 
     void pack(const Problem& p, int64_t batch, int64_t head, int64_t key, int64_t rows) {
-        pack_panels<Product>(p.value_rows<T>(batch, head, key), rows, p.value_dim, columns_, length_, key, data_ + 0);
+        pack_panels<Product>(p.rows<T>(p.value, batch, head, key), rows, p.value_dim, columns_, length_, key, data_ + 0);
     }
 
     // P of n more keys for one row; returns what accumulate() multiplies it with, which is nothing here.

@@ -18,6 +18,19 @@ struct f16 {
     uint16_t bits;
 };
 
+// The last values of a row, where no part of a register can be read or written: they go through a buffer.
+template <int SIZE>
+struct Tail {
+    Tail() = default;
+    Tail(const void* x, int64_t size) {
+        if (size > 0) std::memcpy(bytes, x, std::min<int64_t>(size, SIZE));
+    }
+    void put(void* x, int64_t size) const {
+        if (size > 0) std::memcpy(x, bytes, std::min<int64_t>(size, SIZE));
+    }
+    alignas(32) char bytes[SIZE] = {};
+};
+
 }  // namespace attnbench
 
 // Each says: load, load_first, load_shorts, load_bytes and their stores, where `first n` of what is there are meant and
