@@ -85,7 +85,7 @@ def test_the_page_shows_tests_that_run(tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "guard.md").read_text()
     (text,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     for long, short in (
-        ("seq=4096", "seq=64, heads=2, threads=1, budget=5"),
+        ("seq=4096", "seq=64, heads=2, threads=1, budget=40"),
         ("by=1.5", "by=0.01"),
         ("by=0.5", "by=0.01"),
     ):
