@@ -58,8 +58,16 @@ ISAS: Mapping[str, Mapping[str, str]] = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
+    "avx2_vnni": {
+        "ATTNBENCH_MAX_CPU_ISA": "avx2_vnni",
+        _CAPABILITY: "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
 }
 """What `--isa` sets in whatever process computes, before torch is loaded there: it is read then and not again."""
+
+_NEEDS = {"avx2_vnni": "avx_vnni"}  # Linux's name of a feature, where it is another
 
 # What torch picks by itself where the CPU has a feature, the best first.
 _OWN_CHOICE = {"avx512f": "AVX512", "avx2": "AVX2"}
@@ -72,9 +80,10 @@ def given(variables: Mapping[str, str]) -> dict[str, str]:
 
 def lacks(isa: str, features: Collection[str]) -> str | None:
     """None, or why a CPU with these features can't be held to it."""
-    if isa == "auto" or isa in features:
+    needed = _NEEDS.get(isa, isa)
+    if isa == "auto" or needed in features:
         return None
-    return f"--isa {isa}: this CPU has no {isa.upper()}; use --isa auto"
+    return f"--isa {isa}: this CPU has no {needed.upper().replace('_', '-')}; use --isa auto"
 
 
 def holds_cpu(variables: Mapping[str, str]) -> bool:
@@ -125,7 +134,7 @@ def _isa(machine: Mapping[str, Any]) -> str:
 def _held(machine: Mapping[str, Any]) -> list[str]:
     """What torch's kernels are made for, where that is not what it would pick for this CPU; or all that compute."""
     if (isa := _isa(machine)) != "auto":
-        return [f"all kernels held to {isa.upper()}"]
+        return [f"all kernels held to {isa.upper().replace('_', ' and AVX-')}"]
     found, features = machine.get("cpu_capability"), machine.get("features") or ()
     own = next((choice for feature, choice in _OWN_CHOICE.items() if feature in features), None)
     if not found or found == own or (own is None and _CAPABILITY not in _variables(machine)):

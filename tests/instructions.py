@@ -15,3 +15,5 @@ def hold_to(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(reason)
     if isa.startswith("avx512") and compiler.isa() is not compiler.ISAS[0]:
         pytest.skip("this CPU lacks AVX-512")
+    if isa == "avx2_vnni" and "avx_vnni" not in compiler.features():
+        pytest.skip("this CPU lacks AVX-VNNI")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -90,9 +91,9 @@ def test_a_kernel_computes_what_it_defines(kernel: str, shape: str, dtype: str, 
     check(kernel, shape, dtype, mask)
 
 
-@pytest.mark.parametrize("isa", ["avx512_core"], indirect=True)
+@pytest.mark.parametrize("isa", ["avx512_core", "avx2_vnni"], indirect=True)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_it_does_so_without_products_of_bfloat16_and_bytes(kernel: str, isa: str) -> None:
+def test_it_does_so_with_the_products_of_other_cpus(kernel: str, isa: str) -> None:
     check(kernel, "tail", "bfloat16", "causal")
 
 
@@ -187,6 +188,18 @@ def test_a_name_that_is_no_instruction_set_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv(compiler.HIDE, "sse2")
     with pytest.raises(AttnbenchError, match="the instruction sets to stop at are avx2, avx2_vnni, avx512_core"):
         compiler.features()
+
+
+@pytest.mark.parametrize("source", ["int8.cpp", "decode_int4.cpp"])
+@pytest.mark.parametrize("more", [("avx_vnni",), ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")])
+def test_what_this_cpu_lacks_compiles_all_the_same(
+    source: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.machine() != "x86_64" or not shutil.which("g++"):
+        pytest.skip("this CPU lacks AVX2, or no C++ compiler (g++)")
+    monkeypatch.setattr(compiler, "_all_features", lambda: frozenset(("avx2", "fma", "f16c", "bmi2", *more)))
+    assert "vnni" in " ".join(compiler.flags("bfloat16"))
+    compiler.load(source, "bfloat16")
 
 
 PROGRAM = """

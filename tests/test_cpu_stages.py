@@ -18,7 +18,7 @@ HERE = Path(__file__).parent / "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What is compiled: of AVX-512 without its bfloat16 products that dtype alone, as the others do without them anyway.
 COMPILED = [(BEST, "float32"), (BEST, "bfloat16"), (BEST, "float16"), ("avx512_core", "bfloat16")]
-COMPILED += [("avx2", "float32"), ("avx2", "bfloat16"), ("avx2", "float16")]
+COMPILED += [("avx2", "float32"), ("avx2", "bfloat16"), ("avx2", "float16"), ("avx2_vnni", "bfloat16")]
 
 
 class Stages:

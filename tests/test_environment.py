@@ -98,6 +98,10 @@ def test_without_the_variable_it_is_not_gone_on_with(held: tuple[Path, str]) -> 
         ({"cpu_capability": "AVX512", "environment": {"ATEN_CPU_CAPABILITY": "avx512"}}, ""),
         ({"cpu_capability": "AVX2", "environment": {"ATEN_CPU_CAPABILITY": "avx2"}}, "torch held to AVX2"),
         ({"cpu_capability": "AVX2", "environment": dict(environment.ISAS["avx2"])}, "all kernels held to AVX2"),
+        (
+            {"cpu_capability": "AVX2", "environment": dict(environment.ISAS["avx2_vnni"])},
+            "all kernels held to AVX2 and AVX-VNNI",
+        ),
         ({"cpu_capability": "AVX2"}, "torch held to AVX2"),  # by a hypervisor, or a torch that was built without
         ({"cpu_capability": "SVE256", "features": ["sve"]}, ""),
         (

@@ -60,15 +60,21 @@ def test_a_run_is_held_to_avx2_and_gone_on_with_so(tmp_path: Path) -> None:
 def test_another_name_gets_one_line() -> None:
     done = attnbench("calibrate", "--isa", "sse")
     assert (done.returncode, len(done.stderr.splitlines())) == (USAGE, 1)
-    assert "'sse' is not one of 'auto', 'avx2'" in done.stderr
-    with pytest.raises(AttnbenchError, match="--isa 'sse' is none of auto, avx2"):
+    assert "'sse' is not one of 'auto', 'avx2', 'avx2_vnni'" in done.stderr
+    with pytest.raises(AttnbenchError, match="--isa 'sse' is none of auto, avx2, avx2_vnni"):
         Asked.of(isa="sse")
     assert [Asked.of(**given).isa for given in ({}, {"isa": "avx2"})] == ["auto", "avx2"]
 
 
 def test_what_the_cpu_lacks_is_said_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.lacks("avx2", ["avx", "fma"]) == "--isa avx2: this CPU has no AVX2; use --isa auto"
-    assert environment.lacks("avx2", ["avx2"]) is environment.lacks("auto", []) is None
+    assert environment.lacks("avx2_vnni", ["avx2"]) == "--isa avx2_vnni: this CPU has no AVX-VNNI; use --isa auto"
+    assert (
+        environment.lacks("avx2", ["avx2"])
+        is environment.lacks("avx2_vnni", ["avx_vnni"])
+        is environment.lacks("auto", [])
+        is None
+    )
     monkeypatch.setitem(environment.ISAS, "avx9", {})
     with Forkserver(1, "avx9") as server, pytest.raises(AttnbenchError, match="this CPU has no AVX9"):
         ask_machine(server)

@@ -40,6 +40,16 @@ def steps() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("name", "shape", "dtype"), list(steps()))
 def test_a_step_is_what_the_format_says(name: str, shape: str, dtype: str, isa: str) -> None:
+    check(name, shape, dtype)
+
+
+@pytest.mark.parametrize("isa", ["avx2_vnni"], indirect=True)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("int")])
+def test_it_is_so_with_avx_vnni(name: str, isa: str) -> None:
+    check(name, "odd", "bfloat16")
+
+
+def check(name: str, shape: str, dtype: str) -> None:
     form = FORMATS[name]
     w = Workload(**({"mask": "causal"} | SHAPES[shape]), dtype=dtype, phase="decode")
     query, key, value = make(w, strided=True, bias=3.0)

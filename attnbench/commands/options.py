@@ -36,7 +36,7 @@ ISA = option(
     "--isa",
     type=click.Choice(list(environment.ISAS)),
     default="auto",
-    help="avx2: torch, MKL, oneDNN and attnbench's kernels do with that, whatever else the CPU has.",
+    help="avx2, or with AVX-VNNI: torch, MKL, oneDNN and attnbench's kernels do with that, whatever else the CPU has.",
 )
 COUNT, PATH = click.IntRange(1), click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

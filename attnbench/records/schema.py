@@ -62,7 +62,7 @@ SCHEMA_COLUMNS = (
     Column("reason", "text", "", "why it is not ok, in one line"),
     Column("timing", "text", "", "what the timer read: clock, events or graph"),
     Column("l2", "text", "", "whether a GPU's L2 cache was kept or flushed before each call"),
-    Column("isa", "text", "", "what all kernels of the CPU were held to, as avx2; auto for nothing", "0.2.0"),
+    Column("isa", "text", "", "what all kernels of the CPU were held to, avx2 or avx2_vnni; auto for nothing", "0.2.0"),
     Column("start_throttled", "text", "", "why the GPU held its clocks down as the cell began; empty for nothing"),
     Column("end_throttled", "text", "", "why it did as the cell ended"),
     Column("latency_s", "number", "s", "a call: the median over rounds"),

@@ -121,7 +121,7 @@ INLINE Ints add_shorts(Ints a, Ints b) {  // as an intrinsic, GCC 12 spills it
 INLINE Ints abs_bytes(Ints x) { return (Ints)_mm256_abs_epi8((__m256i)x); }
 INLINE Ints turn_bytes(Ints x, Ints sign) { return (Ints)_mm256_sign_epi8((__m256i)x, (__m256i)sign); }
 #ifdef __AVXVNNI__
-#define VNNI "{vex} "
+#define VNNI "%{vex%} "  // in extended asm bare braces mean dialects
 #endif
 
 }  // namespace attnbench

@@ -222,4 +222,4 @@ def _run(command: list[str]) -> None:
         raise CompileError(f"{command[0]}: {error}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CompileError(next((line for line in lines if "error" in line), lines[0]))
+        raise CompileError(next((line for line in lines if "error" in line.lower()), lines[0]))
