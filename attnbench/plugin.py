@@ -23,7 +23,8 @@ Value: TypeAlias = str | int | float | bool
 
 Call: TypeAlias = "Callable[..., Tensor]"
 """query (batch, heads, seq, head_dim), key (batch, kv_heads, kv_seq, head_dim),
-value (batch, kv_heads, kv_seq, value_dim), and a tensor (batch, kv_heads, kv_seq, n) for each n of `Plugin.gates`
+value (batch, kv_heads, kv_seq, value_dim), a tensor (batch, kv_heads, kv_seq, n) for each n of `Plugin.gates`, and of a
+workload with sinks their logits (heads,)
 -> output (batch, heads, seq, value_dim), same dtype and device. In phase train torch can differentiate it."""
 
 
@@ -190,6 +191,10 @@ class Plugin:
     """Without "train" it has no backward pass; without "decode" it cannot add tokens to a past. The first is what it is
     made for: a run of other phases takes a variant for decoding in where it is named, and not with all others."""
 
+    honours: ClassVar[tuple[str, ...]] = ()
+    """What it does where a workload asks for it: of "scale", "window", "softcap" and "sinks" (see `Workload.beyond`).
+    A workload that asks for anything else is refused before the variant hears of it."""
+
     def __init__(self, **values: Value) -> None:
         for name in values:
             if name not in self.options:
@@ -249,6 +254,12 @@ class Plugin:
         return Decoding(Cache.of, step, made.implementation, made.density)
 
 
+def lacking(workload: Workload, honours: Sequence[str]) -> str | None:
+    """Why what honours these can't do the workload; None where it asks for nothing beyond them."""
+    missing = [name for name in workload.beyond if name not in honours]
+    return f"it has no {' and no '.join(missing)}" if missing else None
+
+
 def _nothing(workload: Workload) -> None:
     """What an implementation says that has no answer to give."""
 
@@ -263,6 +274,7 @@ class Implementation:
     passed_over: None, or why `impl=auto` leaves this to others even where it can.
     workspace_bytes, flops: as those of `Plugin`. emulated: as `Plugin.emulated`, whatever the workload.
     decoding: as `Plugin.decoding`; None where that is right, over `build`'s call.
+    honours: as `Plugin.honours`, which of a `Choice` says nothing.
     """
 
     name: str
@@ -273,6 +285,7 @@ class Implementation:
     flops: Callable[[Workload], int | None] = _nothing
     decoding: Callable[[Workload], Decoding] | None = None
     emulated: bool = False
+    honours: tuple[str, ...] = ()
 
 
 class Choice(Plugin):
@@ -294,7 +307,8 @@ class Choice(Plugin):
         for each in self.implementations(workload):
             if self.impl not in ("auto", each.name):
                 continue
-            reason = (self.impl == "auto" and each.passed_over(workload)) or each.unsupported(workload)
+            passed_over = self.impl == "auto" and each.passed_over(workload)
+            reason = passed_over or lacking(workload, each.honours) or each.unsupported(workload)
             if not reason:
                 return each, "; ".join(reasons)
             reasons[reason] = None
@@ -365,6 +379,5 @@ def visible(workload: Workload, rows: Tensor, keys: Tensor) -> Tensor:
     Causal is bottom-right aligned: query i sees key j where j <= i + kv_seq - seq, so that the last query
     sees the last key, as a decoder with a cache needs.
     """
-    if workload.is_causal:
-        return keys <= rows + workload.offset
-    return (rows >= 0) & (keys >= 0)
+    seen: Tensor = workload.masked.visible(rows, keys, workload.offset)
+    return seen

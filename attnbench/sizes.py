@@ -9,13 +9,14 @@ from random import Random
 from typing import Any, Self, TypeAlias
 
 from attnbench.errors import AttnbenchError
-from attnbench.workload import PHASES, SCOPES, Workload, flag
+from attnbench.workload import PHASES, SCOPES, Mask, Workload, flag
 
 STANDARD = "standard"
 STANDARD_VERSION = 1
-STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | int | None] = {
+STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | float | None] = {
     "seq": (512, 1024, 2048, 4096, 8192), "kv_seq": None, "batch": (1,), "tokens": None, "heads": (8,),
     "kv_heads": None, "head_dim": (64,), "value_dim": None, "dtype": ("bfloat16",), "mask": ("full", "causal"),
+    "softmax_scale": 0.0, "softcap": 0.0,
     "phase": ("forward",), "scope": None, "block": None, "norm": "pre", "layers": (1,), "lengths": "",
     "inputs": "normal", "seed": 0,
 }  # fmt: skip
@@ -65,6 +66,15 @@ def as_sizes(given: Sizes | None, name: str) -> tuple[int, ...] | None:
     if given is None or isinstance(given, str):
         return None if given is None else parse_sizes(given, name)
     return parse_sizes(",".join(map(str, [given] if isinstance(given, int) else given)), name)
+
+
+def as_masks(given: Names | None) -> tuple[str, ...] | None:
+    """Each once, in the order given. Raises: AttnbenchError: one is no mask."""
+    masks = given if given is None or not isinstance(given, str) else given.split(",")
+    masks = None if masks is None else tuple(dict.fromkeys(part.strip() for part in masks))
+    for each in masks or ():
+        Mask.parse(each)
+    return masks
 
 
 def as_names(given: Names | None, name: str, known: Sequence[str]) -> tuple[str, ...] | None:
@@ -140,9 +150,9 @@ class Sweep:
 
     `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is causal,
     as in a language model, but full for an encoder or where there are fewer keys than queries; block is encoder where
-    a mask is asked for, else decoder-only, and so it is in phase decode. Phase decode adds one token to a
-    past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ` otherwise.
-    scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
+    a mask without a window is asked for, else decoder-only, and so it is in phase decode. Phase decode adds one token
+    to a past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ`
+    otherwise. scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
     tokens: a batch of so many tokens in all at each length, instead of `batch`.
     lengths "drawn" are drawn for each workload from the seed, evenly up to kv_seq, which the first entry has.
     """
@@ -157,6 +167,8 @@ class Sweep:
     value_dim: tuple[int, ...] | None = None
     dtype: tuple[str, ...] = ("float32",)
     mask: tuple[str, ...] | None = None
+    softmax_scale: float = 0.0
+    softcap: float = 0.0
     phase: tuple[str, ...] = ("forward",)
     scope: str | None = None
     block: str | None = None
@@ -184,7 +196,7 @@ class Sweep:
             "mask",
             "phase",
         )
-        same = ("scope", "lengths", "inputs", "device", "seed", "threads")
+        same = ("scope", "softmax_scale", "softcap", "lengths", "inputs", "device", "seed", "threads")
         values: dict[str, Any] = {name: (getattr(w, name),) for name in sizes} | {
             name: getattr(w, name) for name in same
         }
@@ -213,7 +225,8 @@ class Sweep:
         return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
-        same: dict[str, Any] = {name: getattr(self, name) for name in ("device", "inputs", "seed", "threads")}
+        names = ("softmax_scale", "softcap", "device", "inputs", "seed", "threads")
+        same: dict[str, Any] = {name: getattr(self, name) for name in names}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
         for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
             inner = (self._masks(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
@@ -222,7 +235,8 @@ class Sweep:
                     batch = self._entries(max(seq, kv_seq))
                 lengths = self._drawn(batch, seq, kv_seq) if self.lengths == "drawn" else self.lengths
                 # A decoder block brings its own masks: causal over itself, full over the encoder's output.
-                shown = mask if self.scope != "block" or self._block(phase) == "encoder" else "full"
+                own_masks = self.scope == "block" and self._block(phase) != "encoder"
+                shown = mask if not own_masks or mask not in ("full", "causal") else "full"
                 own = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
                 values: dict[str, Any] = dict(zip(_AXES, own, strict=True))
                 yield Workload(**values, **same)
@@ -256,7 +270,8 @@ class Sweep:
         return ",".join(str(n) for n in (kv_seq, *(random.randint(least, kv_seq) for _ in range(batch - 1))))
 
     def _block(self, phase: str) -> str:
-        return self.block or ("decoder-only" if _decodes(phase) or not self.mask else "encoder")
+        windowed = any(Mask.parse(mask).window for mask in self.mask or ())
+        return self.block or ("decoder-only" if _decodes(phase) or windowed or not self.mask else "encoder")
 
     def _scoped(self, attention: Workload) -> Iterator[Workload]:
         if self.scope != "block":
@@ -265,7 +280,7 @@ class Sweep:
         fits = block == "decoder" or attention.decodes or attention.kv_seq == attention.seq
         short = max(attention.seq, attention.kv_seq) <= DEFAULT_BLOCK_LIMIT
         if self.scope in ("block", "all") or (self.scope is None and short and fits):
-            mask = attention.mask if block == "encoder" else "causal"
+            mask = attention.mask if block == "encoder" or attention.masked.window else "causal"
             for layers in self.layers:
                 yield attention.replace(scope="block", block=block, norm=self.norm, mask=mask, layers=layers)
 

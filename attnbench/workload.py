@@ -5,6 +5,7 @@ Nothing here loads torch: a sweep is parsed, checked and planned in milliseconds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -40,7 +41,7 @@ class Phase:
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes an element
 DEVICES: Mapping[str, DeviceKind] = {"cpu": DeviceKind(host=True), "cuda": DeviceKind(tf32=True)}
-MASKS = ("full", "causal")
+MASKS = ("full", "causal")  # and window:N
 PHASES: Mapping[str, Phase] = {
     "forward": Phase(),
     "decode": Phase(
@@ -60,6 +61,54 @@ NORMS = ("pre", "post")
 INPUTS = ("normal", "outlier")
 
 
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees, bottom-right aligned: the last query stands at the last key.
+
+    causal: those up to its own position alone. window: of those no more than the last so many, its own included, as
+    `sliding_window` of Mistral 7B (Jiang 2023, arXiv 2310.06825) and Gemma 2 (arXiv 2408.00118); 0 for all of them.
+    """
+
+    causal: bool = False
+    window: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Mask:
+        """The mask that "full", "causal" or "window:512" spells.
+
+        Raises:
+            AttnbenchError: it spells none.
+        """
+        name, colon, keys = text.partition(":")
+        if text in MASKS:
+            return cls(causal=text == "causal")
+        if name == "window" and colon and keys.isascii() and keys.isdigit() and len(keys) <= 12 and int(keys):
+            return cls(causal=True, window=int(keys))
+        raise AttnbenchError(f"--mask must be one of {', '.join(MASKS)}, window:N, not {text!r}")
+
+    def visible(self, row: Any, key: Any, offset: int) -> Any:
+        """Whether the query at `row` sees the key at `key`: integers, or tensors that broadcast to a bool tensor.
+
+        offset: kv_seq - seq, the position of the first query.
+        """
+        if not self.causal:
+            return (row >= 0) & (key >= 0)
+        seen = key <= row + offset
+        return seen & (key > row + offset - self.window) if self.window else seen
+
+    def pairs(self, seq: int, kv_seq: int) -> int:
+        """(query, key) pairs that are seen, of seq * kv_seq."""
+        if not self.causal:
+            return seq * kv_seq
+        offset, window = kv_seq - seq, self.window or kv_seq
+        # The queries see offset + 1 .. kv_seq keys, less what each has beyond the window.
+        return _triangle(kv_seq) - _triangle(offset) - _triangle(kv_seq - window) + _triangle(offset - window)
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2 if n > 0 else 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """One attention problem. With a plugin's canonical name it is the key of every result.
@@ -74,6 +123,11 @@ class Workload:
     past that was seen before: with a causal mask the `seq` queries bring the last `seq` of the kv_seq keys with them,
     with a full one all keys are of the past, as in cross-attention over an encoder's output.
 
+    mask: "full", "causal", or "window:512" for causal with no more than 512 keys a query; `masked` is it as an object.
+    softmax_scale: what scores are multiplied with; 0 for 1 / sqrt(head_dim). `scale` has the number.
+    softcap: scores s become softcap * tanh(s / softcap) before the mask (Gemma 2, arXiv 2408.00118); 0 for as they are.
+    sinks: softmax sums over one more logit for each head, which has no value, so that a query may attend to nothing
+        (gpt-oss; Xiao 2023, arXiv 2309.17453). The logits come as a last input, (heads,). Forward attention alone.
     layers: blocks stacked on each other; 1 for attention alone.
     lengths: of a ragged batch, the keys of each entry, such as "512,300"; tensors are padded behind them to kv_seq.
         Where seq and kv_seq are the same, an entry has as many queries; what is put out behind them is 0.
@@ -93,6 +147,9 @@ class Workload:
     dtype: str = "float32"
     device: str = "cpu"
     mask: str = "full"
+    softmax_scale: float = 0.0
+    softcap: float = 0.0
+    sinks: bool = False
     phase: str = "forward"
     scope: str = "attention"
     block: str = ""
@@ -110,7 +167,6 @@ class Workload:
         for name, known in (
             ("dtype", tuple(DTYPES)),
             ("device", DEVICES),
-            ("mask", MASKS),
             ("phase", PHASES),
             ("scope", SCOPES),
             ("inputs", INPUTS),
@@ -119,6 +175,8 @@ class Workload:
         ):
             if getattr(self, name) not in known:
                 raise AttnbenchError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        mask = Mask.parse(self.mask)
+        self._check_scores()
         if self.heads % self.kv_heads:
             raise AttnbenchError(
                 f"--heads must be a multiple of --kv-heads: {self.heads} heads cannot share {self.kv_heads} kv heads"
@@ -128,7 +186,7 @@ class Workload:
                 f"--block {self.block} is self-attention: --kv-seq must equal --seq ({self.kv_seq} is not {self.seq})"
             )
         own_keys = self.block != "decoder" or self.decodes
-        if self.mask == "causal" and self.kv_seq < self.seq and own_keys:
+        if mask.causal and self.kv_seq < self.seq and own_keys:
             raise AttnbenchError(
                 f"a causal mask needs --kv-seq >= --seq: with {self.kv_seq} keys the first of {self.seq} queries "
                 "would see none"
@@ -141,6 +199,15 @@ class Workload:
             )
         if self.lengths:
             self._check_lengths()
+
+    def _check_scores(self) -> None:
+        for name, value in (("scale", self.softmax_scale), ("softcap", self.softcap)):
+            if not (math.isfinite(value) and value >= 0):
+                raise AttnbenchError(f"--{name} must be above 0, not {value}; 0 is for none of its own")
+        if self.sinks and (self.scope != "attention" or self.phase != "forward" or self.lengths):
+            raise AttnbenchError("sinks are for attention alone, phase forward, in batches that are not ragged")
+        if self.masked.window and self.block == "decoder":
+            raise AttnbenchError("--block decoder has masks of its own; --mask window:N is for the other blocks")
 
     def _check_lengths(self) -> None:
         given = [int(n) if n.isascii() and n.isdigit() else 0 for n in self.lengths.split(",")]
@@ -177,8 +244,27 @@ class Workload:
         return self.kv_seq - self.seq
 
     @property
+    def masked(self) -> Mask:
+        return Mask.parse(self.mask)
+
+    @property
     def is_causal(self) -> bool:
-        return self.mask == "causal"
+        """Whether a query sees keys up to its own position alone; with a window not all of those."""
+        return self.mask != "full"
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """What it asks for beyond plain attention: of scale, window, softcap and sinks, as `Plugin.honours` names them.
+
+        A window that hides nothing, and a scale that is the usual one, ask for nothing.
+        """
+        asked = {
+            "scale": self.softmax_scale not in (0.0, self.head_dim**-0.5),
+            "window": 0 < self.masked.window < self.kv_seq,
+            "softcap": self.softcap > 0,
+            "sinks": self.sinks,
+        }
+        return tuple(name for name, is_asked in asked.items() if is_asked)
 
     @property
     def is_plain(self) -> bool:
@@ -215,8 +301,8 @@ class Workload:
 
     @property
     def scale(self) -> float:
-        """What the scores are multiplied with: 1 / sqrt(head_dim) (Vaswani 2017, equation 1)."""
-        return float(self.head_dim**-0.5)
+        """What the scores are multiplied with: 1 / sqrt(head_dim) (Vaswani 2017, equation 1), or `softmax_scale`."""
+        return self.softmax_scale or float(self.head_dim**-0.5)
 
     @property
     def width(self) -> int:
@@ -236,8 +322,8 @@ class Workload:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Workload:
-        """The inverse of `as_dict`; keys that are no field of a workload are left out."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        """The inverse of `as_dict`; keys that are no field of a workload are left out, and what is None."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
 
     def label(self) -> str:
         """A short name for people, such as "attention 1x8x4096x64 float32 causal"."""
@@ -249,6 +335,9 @@ class Workload:
         dim = str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim}/{self.value_dim}"
         tail = "" if self.inputs == "normal" else f" {self.inputs} inputs"
         tail += f" lengths {self.lengths}" if self.lengths else ""
+        tail += f" scale {self.softmax_scale:g}" if self.softmax_scale else ""
+        tail += f" softcap {self.softcap:g}" if self.softcap else ""
+        tail += " sinks" if self.sinks else ""
         return f"{what} {self.batch}x{heads}x{seq}x{dim} {self.dtype} {self.mask}{tail}"
 
 

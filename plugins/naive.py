@@ -12,7 +12,7 @@ from attnbench.plugin import Attention, Plugin, expand_kv
 from attnbench.workload import Workload
 
 from .native.attention import has_slow_products
-from .pieces import hidden
+from .pieces import cap_, hidden
 
 
 class Naive(Plugin):
@@ -24,13 +24,17 @@ class Naive(Plugin):
     three matrices do: the softmax, kept from the forward pass, its gradient and that of the scores.
     """
 
-    def workspace_bytes(self, workload: Workload) -> int:
+    honours = ("scale", "window", "softcap", "sinks")
+
+    def workspace_bytes(self, workload: Workload) -> int | None:
         """Two score matrices and the expanded K and V, less the output, which comes when one matrix is gone.
 
         Training, three matrices, less the gradients of Q and K, which come when they are gone; and of grouped heads the
         expanded K and the expanded gradient of V, which becomes that of V.
         """
         w = workload
+        if w.sinks or (w.softcap and w.trains):
+            return None
         rows = w.batch * w.heads
         matrix = rows * w.seq * w.kv_seq * w.itemsize
         output = rows * w.seq * w.value_dim * w.itemsize
@@ -51,11 +55,28 @@ class Naive(Plugin):
         w = workload
         mask = hidden(w) if w.is_causal else None  # (seq, kv_seq)
 
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def scores(query: Tensor, key: Tensor) -> Tensor:  # (batch, heads, seq, kv_seq)
+            if not w.softcap:
+                return query @ key.mT * w.scale
+            if w.trains:
+                return torch.tanh(query @ key.mT * (w.scale / w.softcap)) * w.softcap
+            return cap_(query @ key.mT * w.scale, w.softcap)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
             key = expand_kv(key, w.heads)  # (batch, heads, kv_seq, head_dim)
             value = expand_kv(value, w.heads)  # (batch, heads, kv_seq, value_dim)
+            if sinks is not None:
+                return _with_sinks(scores(query, key), mask, sinks) @ value
             if mask is None:
-                return torch.softmax(query @ key.mT * w.scale, dim=-1) @ value  # of (batch, heads, seq, kv_seq)
-            return torch.softmax((query @ key.mT * w.scale).masked_fill_(mask, -torch.inf), dim=-1) @ value
+                return torch.softmax(scores(query, key), dim=-1) @ value  # of (batch, heads, seq, kv_seq)
+            return torch.softmax(scores(query, key).masked_fill_(mask, -torch.inf), dim=-1) @ value
 
         return Attention(attend, f"plain torch, {w.seq} x {w.kv_seq} matrix in memory")
+
+
+def _with_sinks(scores: Tensor, mask: Tensor | None, sinks: Tensor) -> Tensor:
+    """The weights (batch, heads, seq, kv_seq) where each head's sink, of (heads,), takes its share of the sum."""
+    if mask is not None:
+        scores = scores.masked_fill_(mask, -torch.inf)
+    sink = sinks[:, None, None].to(scores.dtype).expand(*scores.shape[:3], 1)  # (batch, heads, seq, 1)
+    return torch.softmax(torch.cat([scores, sink], -1), dim=-1)[..., :-1]

@@ -65,6 +65,7 @@ class Paged(Plugin):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     phases: ClassVar[tuple[str, ...]] = ("decode", "forward")
+    honours = kernels.HONOURS
     options: ClassVar[Mapping[str, Option]] = {"page": Option(16, "tokens in a page", (16, 32, 64, 128))}
     page: int
 

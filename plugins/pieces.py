@@ -1,4 +1,4 @@
-"""Tokens in pieces: slices of them, strips of query rows with the keys that they see, and pairs that are hidden."""
+"""Tokens in pieces: slices of them, strips of query rows with the keys that they see, hidden pairs, capped scores."""
 
 from __future__ import annotations
 
@@ -17,12 +17,24 @@ def parts(length: int, step: int) -> Iterator[slice]:
 
 
 def strips(workload: Workload, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Query rows, so many at a time, and the keys that the last of them sees."""
-    w = workload
-    return ((part, slice(0, part.stop + w.offset if w.is_causal else w.kv_seq)) for part in parts(w.seq, rows))
+    """Query rows, so many at a time, and the keys from the first to the last that any of them sees."""
+    w, window = workload, workload.masked.window
+    for part in parts(w.seq, rows):
+        first = max(0, part.start + w.offset + 1 - window) if window else 0
+        yield part, slice(first, part.stop + w.offset if w.is_causal else w.kv_seq)
 
 
 def hidden(workload: Workload) -> Tensor:
     """True where the query does not see the key: (seq, kv_seq)."""
-    rows, keys = (torch.arange(n, device=workload.device) for n in (workload.seq, workload.kv_seq))
-    return visible(workload, rows[:, None], keys).logical_not_()
+    return hidden_part(workload, slice(0, workload.seq), slice(0, workload.kv_seq))
+
+
+def hidden_part(workload: Workload, rows: slice, keys: slice) -> Tensor:
+    """True where one of these rows does not see one of these keys: (rows, keys)."""
+    row, key = (torch.arange(part.start, part.stop, device=workload.device) for part in (rows, keys))
+    return visible(workload, row[:, None], key).logical_not_()
+
+
+def cap_(scores: Tensor, softcap: float) -> Tensor:
+    """softcap * tanh(scores / softcap), in place; as they are where softcap is 0."""
+    return scores.div_(softcap).tanh_().mul_(softcap) if softcap else scores

@@ -225,8 +225,10 @@ def implementations(form: Format) -> Sequence[Implementation]:
         return Attention(call, f"{exact.implementation} of what {form.name} keeps, in float32")
 
     return (
-        Implementation("native", _no_call, unsupported, decoding=native),  # what it holds is little
-        Implementation("torch", whole, workspace_bytes=_torch_bytes, decoding=plain, emulated=True),  # as float32
+        Implementation("native", _no_call, unsupported, decoding=native, honours=("scale",)),  # what it holds is little
+        Implementation(  # as float32
+            "torch", whole, workspace_bytes=_torch_bytes, decoding=plain, emulated=True, honours=("scale",)
+        ),
     )
 
 

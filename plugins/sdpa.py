@@ -11,6 +11,8 @@ bottom-right. The cheapest right way differs by backend (float32, 8 heads, 4096 
 - CUDA flash, efficient: `causal_lower_right`, which both kernels know how to align; no mask is made.
 - math, cudnn: a mask (seq, kv_seq) made in `build`, additive and in the dtype that the kernel adds it in, so that
   no call converts it. `causal_lower_right` would make it anew in every call.
+
+A window is such a mask on every backend that takes one: torch has no other way, and computes what it hides.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class Sdpa(Plugin):
         "backend": Option("auto", "which of torch's kernels; auto leaves the choice to torch", ("auto", *BACKENDS))
     }
     backend: str
+    honours = ("scale", "window")
 
     def supports(self, workload: Workload) -> str | None:
         return None if self.backend == "auto" else _refusal(workload, self.backend)
@@ -66,7 +69,7 @@ class Sdpa(Plugin):
     def workspace_bytes(self, workload: Workload) -> int | None:
         """What the chosen kernel holds beside inputs and output; see `_flash_bytes` and `_math_bytes`."""
         w = workload
-        if w.phase == "train":
+        if w.phase == "train" or _is_windowed(w):
             return None
         kernel = self._kernel(w)
         if kernel == "math":
@@ -91,17 +94,29 @@ class Sdpa(Plugin):
 
 def _is_shifted(w: Workload) -> bool:
     """Causal, but not as torch's `is_causal` means it. A single query sees every key: that needs no mask at all."""
-    return w.is_causal and w.offset > 0 and w.seq > 1
+    return w.is_causal and w.offset > 0 and w.seq > 1 and not _is_windowed(w)
+
+
+def _is_windowed(w: Workload) -> bool:
+    return "window" in w.beyond
+
+
+def _needs_mask(w: Workload, backend: str) -> bool:
+    """Whether only a mask in memory tells this backend what is seen."""
+    return _is_windowed(w) or (_is_shifted(w) and backend in ("math", "cudnn"))
 
 
 def _call(w: Workload, kernel: str) -> tuple[Call, str]:
     """The call that is right for `kernel`, and what there is to say about it."""
     gqa = w.group > 1
     how = ", keys and values expanded for each query head" if gqa and kernel in ("math", "efficient") else ""
+    attention = partial(scaled_dot_product_attention, scale=w.scale, enable_gqa=gqa)
+    if _is_windowed(w):
+        return partial(attention, attn_mask=_mask(w, kernel)), how + ", mask made in build"
     if not _is_shifted(w):
-        return partial(scaled_dot_product_attention, is_causal=w.is_causal and w.seq > 1, enable_gqa=gqa), how
+        return partial(attention, is_causal=w.is_causal and w.seq > 1), how
     if kernel == "flash" and w.device == "cpu":
-        both = _PastAndPresent(w.offset)
+        both = _PastAndPresent(w.offset, w.scale)
         call = differentiable(both.forward, both.backward) if w.phase == "train" else both
         return call, ", past keys and causal part merged by log-sum-exp"
     if kernel in ("flash", "efficient"):
@@ -112,11 +127,10 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             if kernel == "efficient":  # the operator behind causal_lower_right does not expand them itself
                 key, value = expand_kv(key, w.heads), expand_kv(value, w.heads)
-            return scaled_dot_product_attention(query, key, value, attn_mask=aligned, enable_gqa=gqa)
+            return attention(query, key, value, attn_mask=aligned)
 
         return attend, how + ", causal_lower_right"
-    made = partial(scaled_dot_product_attention, attn_mask=_mask(w, kernel), enable_gqa=gqa)
-    return made, how + ", mask made in build"
+    return partial(attention, attn_mask=_mask(w, kernel)), how + ", mask made in build"
 
 
 def _mask(w: Workload, kernel: str) -> Tensor:
@@ -136,8 +150,8 @@ class _PastAndPresent:
     those of all keys, it finds what either part adds to the gradients.
     """
 
-    def __init__(self, past: int) -> None:
-        self.past = past
+    def __init__(self, past: int, scale: float) -> None:
+        self.past, self.scale = past, scale
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self._merged(query, key, value)[0]
@@ -149,7 +163,8 @@ class _PastAndPresent:
     def backward(
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        flash, n = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default, self.past
+        n, operator = self.past, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+        flash = partial(operator, scale=self.scale)
         past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)  # dQ, dK, dV
         present = flash(out_gradient, query, key[:, :, n:], value[:, :, n:], out, lse, 0.0, True)
         dk, dv = (torch.cat(parts, 2) for parts in zip(past[1:], present[1:], strict=True))  # (.., kv_seq, dim)
@@ -158,7 +173,7 @@ class _PastAndPresent:
     def _merged(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The output, and the log-sum-exp of each part."""
         # The operator that scaled_dot_product_attention dispatches to; called directly for its log-sum-exp.
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        flash = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, scale=self.scale)
         n = self.past
         past, past_lse = flash(query, key[:, :, :n], value[:, :, :n])  # (batch, heads, seq, dim), (batch, heads, seq)
         out, lse = flash(query, key[:, :, n:], value[:, :, n:], is_causal=True)  # alike
@@ -207,7 +222,7 @@ def _dummies(w: Workload) -> list[Tensor]:
 def _choice(w: Workload, masked: bool = False) -> str:
     """The backend that torch's dispatcher takes under the flags now set, with a mask in memory or without."""
     # Shifted without a mask is full attention to the dispatcher: it would refuse what causal_lower_right can do.
-    causal = w.is_causal and w.seq > 1 and not _is_shifted(w)
+    causal = w.is_causal and w.seq > 1 and not (_is_shifted(w) or _is_windowed(w))
     query, key, value = _dummies(w)
     mask = query.new_empty(w.kv_seq).expand(w.seq, w.kv_seq) if masked else None
     chosen = torch._fused_sdp_choice(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=w.group > 1)
@@ -216,6 +231,8 @@ def _choice(w: Workload, masked: bool = False) -> str:
 
 def _automatic(w: Workload) -> str:
     """What torch chooses by itself; for a shifted causal mask, what `causal_lower_right` would choose on CUDA."""
+    if _is_windowed(w):
+        return _choice(w, masked=True)
     if not _is_shifted(w) or w.device == "cpu":
         return _choice(w)
     aligned = (name for name in ("flash", "efficient") if _refusal(w, name) is None)
@@ -229,7 +246,7 @@ def _refusal(w: Workload, backend: str) -> str | None:
     with warnings.catch_warnings(record=True) as said, sdpa_kernel(BACKENDS[backend]):
         warnings.simplefilter("always")
         try:
-            _choice(w, masked=_is_shifted(w) and backend in ("math", "cudnn"))
+            _choice(w, masked=_needs_mask(w, backend))
         except RuntimeError as error:
             lines = [_first_line(str(warning.message)) for warning in said]
             reasons = [line for line in lines if "not used because" not in line and "disabled" not in line]

@@ -32,6 +32,7 @@ class Xformers(Plugin):
     The chunk options act on the CPU only; xformers' CUDA kernels choose their own.
     """
 
+    honours = ("scale",)
     options: ClassVar[Mapping[str, Option]] = {
         "query_chunk": Option(256, "CPU: query rows of a tile"),
         "key_chunk": Option(512, "CPU: keys of a tile"),
@@ -198,7 +199,7 @@ def _cuda_attention(workload: Workload, operator: Any, bias: Any) -> Call:
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = _to_xformers(query, key, value, w.kv_heads, w.group)
-        out: Tensor = memory_efficient_attention(q, k, v, attn_bias=bias, op=(operator, None))
+        out: Tensor = memory_efficient_attention(q, k, v, attn_bias=bias, scale=w.scale, op=(operator, None))
         if w.group > 1:
             out = out.flatten(2, 3)  # (batch, seq, heads, value_dim)
         return out.transpose(1, 2)  # (batch, heads, seq, value_dim)

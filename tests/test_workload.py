@@ -154,7 +154,7 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         ({"heads": 2, "kv_heads": 4}, "--heads must be a multiple of --kv-heads"),
         ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, float16, not 'float64'"),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, not 'tpu'"),
-        ({"mask": "padded"}, "--mask must be one of full, causal, not 'padded'"),
+        ({"mask": "padded"}, "--mask must be one of full, causal, window:N, not 'padded'"),
         ({"inputs": "ones"}, "--inputs must be one of normal, outlier, not 'ones'"),
         ({"block": "encoder"}, "--block"),
         ({"norm": "pre"}, "--norm"),

@@ -13,6 +13,7 @@ from attnbench.workload import Workload
 
 _SIZES = of_kind("size")
 _NUMBERS = of_kind("size", "count", "number")
+_SCORES = tuple(name for name in of_kind("number") if name in WORKLOAD)
 R = TypeVar("R")
 
 
@@ -31,7 +32,8 @@ def finished(frame: pd.DataFrame) -> pd.DataFrame:
 def workload_of(row: Mapping[Any, Any]) -> Workload:
     """The workload of a row; pandas' missing texts and its own integers become Python's."""
     texts = {name: row[name] if isinstance(row[name], str) else "" for name in WORKLOAD}
-    return Workload.from_dict(texts | {name: int(row[name]) for name in _SIZES})
+    scores = {name: row[name] if row[name] == row[name] else None for name in _SCORES}
+    return Workload.from_dict(texts | {name: int(row[name]) for name in _SIZES} | scores | {"sinks": row["sinks"] == 1})
 
 
 def cells(frame: pd.DataFrame) -> dict[tuple[Any, Any, Workload], Row]:
@@ -110,7 +112,8 @@ def said_workspace(rows: Sequence[Row]) -> Callable[[Workload], float] | None:
 def filled(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with every column of a record, numbers as numbers, whatever an older one lacks."""
     frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, "run", *COLUMNS])))
-    return frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS})
+    frame = frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS})
+    return frame.assign(**{name: frame[name].fillna(0.0) for name in _SCORES}, sinks=frame["sinks"].eq(True))
 
 
 def tidy(table: Sequence[Row], *columns: str) -> pd.DataFrame:

@@ -82,7 +82,12 @@ _WORKLOADS = (
         help=f"{', '.join(DTYPES)}; lists too.  [default: bfloat16 where it is multiplied as such, else float32]",
     ),
     DEVICE,
-    option("--mask", help="full, causal or both.  [default: causal; full for an encoder]"),
+    option(
+        "--mask",
+        help="full, causal, window:N (causal over N keys); lists too.  [default: causal; full for an encoder]",
+    ),
+    option("--scale", type=float, help="Multiplies the scores.  [default: 1 / sqrt(head dim)]"),
+    option("--softcap", type=float, help="Scores s become N tanh(s / N), as in Gemma 2."),
     option("--phase", help=f"{', '.join(PHASES)}; lists too.  [default: forward]"),
     option(
         "--scope",

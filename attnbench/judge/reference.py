@@ -127,7 +127,7 @@ def expected(
     Args:
         query: (batch, heads, seq, head_dim), any dtype; `key`, `value` as in `Workload`.
         rows: int64 (n,), the query rows to compute.
-        gates: (batch, kv_heads, kv_seq, n) each, as `Plugin.gates` says.
+        gates: (batch, kv_heads, kv_seq, n) each, as `Plugin.gates` says, or a workload's sinks, (heads,).
 
     Returns:
         (batch, heads, n, value_dim), float64.
@@ -168,16 +168,24 @@ def expected_at(
             for h in range(key.shape[1]):
                 shared = slice(h * group, (h + 1) * group)  # the query heads of this key/value head
                 q, k, v = query[b, shared, part].double(), key[b, h].double(), value[b, h].double()
-                out[b, shared, part] = _weights(definition, workload, q, k, mask) @ v  # (group, n, value_dim)
+                sinks = gates[-1][shared].double() if workload.sinks else None  # (group,)
+                out[b, shared, part] = _weights(definition, workload, q, k, mask, sinks) @ v  # (group, n, value_dim)
     return out
 
 
-def _weights(definition: Definition, workload: Workload, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def _weights(
+    definition: Definition, workload: Workload, q: Tensor, k: Tensor, mask: Tensor, sinks: Tensor | None
+) -> Tensor:
     if isinstance(definition, FeatureMap):
         scores = (definition.query(q) @ definition.key(k).T).masked_fill_(~mask, 0.0)  # (group, n, kv_seq)
         return scores / scores.sum(-1, keepdim=True)
-    scores = (q @ k.T).mul_(workload.scale).masked_fill_(~mask, float("-inf"))  # (group, n, kv_seq)
-    return torch.softmax(scores, dim=-1)
+    scores = (q @ k.T).mul_(workload.scale)  # (group, n, kv_seq)
+    if workload.softcap:
+        scores = torch.tanh(scores / workload.softcap) * workload.softcap
+    scores = scores.masked_fill_(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:2], 1)], -1)
+    return torch.softmax(scores, dim=-1)[..., : k.shape[0]]
 
 
 def _recurrence(
@@ -268,6 +276,8 @@ def gradients(
     return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
 
 
-def exact(workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor) -> Tensor:
+def exact(
+    workload: Workload, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, gates: Sequence[Tensor] = ()
+) -> Tensor:
     """Rows of exact softmax attention in float64: what the approximation error is measured against."""
-    return expected(Softmax(), workload, query, key, value, rows)
+    return expected(Softmax(), workload, query, key, value, rows, gates)

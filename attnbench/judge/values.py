@@ -92,11 +92,13 @@ def judge(
 def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: int) -> str | None:
     """What is wrong with a few rows of one head of an output, at a small part of what the call took; or None.
 
-    Nothing is looked at where that would take long: blocks, ragged batches, recurrences, and a quantized past.
+    Nothing is looked at where that would take long: blocks, ragged batches, recurrences, and a quantized past. Nor is
+    where there are sinks.
     """
     w, definition = task.workload, task.definitions["self"]
     operands = definition.operands if isinstance(definition, Softmax) else None
-    if w.scope == "block" or w.lengths or isinstance(definition, Recurrence) or (operands and w.decodes):
+    left_out = w.scope == "block" or w.lengths or w.sinks
+    if left_out or isinstance(definition, Recurrence) or (operands and w.decodes):
         return None
     drawn = Random(draw)
     b, h = drawn.randrange(w.batch), drawn.randrange(w.kv_heads)
@@ -168,7 +170,7 @@ def _tap(
     elif isinstance(definition, Recurrence):
         found["approximation"] = None
     elif apart:
-        found["approximation"] = error(lambda rows: reference.exact(part, query, key, value, rows), _SAMPLED)
+        found["approximation"] = error(lambda rows: reference.exact(part, query, key, value, rows, gates), _SAMPLED)
     return found, _located(task, tap, deviation.verdict(implementation, allowed))
 
 

@@ -211,6 +211,7 @@ def as_frame(rows: Iterable[Row]) -> "pd.DataFrame":
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)  # the same type whatever is missing
     frame["layers"] = frame["layers"].fillna(1).astype(int)  # a run from before there were stacks
+    frame[["softmax_scale", "softcap"]] = frame[["softmax_scale", "softcap"]].fillna(0.0)  # or these
     for flag in of_kind("flag"):
         frame[flag] = frame[flag].map(bool).astype(bool)
     frame["warnings"] = frame["warnings"].map(lambda w: w if isinstance(w, list) else [])

@@ -7,7 +7,10 @@ from typing import Any
 from attnbench.workload import flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim")
-_REST = ("dtype", "device", "mask", "phase", "scope", "block", "norm", "layers", "lengths", "inputs", "seed", "threads")
+_REST = (
+    "dtype", "device", "mask", "softmax_scale", "softcap", "phase", "scope", "block", "norm", "layers", "lengths",
+    "inputs", "seed", "threads",
+)  # fmt: skip
 
 
 def repeat_command(row: Mapping[str, Any]) -> str:
@@ -25,7 +28,9 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         "kv_heads": row["heads"],
         "head_dim": 64,
         "value_dim": row["head_dim"],
-        "mask": row["mask"] if own_masks else None,
+        "mask": row["mask"] if own_masks and row["mask"] in ("full", "causal") else None,
+        "softmax_scale": 0.0,
+        "softcap": 0.0,
         "phase": "forward",
         "norm": "pre",
         "layers": 1,
@@ -40,6 +45,6 @@ def repeat_command(row: Mapping[str, Any]) -> str:
     words = ["attnbench", "run"]
     for name, value in values.items():
         if value not in ("", None, usual.get(name)) and value == value:
-            text = str(value if isinstance(value, str) else int(value))
-            words += [flag(name), text]
+            exact = isinstance(value, str) or name in ("softmax_scale", "softcap")
+            words += ["--scale" if name == "softmax_scale" else flag(name), str(value if exact else int(value))]
     return shlex.join(words)

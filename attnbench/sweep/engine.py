@@ -244,6 +244,8 @@ def run(
     dtype: Names | None = None,
     device: str = "auto",
     mask: Names | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
     phase: Names | None = None,
     scope: str | None = None,
     block: str | None = None,
@@ -270,6 +272,7 @@ def run(
     seq, kv_seq: query and key lengths, such as 1024, [512, 1000] or "512..16384", which doubles.
     batch, heads, kv_heads, head_dim, value_dim, layers: likewise. tokens: of the whole batch at each length.
     preset: heads and dims of a published model, or "standard". dtype, mask, phase: one name or several.
+    scale, softcap: of the scores.
     scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
     baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
     budget, timeout: seconds for the sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.

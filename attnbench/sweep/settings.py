@@ -17,6 +17,7 @@ from attnbench.sizes import (
     Names,
     Sizes,
     Sweep,
+    as_masks,
     as_names,
     as_sizes,
     parse_bytes,
@@ -24,11 +25,11 @@ from attnbench.sizes import (
 )
 from attnbench.theory.models import preset as shape_of
 from attnbench.theory.roofline import Ceilings
-from attnbench.workload import DTYPES, MASKS, PHASES, flag
+from attnbench.workload import DTYPES, PHASES, flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
-_NAMES = {"dtype": tuple(DTYPES), "mask": MASKS, "phase": tuple(PHASES)}
-_PLAIN = ("tokens", "scope", "block", "norm", "lengths", "inputs", "seed")
+_NAMES = {"dtype": tuple(DTYPES), "phase": tuple(PHASES)}
+_PLAIN = ("softcap", "tokens", "scope", "block", "norm", "lengths", "inputs", "seed")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
 BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
@@ -50,6 +51,8 @@ class Given(TypedDict, total=False):
     dtype: Names | None
     device: str
     mask: Names | None
+    scale: float | None
+    softcap: float | None
     phase: Names | None
     scope: str | None
     block: str | None
@@ -131,6 +134,7 @@ def _sweep(given: Given) -> Sweep:
     values["dtype"] = None if values.get("dtype") == "auto" else values.get("dtype")
     asked |= {name: as_names(values.get(name), name, known) for name, known in _NAMES.items()}
     asked |= {name: values.get(name) for name in _PLAIN}
+    asked |= {"mask": as_masks(values.get("mask")), "softmax_scale": values.get("scale")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if preset == STANDARD:
         if fixed := sorted(asked.keys() & STANDARD_SWEEP.keys()):

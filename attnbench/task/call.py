@@ -1,6 +1,6 @@
 """What a plugin is asked to do for a workload: one call on tensors, whatever the phase, and what is known beside it.
 
-forward   call(query, key, value, *gates) -> out, or of a block call(x[, memory]) -> out
+forward   call(query, key, value, *gates[, sinks]) -> out, or of a block call(x[, memory]) -> out
 decode    the same, with the new tokens alone, after a past that a state holds
 train     the same with the output's gradient behind -> out, and gradients of all inputs and of a block's parameters
 """
@@ -179,7 +179,7 @@ class Task:
             query, *tokens = (x[own] for x in tap.tensors)
             if past is not None:
                 tokens = [torch.cat([old[own, :, : entry.past], new], 2) for old, new in zip(past, tokens, strict=True)]
-            tokens = [x[:, :, : entry.kv_seq] for x in tokens]
+            tokens = [x if x.ndim == 1 else x[:, :, : entry.kv_seq] for x in tokens]  # sinks are (heads,)
             shown = Tap(tap.layer, tap.name, (query[:, :, : entry.seq], *tokens), tap.out[own, :, : entry.seq])
             if tap.gradients:
                 up, dq, *rest = (x[own] for x in tap.gradients)

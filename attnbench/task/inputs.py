@@ -19,7 +19,8 @@ def shapes(workload: Workload, gates: Sequence[int] = ()) -> list[tuple[int, ...
     """Shapes of what the timed call gets: query, key, value and gates; for a block x and, for a decoder, memory.
 
     x is (batch, seq, width), memory (batch, kv_seq, width). Decoding, keys, values and gates are those of new tokens,
-    and a decoder has its memory already. Training, the gradient of the output is the last one.
+    and a decoder has its memory already. Sinks are (heads,), behind them. Training, the gradient of the output is the
+    last one.
     """
     w = workload
     if w.scope == "block":
@@ -28,6 +29,7 @@ def shapes(workload: Workload, gates: Sequence[int] = ()) -> list[tuple[int, ...
     else:
         out = (w.batch, w.heads, w.seq, w.value_dim)
         found = [(w.batch, w.heads, w.seq, w.head_dim), *_token_shapes(w, w.kv_seq - w.past, gates)]
+        found += [(w.heads,)] if w.sinks else []
     return [*found, out] if w.trains else found
 
 
@@ -81,8 +83,8 @@ def empty(workload: Workload, gates: Sequence[int] = (), strided: bool = False) 
     """
     if not strided or workload.scope == "block":
         return [_empty(workload, shape) for shape in shapes(workload, gates)]
-    swapped = ((b, length, heads, dim) for b, heads, length, dim in shapes(workload, gates))
-    return [_empty(workload, shape).transpose(1, 2) for shape in swapped]
+    plain = empty(workload, gates)
+    return [x if x.ndim == 1 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in plain]
 
 
 def _empty(workload: Workload, shape: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnbench.plugin import Choice, Plugin
+from attnbench.plugin import Choice, Plugin, lacking
 from attnbench.theory import costs
 from attnbench.workload import PHASES, Workload
 
@@ -57,5 +57,7 @@ def refusal(plugin: Plugin, part: Workload) -> str | None:
         return f"runs on {' and '.join(plugin.devices) or 'no device'} only"
     if part.phase not in plugin.phases:
         return PHASES[part.phase].without or f"it has no phase {part.phase}"
+    if not isinstance(plugin, Choice) and (reason := lacking(part, plugin.honours)):
+        return reason  # each implementation of a choice has its own
     reason = plugin.supports(part)
     return str(reason) if reason else None

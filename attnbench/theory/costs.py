@@ -67,24 +67,21 @@ def attentions(workload: Workload) -> dict[str, Workload]:
 
     An encoder block: "self", with the workload's mask. A decoder block: "self", causal over its own `seq` positions,
     and "cross", every position over all `kv_seq` positions of the encoder's output. A decoder-only block: "self",
-    causal. A workload of scope attention is its own: "self". Decoding, both attentions of a decoder have kv_seq keys.
+    causal, or in a window. A workload of scope attention is its own: "self". Decoding, both attentions of a decoder
+    have kv_seq keys.
     """
     alone = {"scope": "attention", "block": "", "norm": "", "layers": 1}
     if workload.block == "decoder":
         own = workload.kv_seq if workload.decodes else workload.seq
         cross = workload.replace(**alone, mask="full")
         return {"self": workload.replace(**alone, mask="causal", kv_seq=own), "cross": cross}
-    mask = "causal" if workload.block == "decoder-only" else workload.mask
+    mask = "causal" if workload.block == "decoder-only" and not workload.masked.window else workload.mask
     return {"self": workload.replace(**alone, mask=mask)}
 
 
 def visible_pairs(workload: Workload) -> int:
-    """(query, key) pairs that the mask shows, of seq * kv_seq.
-
-    Causal: query i sees keys 0 .. i + kv_seq - seq, so the later queries' share of keys is cut by 0, 1, .. seq - 1.
-    """
-    hidden = workload.seq * (workload.seq - 1) // 2 if workload.is_causal else 0
-    return workload.seq * workload.kv_seq - hidden
+    """(query, key) pairs that the mask shows, of seq * kv_seq."""
+    return workload.masked.pairs(workload.seq, workload.kv_seq)
 
 
 @dataclass(frozen=True)

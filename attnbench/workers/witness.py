@@ -51,8 +51,8 @@ class Witness:
         views = pools.views(given.calls, given.places)
         first, *more = views[given.call % len(views)]
         if workload.scope != "block":
-            key, value = more
-            return reference.exact(workload, first, key, value, self._rows)
+            key, value, *sinks = more
+            return reference.exact(workload, first, key, value, self._rows, sinks)
         exact = dict.fromkeys(attentions(workload), Softmax())
         block = Block(workload, dict.fromkeys(exact, _nobody))
         memory = more[0] if more else None

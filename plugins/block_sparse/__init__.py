@@ -83,9 +83,10 @@ class BlockSparse(Choice):
             return gather_bytes(w, self._pattern(w))
 
         no_flex, flex_size = partial(flex_unsupported, block=self.block), partial(flex_bytes, block=self.block)
-        native = Implementation("native", self._native, no_kernel, workspace_bytes=_untrained(native_bytes))
-        flex = Implementation("flex", self._flex, no_flex, workspace_bytes=_untrained(flex_size))
-        gather = Implementation("gather", self._gather, workspace_bytes=_untrained(gathered))
+        scaled = partial(Implementation, honours=("scale",))  # a window would be one more pattern
+        native = scaled("native", self._native, no_kernel, workspace_bytes=_untrained(native_bytes))
+        flex = scaled("flex", self._flex, no_flex, workspace_bytes=_untrained(flex_size))
+        gather = scaled("gather", self._gather, workspace_bytes=_untrained(gathered))
         return (flex, gather, native) if workload.device == "cuda" else (native, gather, flex)
 
     def _native(self, workload: Workload) -> Attention:

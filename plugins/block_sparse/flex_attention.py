@@ -63,10 +63,11 @@ def flex_over(
     static, enable_gqa = workload.device == "cuda", workload.group > 1
     # Its kernel for few queries, which it takes for static shapes alone, can't have 65 to 127 of grouped heads.
     options = {"FORCE_USE_FLEX_ATTENTION": True, **(kernel_options or {})} if static else None
+    scale = {"scale": workload.scale} if "scale" in workload.beyond else {}
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attend = _compiled(1 if static else torch.get_num_threads(), static)
-        return attend(query, key, value, block_mask=blocks, enable_gqa=enable_gqa, kernel_options=options)
+        return attend(query, key, value, block_mask=blocks, enable_gqa=enable_gqa, kernel_options=options, **scale)
 
     dtype, trained = getattr(torch, workload.dtype), workload.phase == "train"
     zeros = [torch.zeros(s, dtype=dtype, device=workload.device, requires_grad=trained) for s in workload.shapes]

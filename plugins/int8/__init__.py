@@ -71,7 +71,11 @@ class Int8(Choice):
         if workload.phase == "decode":
             return quantized_cache.implementations(FORMAT)
         if workload.device == "cuda":
-            return (Implementation("triton", self._triton, triton_kit.unsupported, workspace_bytes=_triton_bytes),)
+            return (
+                Implementation(
+                    "triton", self._triton, triton_kit.unsupported, workspace_bytes=_triton_bytes, honours=("scale",)
+                ),
+            )
         if self.impl == "qkpv":  # not the same function: never one that auto takes
             return (native.implementation("qkpv", self.rows),)
         return native.implementation("qk", self.rows), plain.implementation(self.rows)

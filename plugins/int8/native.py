@@ -48,4 +48,4 @@ def implementation(kind: str, rows: int) -> Implementation:
         packed = kernels.round_up(w.head_dim, 4) + 4 + weight * kernels.columns(w.value_dim)
         return kernels.workspace_bytes(w, min(STRIP_ROWS, w.seq), block_keys(kind), packed, weight)
 
-    return Implementation(kind, build, unsupported, workspace_bytes=workspace_bytes)
+    return Implementation(kind, build, unsupported, workspace_bytes=workspace_bytes, honours=kernels.HONOURS)

@@ -13,7 +13,7 @@ from attnbench.workload import Workload
 
 from ..native import attention as kernels
 from ..native import compiler
-from ..pieces import strips
+from ..pieces import hidden_part, strips
 from .quantization import LEVELS, quantize, smooth
 
 SCORES = 1 << 21  # scores held at a time: 8 MiB, about what a CPU's caches hold
@@ -29,7 +29,12 @@ def implementation(rows: int) -> Implementation:
         return Attention(both, f"{how}, strips of {both.strip} rows")
 
     return Implementation(
-        "torch", build, _unsupported, workspace_bytes=_workspace_bytes, emulated=not multiplies_int8()
+        "torch",
+        build,
+        _unsupported,
+        workspace_bytes=_workspace_bytes,
+        emulated=not multiplies_int8(),
+        honours=("scale", "window"),
     )
 
 
@@ -82,15 +87,17 @@ class Heads:
         """One head: query (seq, head_dim) and key (kv_seq, head_dim) in 8 bits, each with its scales (.., 1)."""
         w, (q8, q_scale), (k8, k_scale), (buffer, narrow) = self.workload, query, key, buffers
         for rows, seen in strips(w, self.strip):
-            n, shape = rows.stop - rows.start, (rows.stop - rows.start, seen.stop)
-            products = buffer[: n * seen.stop].view(shape)  # (rows, keys seen), int32 or float32
+            n, shape = rows.stop - rows.start, (rows.stop - rows.start, seen.stop - seen.start)
+            products = buffer[: shape[0] * shape[1]].view(shape)  # (rows, keys seen), int32 or float32
             if self.integers:
                 torch._int_mm(q8[rows], k8[seen].T, out=products)
                 scores = products.view(torch.float32).copy_(products)  # (rows, keys seen), in place
             else:
                 scores = torch.mm(q8[rows].float(), k8[seen].T, out=products)  # (rows, keys seen)
             scores.mul_(k_scale[seen].T).mul_(q_scale[rows])  # (1, keys seen), (rows, 1)
-            if w.is_causal:
+            if w.masked.window:
+                scores.masked_fill_(hidden_part(w, rows, seen), -torch.inf)
+            elif w.is_causal:
                 scores[:, rows.start + w.offset :].masked_fill_(self.future[:n, :n], -torch.inf)
             weights = torch.softmax(scores, dim=-1, out=scores)  # (rows, keys seen)
             if self.dtype != torch.float32:

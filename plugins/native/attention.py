@@ -18,6 +18,7 @@ from . import compiler
 
 KEYS, ROWS = 64, 6  # as in vectors.h
 MAX_DIM = 256
+HONOURS = ("scale", "window")  # of the kernels that take a plan
 _FAR = 1 << 40
 
 Range = tuple[int, int, bool]
@@ -37,10 +38,11 @@ class Plan:
 
 
 def dense(workload: Workload, rows: int) -> Plan:
-    """All keys, or with a causal mask those up to the diagonal, in strips of so many rows."""
-    w = workload
-    made = ((part.start, part.stop, ((0, seen.stop, not w.is_causal),)) for part, seen in strips(w, rows))
-    return Plan(tuple(made), (-_FAR, w.offset if w.is_causal else _FAR))
+    """All keys, or those that a causal mask or a window shows, in strips of so many rows."""
+    w, window = workload, workload.masked.window
+    made = ((part.start, part.stop, ((seen.start, seen.stop, not w.is_causal),)) for part, seen in strips(w, rows))
+    low = w.offset + 1 - window if window else -_FAR
+    return Plan(tuple(made), (low, w.offset if w.is_causal else _FAR))
 
 
 def unsupported(workload: Workload, *sources: str) -> str | None:
@@ -157,9 +159,18 @@ def _run(kernel: Callable[..., int], *structures: ctypes.Structure) -> None:
 
 
 def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Call:
-    """The kernel as a function of query, key and value; keys: of a block, a multiple of 64."""
-    call = forward(kernel, workload, plan, keys, with_lse=False)
-    return lambda query, key, value: call(query, key, value)[0]
+    """The kernel as a function of query, key and value; keys: of a block, a multiple of 64.
+
+    And of the workload's sinks (heads,), where it has them: each takes e^sink of what a row's weights sum up to, which
+    leaves sigmoid(log-sum-exp - sink) of the output.
+    """
+    call = forward(kernel, workload, plan, keys, with_lse=workload.sinks)
+
+    def sunk(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor) -> Tensor:
+        out, lse = call(query, key, value)  # (batch, heads, seq, value_dim), (batch, heads, seq)
+        return out.mul_(torch.sigmoid(lse - sinks[:, None].float())[..., None].to(out.dtype))
+
+    return sunk if workload.sinks else lambda query, key, value: call(query, key, value)[0]
 
 
 def paged(

@@ -64,15 +64,25 @@ class Tiled(Choice):
 
     def implementations(self, workload: Workload) -> Sequence[Implementation]:
         def no_gain(w: Workload) -> str | None:
-            return None if w.dtype == "bfloat16" else f"tiles gain nothing in {w.dtype}"
+            alone = w.softcap or w.sinks  # sdpa has neither
+            return None if w.dtype == "bfloat16" or alone else f"tiles gain nothing in {w.dtype}"
 
         def slow(w: Workload) -> str | None:
             return "float16 products run element by element on a CPU" if w.dtype == "float16" else None
 
-        native = Implementation("native", self._native, _no_kernel, workspace_bytes=self._native_bytes)
+        native = Implementation(
+            "native",
+            self._native,
+            _no_kernel,
+            workspace_bytes=self._native_bytes,
+            honours=("scale", "window", "sinks"),
+        )
         emulated = kernels.has_slow_products(workload)
-        strip = Implementation("strip", self._strip, slow, no_gain, self._strip_bytes, emulated=emulated)
-        sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes)
+        honours = ("scale", "window") if workload.trains else ("scale", "window", "softcap", "sinks")
+        strip = Implementation(
+            "strip", self._strip, slow, no_gain, self._strip_bytes, emulated=emulated, honours=honours
+        )
+        sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes, honours=Sdpa.honours)
         return (native, strip, sdpa) if compiler.multiplies_bfloat16() else (native, sdpa, strip)
 
     def kernel(self, workload: Workload, paged: bool = False) -> tuple[Callable[..., int], kernels.Plan, int]:
@@ -130,4 +140,7 @@ def _no_kernel(workload: Workload) -> str | None:
 
 
 def _few(workload: Workload) -> bool:
-    return workload.phase != "train" and workload.seq * workload.group <= FEW
+    w = workload
+    return (
+        w.phase != "train" and w.seq * w.group <= FEW and not w.masked.window and not w.sinks
+    )  # decode.cpp knows of neither

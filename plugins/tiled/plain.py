@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnbench.workload import Workload
 
-from ..pieces import parts, strips
+from ..pieces import cap_, hidden_part, parts, strips
 
 LOG2_E = 1 / math.log(2)
 
@@ -30,7 +30,7 @@ class Strips:
         self.strips = list(strips(workload, rows))
         self.future = torch.ones(rows, rows, dtype=torch.bool).triu(1)  # True where the key lies after the query
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
         w = self.workload
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
 
@@ -39,12 +39,19 @@ class Strips:
             for b, h in heads:
                 k, v = key[b, h // w.group], value[b, h // w.group]  # (kv_seq, head_dim), (kv_seq, value_dim)
                 for strip, seen in self.strips:
-                    n = strip.stop - strip.start
-                    s = buffer[: n * seen.stop].view(n, seen.stop)  # (rows, keys seen)
+                    n, keys = strip.stop - strip.start, seen.stop - seen.start
+                    s = buffer[: n * keys].view(n, keys)  # (rows, keys seen)
                     torch.mm(query[b, h, strip] * w.scale, k[seen].T, out=s)
-                    if w.is_causal:
+                    cap_(s, w.softcap)
+                    if w.masked.window:
+                        s.masked_fill_(hidden_part(w, strip, seen), -torch.inf)
+                    elif w.is_causal:
                         s[:, strip.start + w.offset :].masked_fill_(self.future[:n, :n], -torch.inf)
-                    torch.softmax(s, dim=-1, out=s)
+                    if sinks is None:
+                        torch.softmax(s, dim=-1, out=s)
+                    else:  # what the sink takes: the weights sum up to less
+                        kept = torch.sigmoid(s.float().logsumexp(-1, keepdim=True) - sinks[h].float())  # (rows, 1)
+                        torch.softmax(s, dim=-1, out=s).mul_(kept)
                     torch.mm(s, v[seen], out=out[b, h, strip])
 
         _share(work, w.batch, w.heads)
@@ -84,7 +91,7 @@ class Strips:
                     delta = (up.float() * out[b, query_head, strip]).sum(-1, keepdim=True)  # (rows, 1)
                     shift = lse[b, query_head, strip, None] * -LOG2_E  # (rows, 1)
                     q_sum = torch.zeros(q.shape)  # (rows, head_dim), float32
-                    for part in parts(seen.stop, self.keys):
+                    for part in (p for p in parts(seen.stop, self.keys) if p.stop > seen.start):
                         k = key[b, h, part]  # (keys, head_dim)
                         s = self.scores(q, k, strip, part, room)  # (rows, keys)
                         p = torch.add(shift, s, alpha=w.scale * LOG2_E, out=s).exp2_()  # four times as fast as exp
@@ -102,7 +109,9 @@ class Strips:
         """Q K^T in float32, of some rows with some keys; -inf where a row does not see a key."""
         w = self.workload
         s = room.product(0, q, k)  # (rows, keys)
-        if w.is_causal and keys.stop > rows.start + w.offset + 1:
+        if w.masked.window:
+            s.masked_fill_(hidden_part(w, rows, keys), -torch.inf)
+        elif w.is_causal and keys.stop > rows.start + w.offset + 1:
             last = torch.arange(rows.start, rows.stop)[:, None] + w.offset  # (rows, 1), the last key that each sees
             s.masked_fill_(torch.arange(keys.start, keys.stop) > last, -torch.inf)
         return s
