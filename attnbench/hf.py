@@ -10,10 +10,11 @@ Nothing that a model asks for is left out: what the variant can't honour is an e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,26 +24,30 @@ from attnbench.errors import AttnbenchError
 from attnbench.packages import only_whole
 from attnbench.plugin import Plugin, Value, built
 from attnbench.task.promise import refusal
-from attnbench.workload import Workload
+from attnbench.workload import Mask, Workload
 
 __all__ = ["register"]
 
+_FULL = Mask()
 _BUILT = 16  # workloads of one variant that are kept built; those of masks hold (seq, kv_seq) bools each
 _STRIP = 1 << 22  # elements of a mask looked at at a time
+
+
+Span: TypeAlias = tuple[int, int]
+"""The first of an entry's keys that are no padding, and the one behind the last."""
 
 
 @dataclass(frozen=True)
 class _Seen:
     """What the queries of a forward pass see.
 
-    mask: as `Workload.mask`. spans: of each batch entry the first of its keys and the one behind its last.
-    end: causal: the key behind the one that the last query sees, itself included. problem: why it is no such mask.
+    spans: of each batch entry. problem: why it can't be told. first: causal: the key that came with the first query.
     """
 
-    mask: str = "full"
-    spans: tuple[tuple[int, int], ...] = ()
-    end: int = 0
+    mask: Mask = _FULL
+    spans: tuple[Span, ...] = ()
     problem: str = ""
+    first: int = 0
 
 
 class _Marked(Tensor):
@@ -116,8 +121,9 @@ def _canonical(plugin: Plugin) -> str:
 
 
 def _name(spec: str) -> str:
-    # transformers takes every name with "flash" in it for FlashAttention, and what is before a "|" for paging.
-    return "attnbench-" + spec.replace("flash", "fl_ash").replace("|", "-")
+    for word in ("flash", "flex", "sdpa", "eager"):  # a name with one of these in it is taken for transformers' own
+        spec = spec.replace(word, f"{word[:2]}_{word[2:]}")
+    return "attnbench-" + spec.replace("|", "-")
 
 
 def _mask(
@@ -128,41 +134,69 @@ def _mask(
     kv_offset: int = 0,
     mask_function: Any = None,
     attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor:
     """What transformers calls to make a mask: a tensor (batch, 1, q_length, kv_length) of one NaN, that knows `_Seen`.
 
     It is a tensor so that it passes wherever a mask does, and NaN so that nobody who adds it to scores overlooks it.
-    """
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-    end = int(q_offset) + q_length - kv_offset
-    if mask_function is causal_mask_function:
-        seen = _padded("causal", attention_mask, batch_size, kv_length, kv_offset, end)
-    elif mask_function is bidirectional_mask_function:
-        seen = _padded("full", attention_mask, batch_size, kv_length, kv_offset, kv_length)
+    mask_function: (batch index, head index, query position, key position) -> whether it is seen, of tensors.
+    attention_mask: bool (batch, tokens so far), False for padding. local_size: of a window, if it is one.
+    """
+    first = int(q_offset) - kv_offset  # the key that came with the first query
+    sizes = batch_size, q_length, kv_length
+    mask = None if use_vmap else _pattern(mask_function, sizes, (int(q_offset), kv_offset), local_size, device)
+    if mask is None:
+        seen = _Seen(problem="a mask that is neither full nor causal nor a causal window")
     else:
-        seen = _Seen(problem="a mask that is neither causal nor full")
+        keys = min(first + q_length, kv_length) if mask.causal else kv_length
+        seen = _Seen(mask, *_spans(attention_mask, batch_size, kv_offset, keys), first)
     nothing = torch.full((1,), torch.nan, device=device)
     marked = nothing.expand(batch_size, 1, q_length, kv_length).as_subclass(_Marked)
     marked.seen = seen
     return marked
 
 
-def _padded(mask: str, tokens: Tensor | None, batch: int, length: int, first: int, end: int) -> _Seen:
-    """With the keys of each entry; tokens: bool (batch, at least up to the keys), False for padding, or None."""
+def _pattern(
+    function: Any, sizes: tuple[int, int, int], offsets: tuple[int, int], window: int | None, device: Any
+) -> Mask | None:
+    """The mask that a mask function of transformers stands for: found out by calling it, where it is no known one.
+
+    sizes: batch, queries, keys. offsets: the positions of the first query and key.
+    """
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+    if function is causal_mask_function:
+        return Mask(causal=True)
+    if function is bidirectional_mask_function:
+        return _FULL
+    batch, queries, keys = sizes
+    entry = torch.arange(batch, device=device)[:, None, None, None]  # (batch, 1, 1, 1)
+    head = torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
+    row = torch.arange(offsets[0], offsets[0] + queries, device=device)[:, None]  # (queries, 1)
+    key = torch.arange(offsets[1], offsets[1] + keys, device=device)  # (keys,)
+    possible = [Mask(causal=True), *([Mask(causal=True, window=window)] if window else []), _FULL]
+    for part in torch.split(row, max(1, _STRIP // (batch * keys))):
+        shown = function(entry, head, part, key)  # what broadcasts to (batch, 1, rows, keys)
+        possible = [mask for mask in possible if bool((mask.visible(part, key, 0) == shown).all())]
+    return possible[0] if possible else None
+
+
+def _spans(tokens: Tensor | None, batch: int, first: int, keys: int) -> tuple[tuple[Span, ...], str]:
+    """The keys of each entry that are no padding, and what is wrong; tokens: bool (batch, tokens), or None."""
     if tokens is None:
-        return _Seen(mask, ((0, min(end, length)),) * batch, end)
-    valid = tokens[:, first : first + min(end, length)].bool()  # (batch, keys)
+        return ((0, keys),) * batch, ""
     spans = []
-    for row in valid.cpu():
+    for row in tokens[:, first : first + keys].bool().cpu():
         places = row.nonzero().flatten()
         start, stop = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
         if len(places) != stop - start:
-            return _Seen(problem="padding in the middle of a batch entry, where only its ends may be padded")
+            return (), "padding in the middle of a batch entry, where only its ends may be padded"
         spans.append((start, stop))
-    return _Seen(mask, tuple(spans) if len(spans) == batch else tuple(spans) * batch, end)
+    return tuple(spans) if len(spans) == batch else tuple(spans) * batch, ""
 
 
 _UNKNOWN = {
@@ -171,9 +205,6 @@ _UNKNOWN = {
     "indices": "chooses keys for each query",
     "block_indices": "chooses keys for each query",
     "block_table": "keeps its keys in pages",
-    "s_aux": "has attention sinks",
-    "sinks": "has attention sinks",
-    "softcap": "caps the scores",
 }
 
 
@@ -187,10 +218,15 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
     output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What a layer calls: query (batch, heads, length, head_dim), key and value (batch, kv_heads, kv_length, ..).
+
+    softcap: as `Workload.softcap`. s_aux, sinks: two names of the sinks' logits (heads,).
 
     Returns:
         (batch, length, heads, value_dim), and None for the weights.
@@ -206,26 +242,30 @@ def _attention(
         raise can_not("attention weights as output, which no variant gives; use eager attention for them")
     for name, what in _UNKNOWN.items():
         if kwargs.get(name) is not None:
-            raise can_not(f"the model {what} ({name}), which it does not do")
+            raise can_not(f"the model {what} ({name}), which no variant does")
     seen = _read(attention_mask, module, is_causal, query, key)
     if seen.problem:
         raise can_not(seen.problem)
-    dtype = str(query.dtype).removeprefix("torch.")
+    sinks = s_aux if sinks is None else sinks
+    if scaling is None or math.isclose(scaling, query.shape[3] ** -0.5, rel_tol=1e-6):
+        scaling = 0.0
     wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    if wants_gradient and sinks is not None:
+        raise can_not("a gradient through attention sinks, which no variant has; call the model under torch.no_grad()")
     one = Workload(
         seq=1, kv_seq=1, heads=query.shape[1], kv_heads=key.shape[1], head_dim=query.shape[3],
-        value_dim=value.shape[3], dtype=dtype, device=query.device.type, mask=seen.mask,
+        value_dim=value.shape[3], dtype=str(query.dtype).removeprefix("torch."), device=query.device.type,
+        softmax_scale=scaling, softcap=softcap or 0.0, sinks=sinks is not None,
         phase="train" if wants_gradient else "forward", threads=torch.get_num_threads(),
     )  # fmt: skip
-    if scaling is not None:
-        query = query * (scaling / one.scale)
+    more = () if sinks is None else (sinks,)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        workload = one.replace(batch=query.shape[0], seq=query.shape[2], kv_seq=key.shape[2])
+    def attend(mask: Mask, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        workload = one.replace(batch=query.shape[0], seq=query.shape[2], kv_seq=key.shape[2], mask=str(mask))
         call = variant.built(workload)
         if isinstance(call, str):
-            raise can_not(f"{workload.label()}: {call}")
-        return call(query, key, value)
+            raise can_not(f"{call} ({workload.label()})")
+        return call(query, key, value, *more)
 
     out = _entries(seen, query, key, value, attend)  # (batch, heads, length, value_dim)
     return out.transpose(1, 2).contiguous(), None
@@ -237,48 +277,48 @@ def _read(mask: Tensor | None, module: torch.nn.Module, is_causal: bool | None, 
     if mask is not None:
         seen: _Seen | None = getattr(mask, "seen", None)
         if seen is None:
-            return _Seen(problem="a mask that the model made itself or changed")
+            return _Seen(problem="a mask that the model made or changed itself")
         return seen if mask.shape[-1] == keys else _Seen(problem=f"a mask of {mask.shape[-1]} keys on {keys}")
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if causal and length > 1 and length != keys:
+    causal = length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if causal and length != keys:
         return _Seen(problem=f"{length} queries on {keys} keys, causal without a mask that says which")
-    return _Seen("causal" if causal and length > 1 else "full", ((0, keys),) * batch, keys)
+    return _Seen(Mask(causal=causal), ((0, keys),) * batch)
 
 
-def _entries(
-    seen: _Seen, query: Tensor, key: Tensor, value: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Tensor:
-    """The output of all entries: those of a batch without padding at once, otherwise one by one without theirs.
+Attend: TypeAlias = Callable[[Mask, Tensor, Tensor, Tensor], Tensor]
+"""(mask, query, key, value) of some rows and keys -> their output; the mask is aligned bottom-right."""
 
-    Padding that asks as a query gets 0 where the mask is causal; in a full one it gets what it asks for, as it may be
-    the query of another sequence than the keys'.
-    """
+
+def _entries(seen: _Seen, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+    """The output of all entries: those of a batch without padding at once, otherwise one by one without theirs."""
     if len(set(seen.spans)) == 1:
         return _entry(seen, seen.spans[0], query, key, value, attend)
-    outs = [
-        _entry(seen, span, query[b : b + 1], key[b : b + 1], value[b : b + 1], attend)
-        for b, span in enumerate(seen.spans)
-    ]
-    return torch.cat(outs)
+    each = (slice(b, b + 1) for b in range(len(query)))
+    return torch.cat([_entry(seen, seen.spans[b.start], query[b], key[b], value[b], attend) for b in each])
 
 
-def _entry(
-    seen: _Seen, span: tuple[int, int], query: Tensor, key: Tensor, value: Tensor,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:  # fmt: skip
-    start, stop = span
-    length = query.shape[2]
-    first = seen.end - length if seen.mask == "causal" else 0  # the key that came with the first query
-    whole = seen.mask == "full" and length != key.shape[2]  # of another sequence
-    rows = slice(0, length) if whole else slice(max(0, start - first), max(0, min(length, stop - first)))
+def _entry(seen: _Seen, span: Span, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+    """Padding that asks as a query gets 0 where the mask is causal. In a full one it gets what it asks for, apart from
+    the others, as nothing tells self-attention from attention to another sequence, of which it would be no padding."""
+    (start, stop), mask, length = span, seen.mask, query.shape[2]
+    if mask.causal:
+        rows = slice(max(0, start - seen.first), max(0, min(length, stop - seen.first)))
+        if mask.window:  # the first query sees no key before
+            start = max(start, seen.first + rows.start + 1 - mask.window)
+            mask = mask if mask.window < stop - start else Mask(causal=True)
+    else:
+        rows = slice(0, length) if length != key.shape[2] else slice(start, stop)
     key, value = key[:, :, start:stop], value[:, :, start:stop]  # (batch, kv_heads, keys, ..)
-    if rows == slice(0, length) and stop > start:
-        return attend(query, key, value)
-    out = query.new_zeros(*query.shape[:3], value.shape[3])
-    if stop > start and rows.stop > rows.start:
-        out[:, :, rows] = attend(query[:, :, rows], key, value)
-    if stop > start and seen.mask == "full":
-        rest = torch.ones(length, dtype=torch.bool, device=query.device)
-        rest[rows] = False
-        out[:, :, rest] = attend(query[:, :, rest], key, value)
-    return out
+    if stop <= start or rows.stop <= rows.start:
+        return query.new_zeros(*query.shape[:3], value.shape[3])
+    if rows == slice(0, length):
+        return attend(mask, query, key, value)
+    before, own, behind = query[:, :, : rows.start], query[:, :, rows], query[:, :, rows.stop :]
+    out = attend(mask, own, key, value)
+    sizes = [before.shape[2], behind.shape[2]]
+    if mask.causal:
+        rest = [query.new_zeros(*query.shape[:2], size, value.shape[3]) for size in sizes]
+    else:
+        pieces = torch.split(torch.cat([before, behind], 2), key.shape[2], 2)  # no more queries than keys
+        rest = list(torch.split(torch.cat([attend(mask, piece, key, value) for piece in pieces], 2), sizes, 2))
+    return torch.cat([rest[0], out, rest[1]], 2)

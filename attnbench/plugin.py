@@ -7,7 +7,7 @@ written; everything else has a default that fits an exact variant which can do w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -254,10 +254,10 @@ class Plugin:
         return Decoding(Cache.of, step, made.implementation, made.density)
 
 
-def lacking(workload: Workload, honours: Sequence[str]) -> str | None:
+def lacking(workload: Workload, honours: Collection[str], who: str = "it") -> str | None:
     """Why what honours these can't do the workload; None where it asks for nothing beyond them."""
     missing = [name for name in workload.beyond if name not in honours]
-    return f"it has no {' and no '.join(missing)}" if missing else None
+    return f"{who} has no {' and no '.join(missing)}" if missing else None
 
 
 def _nothing(workload: Workload) -> None:
@@ -304,11 +304,12 @@ class Choice(Plugin):
     def chosen(self, workload: Workload) -> tuple[Implementation | None, str]:
         """What computes this workload, and why not what is better; or None, and why nothing does."""
         reasons: dict[str, None] = {}  # in order, each once
-        for each in self.implementations(workload):
-            if self.impl not in ("auto", each.name):
-                continue
+        possible = [each for each in self.implementations(workload) if self.impl in ("auto", each.name)]
+        if possible and (none_has := lacking(workload, {name for each in possible for name in each.honours})):
+            return None, none_has
+        for each in possible:
             passed_over = self.impl == "auto" and each.passed_over(workload)
-            reason = passed_over or lacking(workload, each.honours) or each.unsupported(workload)
+            reason = passed_over or lacking(workload, each.honours, each.name) or each.unsupported(workload)
             if not reason:
                 return each, "; ".join(reasons)
             reasons[reason] = None

@@ -86,6 +86,9 @@ class Mask:
             return cls(causal=True, window=int(keys))
         raise AttnbenchError(f"--mask must be one of {', '.join(MASKS)}, window:N, not {text!r}")
 
+    def __str__(self) -> str:
+        return f"window:{self.window}" if self.window else "causal" if self.causal else "full"
+
     def visible(self, row: Any, key: Any, offset: int) -> Any:
         """Whether the query at `row` sees the key at `key`: integers, or tensors that broadcast to a bool tensor.
 

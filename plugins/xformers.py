@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Attention, Call, Option, Plugin, visible
+from attnbench.plugin import Attention, Call, Option, Plugin
 from attnbench.workload import Workload
 
-from .pieces import parts, strips
+from .pieces import hidden_part, parts, strips
 
 LOG2_E = 1 / math.log(2)
+_LOWEST = -1e30  # of scores; finite, so that a tile of which a row sees nothing leaves its sums as they are
 TILE_SCORES = 1 << 19  # scores a thread works on at a time: 2 MiB of float32, about a core's L2 cache
 
 
@@ -32,7 +33,7 @@ class Xformers(Plugin):
     The chunk options act on the CPU only; xformers' CUDA kernels choose their own.
     """
 
-    honours = ("scale",)
+    honours = ("scale", "window")
     options: ClassVar[Mapping[str, Option]] = {
         "query_chunk": Option(256, "CPU: query rows of a tile"),
         "key_chunk": Option(512, "CPU: keys of a tile"),
@@ -45,6 +46,8 @@ class Xformers(Plugin):
             return "query_chunk and key_chunk must be at least 1"
         if workload.device == "cpu":
             return None
+        if workload.masked.window:
+            return "on CUDA it is asked for no window"
         try:
             _cuda_operator(workload)
         except (ImportError, OSError) as error:
@@ -106,8 +109,9 @@ class _Tiles:
         return tile + out + queries + 7 * 4 * rows + mask
 
     def chunks(self) -> Iterator[tuple[slice, list[slice]]]:
-        """Chunks of query rows, each with those chunks of keys that its last row sees any of."""
-        return ((rows, list(parts(seen.stop, self.keys))) for rows, seen in strips(self.workload, self.rows))
+        """Chunks of query rows, each with those chunks of keys that any of its rows sees any of."""
+        for rows, seen in strips(self.workload, self.rows):
+            yield rows, [part for part in parts(seen.stop, self.keys) if part.stop > seen.start]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         w = self.workload
@@ -130,7 +134,7 @@ class _Tiles:
         """One chunk of queries (n, group * rows, head_dim) over all its keys: (n, group * rows, value_dim) float32."""
         scale = self.workload.scale * LOG2_E
         n, length, _ = q.shape
-        top = torch.full((n, length, 1), -torch.inf)  # running maximum of Q K^T
+        top = torch.full((n, length, 1), _LOWEST)  # running maximum of Q K^T
         total = torch.zeros(n, length, 1)  # running sum of exponentials
         o = torch.zeros(n, length, v.shape[-1])  # (n, group * rows, value_dim)
         for part in columns:
@@ -142,7 +146,7 @@ class _Tiles:
             if self.low:
                 s.copy_(p)
             torch.add(top * -scale, s, alpha=scale, out=s).exp2_()
-            keep = torch.exp2((old - top) * scale)  # 0 for the first chunk, whose old maximum is -inf
+            keep = torch.exp2((old - top) * scale)  # 0 for the first chunk
             total.mul_(keep).add_(s.sum(-1, keepdim=True))
             if self.low:
                 o.mul_(keep).add_(torch.bmm(p.copy_(s), v[:, part]))
@@ -168,7 +172,7 @@ class _Tiles:
     def chunk(self, q: Tensor, k: Tensor, v: Tensor, rows: slice, columns: list[slice]) -> Tensor:
         """`attend` in q's dtype. The maxima cancel: they count as constants."""
         scale = self.workload.scale * LOG2_E
-        top = torch.full((*q.shape[:2], 1), -torch.inf)  # (n, group * rows, 1)
+        top = torch.full((*q.shape[:2], 1), _LOWEST)  # (n, group * rows, 1)
         total = o = torch.zeros(())  # later as `top`, and (n, group * rows, value_dim)
         for part in columns:
             s = torch.bmm(q, k[:, part].mT)  # (n, group * rows, keys)
@@ -181,14 +185,10 @@ class _Tiles:
         return (o / total).to(q.dtype)
 
     def hide(self, p: Tensor, rows: slice, part: slice) -> None:
-        """Scores (n, group * rows, keys) that the causal mask forbids become -inf, where the tile meets the diagonal.
-
-        Key 0 is visible to every query, so after its first chunk no row's maximum is -inf.
-        """
+        """Scores (n, group * rows, keys) that the mask forbids become -inf, where the tile meets an edge of it."""
         w = self.workload
-        if w.is_causal and part.stop - 1 > rows.start + w.offset:
-            row, key = torch.arange(rows.start, rows.stop)[:, None], torch.arange(part.start, part.stop)
-            p.view(len(p), w.group, -1, p.shape[-1]).masked_fill_(visible(w, row, key).logical_not_(), -torch.inf)
+        if w.masked.window or (w.is_causal and part.stop - 1 > rows.start + w.offset):
+            p.view(len(p), w.group, -1, p.shape[-1]).masked_fill_(hidden_part(w, rows, part), -torch.inf)
 
 
 def _cuda_attention(workload: Workload, operator: Any, bias: Any) -> Call:
