@@ -1,6 +1,6 @@
 """Loads a model and its tokenizer offline. For a worker: it loads torch and transformers.
 
-Weights in a GGUF are taken to float32 and kept so in the user's cache: to do it takes 20 to 50 seconds, and each variant is
+Weights in a GGUF are taken to float32 and kept so in the user's cache: it takes 20 to 50 seconds, and each variant is
 tried in a process of its own.
 """
 
