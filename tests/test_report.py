@@ -243,6 +243,9 @@ WORKLOADS = [
     ),
     Workload(seq=1, kv_seq=512, phase="decode", mask="causal", scope="block", block="decoder", norm="pre"),
     Workload(seq=512, kv_seq=512, phase="train", scope="block", block="encoder", norm="pre", layers=2),
+    Workload(seq=512, kv_seq=512, mask="window:64", softmax_scale=0.1, softcap=50.0),
+    Workload(seq=512, kv_seq=512, mask="window:64", scope="block", block="decoder-only", norm="pre"),
+    Workload(seq=512, kv_seq=512, mask="window:64", scope="block", block="encoder", norm="pre"),
 ]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from attnbench import AttnbenchError, Sweep, Workload
 from attnbench.devices.machine import usable_cores
 from attnbench.sizes import parse_bytes, parse_precision, parse_sizes
-from attnbench.workload import BLOCKS, DTYPES, INPUTS, MASKS, NORMS
+from attnbench.workload import BLOCKS, DTYPES, INPUTS, MASKS, NORMS, Mask
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,15 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         (BLOCK | {"kv_seq": 16}, "--block encoder is self-attention: --kv-seq must equal --seq (16 is not 8)"),
         (BLOCK | {"block": "decoder-only", "mask": "causal", "kv_seq": 16}, "--block decoder-only is self-attention"),
         ({"mask": "causal", "kv_seq": 7}, "a causal mask needs --kv-seq >= --seq"),
+        ({"mask": "window:4", "kv_seq": 7}, "a causal mask needs --kv-seq >= --seq"),
+        *(
+            ({"mask": text}, "window:N, not")
+            for text in ("window", "window:0", "window:-1", "window:x", "window:²", "")
+        ),
+        (BLOCK | {"block": "decoder", "mask": "window:4"}, "--block decoder has masks of its own"),
+        ({"softmax_scale": -0.1}, "--scale must be above 0, not -0.1"),
+        ({"softcap": float("nan")}, "--softcap must be above 0, not nan"),
+        ({"sinks": True, "phase": "train"}, "sinks are for attention alone, phase forward"),
     ],
 )
 def test_what_is_no_workload(values: dict[str, Any], said: str) -> None:
@@ -184,10 +193,48 @@ def test_what_follows_from_a_workload() -> None:
         ({"kv_heads": 2, "kv_seq": 9, "value_dim": 32}, "attention 1x8/2x8->9x64/32 float32 full"),
         ({"inputs": "outlier", "mask": "causal"}, "attention 1x8x8x64 float32 causal outlier inputs"),
         (BLOCK, "encoder block (pre-norm) 1x8x8x64 float32 full"),
+        (
+            {"mask": "window:3", "softmax_scale": 0.3, "softcap": 50.0, "sinks": True},
+            "attention 1x8x8x64 float32 window:3 scale 0.3 softcap 50 sinks",
+        ),
     ],
 )
 def test_label(values: dict[str, Any], label: str) -> None:
     assert Workload(**(SQUARE | values)).label() == label
+
+
+@given(
+    seq=st.integers(1, 12),
+    past=st.integers(0, 12),
+    window=st.integers(0, 30),
+    causal=st.booleans(),
+)
+def test_a_mask_counts_what_it_shows(seq: int, past: int, window: int, causal: bool) -> None:
+    mask = Mask(causal or window > 0, window)
+    seen = [[mask.visible(i, j, past) for j in range(seq + past)] for i in range(seq)]
+    assert mask.pairs(seq, seq + past) == sum(map(sum, seen))
+    for i, row in enumerate(seen):
+        at = i + past  # the query's own position
+        shown = range(max(0, at + 1 - window) if window else 0, at + 1 if mask.causal else seq + past)
+        assert [j for j, is_seen in enumerate(row) if is_seen] == list(shown)
+    assert Mask.parse(str(mask)) == mask
+
+
+@pytest.mark.parametrize(
+    ("values", "beyond"),
+    [
+        ({}, ()),
+        ({"softmax_scale": 0.125, "mask": "window:8"}, ()),
+        ({"softmax_scale": 0.1, "mask": "window:7"}, ("scale", "window")),
+        ({"softcap": 30.0, "sinks": True}, ("softcap", "sinks")),
+    ],
+)
+def test_what_is_beyond_plain_attention(values: dict[str, Any], beyond: tuple[str, ...]) -> None:
+    w = Workload(**(SQUARE | values))
+    assert w.beyond == beyond
+    assert w.scale == values.get("softmax_scale", 0.125)
+    old = {name: value for name, value in w.as_dict().items() if name not in ("softmax_scale", "softcap", "sinks")}
+    assert Workload.from_dict(old) == w.replace(softmax_scale=0.0, softcap=0.0, sinks=False)
 
 
 def test_defaults_are_causal_attention_at_every_length_and_the_decoder_only_block_up_to_4096() -> None:
@@ -212,6 +259,8 @@ def test_defaults_are_causal_attention_at_every_length_and_the_decoder_only_bloc
         ({"scope": "attention"}, [("attention", "", "causal")]),
         ({"scope": "block"}, [("block", "decoder-only", "causal")]),
         ({"scope": "all"}, [("attention", "", "causal"), ("block", "decoder-only", "causal")]),
+        ({"mask": ("window:64",)}, [("attention", "", "window:64"), ("block", "decoder-only", "window:64")]),
+        ({"scope": "block", "mask": ("window:64",)}, [("block", "decoder-only", "window:64")]),
         (
             {"scope": "block", "mask": ("full", "causal")},
             [("block", "encoder", "full"), ("block", "encoder", "causal")],

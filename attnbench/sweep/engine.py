@@ -286,9 +286,20 @@ def run(
     given, began = {name: value for name, value in locals().items() if name not in ("out", "progress")}, monotonic()
     asked = Asked.of(**given)
     spelled = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    return _measured(asked, f"attnbench.run({spelled})", out, progress, began)
+
+
+def _measured(
+    asked: Asked,
+    spelled: str,
+    out: str | Path | None,
+    progress: Callable[[Sequence[Row], float], object] | None,
+    began: float,
+) -> pd.DataFrame:
+    """`run` of what was asked for; spelled: the call, for the record."""
     with ExitStack() as stack:
         ready = stack.enter_context(planned(asked))
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
-        record = stack.enter_context(Run.at(folder, meta(ready, [f"attnbench.run({spelled})"])))
+        record = stack.enter_context(Run.at(folder, meta(ready, [spelled])))
         measure(ready, record, _Told(progress) if progress else Unwatched(), began)
         return load(folder)
