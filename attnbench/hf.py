@@ -11,7 +11,7 @@ Nothing that a model asks for is left out: what the variant can't honour is an e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
@@ -221,7 +221,6 @@ def _attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     sinks: Tensor | None = None,
-    output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What a layer calls: query (batch, heads, length, head_dim), key and value (batch, kv_heads, kv_length, ..).
@@ -236,16 +235,9 @@ def _attention(
     def can_not(what: str) -> AttnbenchError:
         return AttnbenchError(f"{variant.spec} in {layer}: {what}")
 
-    if dropout:
-        raise can_not(f"dropout of {dropout} on the weights, which no variant has; set the model's to 0 or eval()")
-    if output_attentions or getattr(getattr(module, "config", None), "output_attentions", False):
-        raise can_not("attention weights as output, which no variant gives; use eager attention for them")
-    for name, what in _UNKNOWN.items():
-        if kwargs.get(name) is not None:
-            raise can_not(f"the model {what} ({name}), which no variant does")
     seen = _read(attention_mask, module, is_causal, query, key)
-    if seen.problem:
-        raise can_not(seen.problem)
+    if problem := _asked_in_vain(module, dropout, kwargs) or seen.problem:
+        raise can_not(problem)
     sinks = s_aux if sinks is None else sinks
     if scaling is None or math.isclose(scaling, query.shape[3] ** -0.5, rel_tol=1e-6):
         scaling = 0.0
@@ -269,6 +261,16 @@ def _attention(
 
     out = _entries(seen, query, key, value, attend)  # (batch, heads, length, value_dim)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _asked_in_vain(module: torch.nn.Module, dropout: float, given: Mapping[str, Any]) -> str | None:
+    """What a model asks for that no variant has."""
+    if dropout:
+        return f"dropout of {dropout} on the weights, which no variant has; set the model's to 0 or eval()"
+    if given.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+        return "attention weights as output, which no variant gives; use eager attention for them"
+    asked = (name for name in _UNKNOWN if given.get(name) is not None)
+    return next((f"the model {_UNKNOWN[name]} ({name}), which no variant does" for name in asked), None)
 
 
 def _read(mask: Tensor | None, module: torch.nn.Module, is_causal: bool | None, query: Tensor, key: Tensor) -> _Seen:
