@@ -80,7 +80,7 @@ ADDED: dict[str, tuple[dict[str, tuple[tuple[str, str], ...]], str, str]] = {
             "attnbench/workers/messages.py": (
                 ("class AskMachine(", "class Sum(Answer, frozen=True):\n    value: int\n\n\n"
                  "class Add(Request[Sum], frozen=True):\n    values: list[int]\n\n\nclass AskMachine("),
-                ("    AskMachine | Calibrate", "    Add | AskMachine | Calibrate"),
+                ("    AskMachine\n", "    Add\n    | AskMachine\n"),
                 ("    Failure\n", "    Sum\n    | Failure\n"),
             ),
             "attnbench/workers/serve.py": (

@@ -10,6 +10,7 @@ import pytest
 from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers import messages as m
+from attnbench.workers.about_models import NeedleScore, WindowScore
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.server import Worker
 from attnbench.workload import Workload
@@ -17,9 +18,11 @@ from attnbench.workload import Workload
 W = Workload(seq=8, kv_seq=8)
 REQUESTS: list[m.AnyRequest] = [
     m.AskMachine(2),
+    m.AskModel("smollm2", ["a.txt"], [512]),
     m.Calibrate("cpu", 2),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
+    m.JudgeModel("smollm2", [], W, "a:B", {"rows": 1}, 4, 9.5, [0.0, 0.5], 8),
     m.Prepare(W, "a:B", {}, True, 1 << 40, True, True),
     m.Witness(W, m.Given((1 << 40, 2), True, 3, 4, 1), 2, b"out"),
     m.Aim(3, 1, 7, 2),
@@ -40,6 +43,22 @@ ANSWERS: list[m.AnyAnswer] = [
         [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])],
     ),
     m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
+    m.ModelFacts("smollm2", "what", "Apache-2.0", "", False, 9, 3, 64, 30, 8192, None, 1 << 40, {512: 3}),
+    m.ModelJudged(
+        "torch",
+        30,
+        "",
+        [WindowScore(0, 511, 9.5, 9.0, 0.5, 500)],
+        0.1,
+        None,
+        [NeedleScore(0.5, True, 0.25)],
+        [1.0],
+        [2.0],
+        [],
+        [],
+        None,
+        3.5,
+    ),
     m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, {"density": None, "timing": "clock", "tolerance": 1e-3}, "NaN"),
     m.Witnessed(1e-7, 1e-6, 1.0, 1e-6),
     m.Aimed(0.5),

@@ -23,6 +23,7 @@ COMMANDS = (
     "export",
     "generate",
     "guard",
+    "model",
     "peers",
     "plugins",
     "report",

@@ -17,7 +17,8 @@ class Scores(NamedTuple):
     """Of each token that is scored, float32 (n,), in nats.
 
     nll: -log q(token) (negative log-likelihood); exact_nll: -log p(token) by the reference.
-    kl: KL(p || q) = sum p (log p - log q) over the vocabulary, p being the reference's next-token distribution.
+    kl: KL(p || q) = sum p (log p - log q) over the vocabulary, p being the reference's next-token distribution; 0 where
+        rounding makes it less.
     agrees: bool, whether both think the same token the likeliest.
     """
 
@@ -52,6 +53,6 @@ def compare_logits(logits: Tensor, exact: Tensor, targets: Tensor) -> Scores:
     return Scores(
         nll=-log_q.gather(1, at)[:, 0],
         exact_nll=-log_p.gather(1, at)[:, 0],
-        kl=F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1),
+        kl=F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0),
         agrees=log_q.argmax(-1) == log_p.argmax(-1),
     )

@@ -62,9 +62,8 @@ def windows(tokenizer: Any, texts: Sequence[str], seq: int) -> list[Window]:
     """
     import torch
 
-    before, after = _around(tokenizer)
-    around = len(before) + len(after)
-    taken, longest = seq - around, 0
+    before, after = around(tokenizer)
+    taken, longest = seq - len(before) - len(after), 0
     each: list[list[Window]] = []
     for number, text in enumerate(texts):
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -73,13 +72,13 @@ def windows(tokenizer: Any, texts: Sequence[str], seq: int) -> list[Window]:
         each.append([Window(number, torch.tensor([before + tokens[i : i + taken] + after])) for i in starts])
     if not any(each):
         raise AttnbenchError(
-            f"no document has {seq} tokens of this model: the longest has {longest + around}; a shorter --seq, or a "
-            "longer --text"
+            f"no document has {seq} tokens of this model: the longest has {longest + seq - taken}; a shorter --seq, or "
+            "a longer --text"
         )
     return [window for row in zip_longest(*each) for window in row if window is not None]
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that it puts before a text, and those behind."""
     text = "word"
     whole = list(tokenizer(text)["input_ids"])

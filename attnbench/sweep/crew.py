@@ -15,18 +15,8 @@ from attnbench.sweep.cell import Cell
 from attnbench.sweep.settings import Settings
 from attnbench.workers.ask import describe_exit
 from attnbench.workers.channel import Closed, Expired
-from attnbench.workers.messages import (
-    Answer,
-    Failure,
-    Given,
-    Prepare,
-    Prepared,
-    Release,
-    Released,
-    Request,
-    Witness,
-    Witnessed,
-)
+from attnbench.workers.kinds import Answer, Request
+from attnbench.workers.messages import Failure, Given, Prepare, Prepared, Release, Released, Witness, Witnessed
 from attnbench.workers.server import Forkserver, Worker
 
 _RELEASE_SECONDS = 10.0  # to free what a workload left

@@ -5,21 +5,19 @@ They travel as MessagePack and are checked against these types when they arrive,
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 
 from attnbench.plugin import Value
 from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
+from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
+from attnbench.workers.kinds import Answer, Request
 from attnbench.workload import Workload
 
 Columns: TypeAlias = dict[str, float | str | bool | None]
 """Figures of a cell, by their column of a record."""
-
-
-class Answer(msgspec.Struct, frozen=True, tag=True):
-    """What a worker says."""
 
 
 class Failure(Answer, frozen=True):
@@ -150,7 +148,7 @@ class Looked(Answer, frozen=True):
 
     calls_s: float
     wrong: str | None
-    columns: Columns = {}
+    columns: Columns = msgspec.field(default_factory=dict)
     output: bytes = b""
 
 
@@ -163,13 +161,6 @@ class Finished(Answer, frozen=True):
 
 class Released(Answer, frozen=True):
     """The process is ready for another workload."""
-
-
-A_co = TypeVar("A_co", bound=Answer, covariant=True)
-
-
-class Request(msgspec.Struct, Generic[A_co], frozen=True, tag=True):
-    """What a session asks, to be answered by an A_co or a `Failure`."""
 
 
 class AskMachine(Request[Facts], frozen=True):
@@ -302,7 +293,19 @@ class Preload(msgspec.Struct, frozen=True, tag=True):
 
 
 AnyRequest: TypeAlias = (
-    AskMachine | Calibrate | Describe | Generate | Prepare | Witness | Aim | Burst | Look | Finish | Release
+    AskMachine
+    | AskModel
+    | Calibrate
+    | Describe
+    | Generate
+    | JudgeModel
+    | Prepare
+    | Witness
+    | Aim
+    | Burst
+    | Look
+    | Finish
+    | Release
 )
 AnyAnswer: TypeAlias = (
     Failure
@@ -310,6 +313,8 @@ AnyAnswer: TypeAlias = (
     | Calibrated
     | Described
     | Generated
+    | ModelFacts
+    | ModelJudged
     | Prepared
     | Witnessed
     | Aimed

@@ -19,7 +19,8 @@ from attnbench.registry import canonical, instances, load
 from attnbench.task.call import NoGradient
 from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
-from attnbench.workers import calibration, messages, system
+from attnbench.workers import calibration, messages, model, system
+from attnbench.workers.about_models import AskModel, JudgeModel
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
 from attnbench.workers.messages import AnyAnswer, AnyRequest, Failure, printable
@@ -74,6 +75,16 @@ class _Worker:
                 return _describe(request)
             case messages.Generate():
                 return _generate(request)
+            case AskModel():
+                try:
+                    return model.facts(request)
+                except AttnbenchError as problem:
+                    raise Failed("usage", str(problem)) from None
+            case JudgeModel():
+                try:
+                    return model.judge(load(request.target)(**request.options), request)
+                except AttnbenchError as problem:
+                    raise Failed("unsupported", str(problem)) from None
             case messages.Witness(workload, given, rows, output):
                 error, wrong = self._witness.judge(workload, given, rows, output)
                 return messages.Witnessed(**asdict(error), problem=wrong)

@@ -21,7 +21,8 @@ from attnbench import home
 from attnbench.environment import ISAS
 from attnbench.errors import AttnbenchError
 from attnbench.workers.channel import Channel, Closed
-from attnbench.workers.messages import Answer, Failure, Preload, Reap, Request, Start, decode_answer, encode, printable
+from attnbench.workers.kinds import Answer, Request
+from attnbench.workers.messages import Failure, Preload, Reap, Start, decode_answer, encode, printable
 
 _LAST_BYTES = 2000  # of what a worker printed
 
