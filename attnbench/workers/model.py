@@ -83,17 +83,16 @@ def judge(plugin: Plugin, request: JudgeModel) -> ModelJudged:
     texts = text.documents([Path(path) for path in request.texts])
     windows = text.windows(loaded.tokenizer, texts, w.seq)[: request.windows]
     judged = _Judge(loaded, plugin, w.device)
-    peak = judged.warm_up(windows[0].ids)
-    found_needles: list[NeedleScore] = []
+    peak = judged.first(windows[0])
+    found: list[NeedleScore] = []
     if not loaded.encoder:
         hidden = needles(loaded.tokenizer, texts, w.seq, request.depths)
-        found_needles = [judged.needle(n.depth, n.ids, n.answer) for n in hidden]
-    least = _LEAST_WINDOWS[loaded.encoder]
-    for number, window in enumerate(windows):
-        first = monotonic()
+        found = [judged.needle(n.depth, n.ids, n.answer) for n in hidden]
+    for number, window in enumerate(windows[1:], 1):
+        begun = monotonic()
         judged.window(number, window)
-        if number + 1 >= least and 2 * monotonic() - first - began > request.seconds:
-            break
+        if number + 1 >= _LEAST_WINDOWS[loaded.encoder] and 2 * monotonic() - begun - began > request.seconds:
+            break  # the next one would take as long
     if not loaded.encoder:
         judged.steps(windows[0].ids[:, : request.tokens])
     kl = torch.cat(judged.kl) if judged.kl else None
@@ -104,7 +103,7 @@ def judge(plugin: Plugin, request: JudgeModel) -> ModelJudged:
         windows=judged.windows,
         kl_p99=None if kl is None else float(kl.quantile(0.99)),
         rank_correlation=_rank_correlation(judged.embeddings) if loaded.encoder else None,
-        needles=found_needles,
+        needles=found,
         prefill_s=judged.seconds["variant"],
         exact_prefill_s=judged.seconds["exact"],
         token_s=judged.seconds["variant token"],
@@ -158,29 +157,32 @@ class _Judge:
         logits: Tensor = self.loaded.model.get_output_embeddings()(hidden)
         return logits
 
-    def warm_up(self, ids: Tensor) -> int | None:
-        """Runs both once, and measures the variant's memory. Bytes of a prefill at its peak.
+    def first(self, window: text.Window) -> int | None:
+        """The first window, which warms both up and is not timed. Bytes of the variant's prefill at its peak.
 
         Layers with a sliding window are left to exact attention where the variant can't do them.
         """
         self.attending.use(EXACT)
         if not self.loaded.encoder:
-            self._check_head(ids[:, :8])
-        self.prefill(ids)
+            self._check_head(window.ids[:, :8])
+        past = self.pasts["exact"] = self.empty()
+        states = {"exact": self.prefill(window.ids, past)}
         self.device.begin(None)
-        self.attending.use(self.attending.name)
         try:
-            out, peak = self.device.peak(lambda: self.prefill(ids))
+            states["variant"], peak = self._peak(window)
         except AttnbenchError as problem:
             self.attending.spare_windows(problem)
             share = f"{self.attending.layers} of {self.loaded.layers} layers"
             self.notes.append(f"in {share}: those with a sliding window, which it can't do, attend exactly")
-            self.attending.use(self.attending.name)
-            out, peak = self.device.peak(lambda: self.prefill(ids))
-        self._check(out)
-        del out
+            states["variant"], peak = self._peak(window)
         self.device.before_timing()
+        self._score(window, states)
         return peak
+
+    def _peak(self, window: text.Window) -> tuple[Tensor, int | None]:
+        self.attending.use(self.attending.name)
+        past = self.pasts["variant"] = self.empty()
+        return self.device.peak(lambda: self.prefill(window.ids, past))
 
     def _check_head(self, ids: Tensor) -> None:
         own = self.loaded.model(ids).logits[0]
@@ -191,30 +193,30 @@ class _Judge:
                 "scores no such model"
             )
 
-    def _check(self, hidden: Tensor) -> None:
-        if not bool(torch.isfinite(hidden).all()):
-            raise Failed("wrong", "the model's hidden states are not finite")
-
     def window(self, number: int, window: text.Window) -> None:
-        """One window both ways, the first way in turn."""
+        """A further window both ways, each in turn the first."""
         states = {}
         for way in list(self.ways)[:: 1 if number % 2 else -1]:
             self.attending.use(self.ways[way])
             past = self.pasts[way] = self.empty()
             took, states[way] = self.device.once(self.prefill, [window.ids, past])  # (seq, width)
             self.seconds[way].append(took)
-        self._check(states["variant"])
+        self._score(window, states)
+
+    def _score(self, window: text.Window, states: dict[str, Tensor]) -> None:
+        """states: the last hidden ones of both ways, (seq, width)."""
+        if not bool(torch.isfinite(states["variant"]).all()):
+            raise Failed("wrong", "the model's hidden states are not finite")
         if self.loaded.encoder:
-            pair = tuple(F.normalize(states[way].float().mean(0), dim=0) for way in ("variant", "exact"))  # (width,)
+            pair = [F.normalize(states[way].float().mean(0), dim=0) for way in ("variant", "exact")]  # (width,)
             self.embeddings.append((pair[0], pair[1]))
-            score = WindowScore(window.document, 1, cosine=float(pair[0] @ pair[1]))
-        else:
-            variant, exact = (states[way][:-1] for way in ("variant", "exact"))
-            each = scores.compare(variant, exact, self.head, window.ids[0, 1:])
-            self.kl.append(each.kl)
-            nll, exact_nll, kl = (float(x.double().sum()) for x in (each.nll, each.exact_nll, each.kl))
-            score = WindowScore(window.document, len(each.nll), nll, exact_nll, kl, int(each.agrees.sum()))
-        self.windows.append(score)
+            self.windows.append(WindowScore(window.document, 1, cosine=float(pair[0] @ pair[1])))
+            return
+        variant, exact = (states[way][:-1] for way in ("variant", "exact"))
+        each = scores.compare(variant, exact, self.head, window.ids[0, 1:])
+        self.kl.append(each.kl)
+        nll, exact_nll, kl = (float(x.double().sum()) for x in (each.nll, each.exact_nll, each.kl))
+        self.windows.append(WindowScore(window.document, len(each.nll), nll, exact_nll, kl, int(each.agrees.sum())))
 
     def needle(self, depth: float, ids: Tensor, answer: int) -> NeedleScore:
         """Whether the answer that ids end with is what the model, with the variant, would say token by token."""
