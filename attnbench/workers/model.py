@@ -186,8 +186,8 @@ class _Judge:
 
     def _check_head(self, ids: Tensor) -> None:
         own = self.loaded.model(ids).logits[0]
-        off = float((own - self.head(self.prefill(ids))).abs().max() / own.abs().max())
-        if not off < _LOGITS:
+        off = (own - self.head(self.prefill(ids))).abs().max()
+        if not bool(off <= _LOGITS * own.abs().max()):
             raise AttnbenchError(
                 f"{self.loaded.known.name} makes more of its last hidden states than its output layer says; attnbench "
                 "scores no such model"
