@@ -81,9 +81,10 @@ def parts(device: str, results: Path) -> list[Part]:
     memory = [python, str(HERE / "memory.py"), "--device", device]
     if not on_gpu:
         kernels, memory = [*kernels, "--seq", "256,512"], [*memory, "--mib", "1..64", "--naive", "2048"]
+    calibrate = [python, "-m", "attnbench", "calibrate"]
     return [
         Part("tests", 0.12, tests),
-        Part("calibrate", 0.07, [python, "-m", "attnbench", "calibrate", "--device", device] if on_gpu else []),
+        Part("calibrate", 0.07, [*calibrate, "--only", "ceilings", "--device", device] if on_gpu else []),
         *(Part(name, share, sweep(name, plugins, given, device, results), TOLD)
           for name, (share, plugins, given) in SWEEPS.items()),
         Part("gpu-kernels", 0.25, kernels, 0.8 * TOLD),

@@ -101,6 +101,7 @@ SMALL = [
     (r"^attnbench run (?!.*--(resume|dry-run))", "attnbench run --budget 5 --precision 90% "),
     (r"^attnbench best ", "attnbench best --plugins naive,linear --budget 5 "),
     (r"^attnbench doctor", "attnbench doctor --seconds 2"),
+    (r"^attnbench calibrate", "attnbench calibrate --only ceilings"),
     (r"^attnbench generate ", "attnbench generate --prompt 16 --tokens 2 --repeats 1 "),
 ]
 

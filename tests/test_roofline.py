@@ -316,7 +316,9 @@ def test_the_command_prints_and_keeps_and_a_run_takes_it_along(
 ) -> None:
     monkeypatch.setattr(ask, "ask_ceilings", lambda _server, device, threads: SMALL(device, threads))
     monkeypatch.setattr(calibration, "_others", lambda: 0.0)
-    result = CliRunner().invoke(main, ["calibrate", "--threads", "1", "--device", "cpu"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        main, ["calibrate", "--only", "ceilings", "--threads", "1", "--device", "cpu"], catch_exceptions=False
+    )
     assert result.exit_code == 0
     (kept,) = cache.iterdir()
     for said in ("float32 products", "bfloat16 products", "int8 products", "reading memory", f"with 1 thread: {kept}"):
@@ -334,7 +336,9 @@ def _without_machine(values: dict[str, Any]) -> dict[str, Any]:
 def test_a_disturbed_calibration_is_not_kept(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     disturbed = Ceilings("cpu", 2, {"float32": 1e11}, 1e10, disturbed=0.3, at={"float32": "x", "memory": "y"})
     monkeypatch.setattr(ask, "ask_ceilings", lambda _server, device, threads: disturbed)
-    result = CliRunner().invoke(main, ["calibrate", "--threads", "2", "--device", "cpu"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        main, ["calibrate", "--only", "ceilings", "--threads", "2", "--device", "cpu"], catch_exceptions=False
+    )
     assert result.exit_code == 1
     assert "not kept: others used 0.6 of the 2 cores meanwhile" in result.stdout
     assert not cache.exists()

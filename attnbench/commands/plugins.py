@@ -32,6 +32,7 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
     """
     from attnbench.peers import PEERS
     from attnbench.registry import find, select
+    from attnbench.report import units
 
     warn_of_packages()
     found = find()
@@ -45,6 +46,9 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
     print_table(heads, rows, pad_edge=False, within=width())
     if absent := [] if names else [name for name in PEERS if name not in found]:
         click.echo(f"\nnot installed: {len(absent)} peers, other libraries' attention; see attnbench peers")
+    for each in (one for plugin in told for one in plugin["faster"]):
+        times = units.ratio(each["times"], each["low"], each["high"])
+        click.echo(f"\nattnbench calibrate: {each['advice']} is {times} as fast as auto on {each['where']}")
     for each in told if names else ():
         options = [
             (f"{o['name']}={o['default']}", "|".join(map(str, o["choices"])), o["help"]) for o in each["options"]
@@ -56,6 +60,8 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
 
 def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, load: bool) -> list[dict[str, Any]]:
     """What each says of itself. load: also those that are not attnbench's own."""
+    from attnbench.devices.machine import default_threads
+    from attnbench.records import ceilings
     from attnbench.registry import Request
     from attnbench.workers.ask import ask, ask_machine
     from attnbench.workers.messages import Failure
@@ -65,11 +71,13 @@ def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, loa
     with Forkserver(1, isa) as server:
         machine = ask_machine(server)
         dtype = dtype or machine.devices[device].dtype
+        checked = ceilings.checked(machine.machine, device, default_threads())
+        faster = [each.as_dict() for each in checked if each.advice]
         same: dict[str, Any] = {"seq": 128, "kv_seq": 128, "device": device, "dtype": dtype}
         probes = [Workload(mask=mask, **same) for mask in ("causal", "full")]
         for plugin in chosen:
             facts: dict[str, Any] = {"plugin": plugin.name, "family": "", "here": "", "from": plugin.origin}
-            facts |= {"devices": [], "options": []}
+            facts |= {"devices": [], "options": [], "faster": [c for c in faster if c["variant"] == plugin.name]}
             told.append(facts)
             if plugin.missing:
                 facts["here"] = f"not installed: {plugin.missing}"

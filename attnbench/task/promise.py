@@ -16,6 +16,7 @@ class Promise:
     unsupported: why it can't, None where it can. workspace: bytes beside inputs and output, None if unknown.
     flops: operations as it counts them, those of a block around it included.
     runs: which of its implementations, and why not a better one; empty where it has only one. emulated: as it says.
+    chosen, choices: that implementation's name, and those of all that `impl=auto` looks at, in its order.
     """
 
     unsupported: str | None
@@ -23,6 +24,8 @@ class Promise:
     flops: int = 0
     runs: str = ""
     emulated: bool = False
+    chosen: str = ""
+    choices: tuple[str, ...] = ()
 
 
 def promise(plugin: Plugin, workload: Workload) -> Promise:
@@ -41,6 +44,7 @@ def promise(plugin: Plugin, workload: Workload) -> Promise:
         int(others + workload.layers * sum(own)),
         ", ".join(dict.fromkeys(_runs(plugin, part) for part in parts)),
         any(bool(plugin.emulated(part)) for part in parts),
+        *_choices(plugin, parts[0]),
     )
 
 
@@ -49,6 +53,13 @@ def _runs(plugin: Plugin, part: Workload) -> str:
         return ""
     chosen, why = plugin.chosen(part)
     return f"{chosen.name} ({why})" if chosen and why else chosen.name if chosen else ""
+
+
+def _choices(plugin: Plugin, part: Workload) -> tuple[str, tuple[str, ...]]:
+    if not isinstance(plugin, Choice):
+        return "", ()
+    chosen, _ = plugin.chosen(part)
+    return chosen.name if chosen else "", tuple(each.name for each in plugin.implementations(part))
 
 
 def refusal(plugin: Plugin, part: Workload) -> str | None:

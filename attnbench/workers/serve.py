@@ -161,7 +161,13 @@ def _describe(request: messages.Describe) -> messages.Described:
 
 def _promised(plugin: Plugin, workload: Workload) -> Promise:
     said = promise(plugin, workload)
-    return replace(said, unsupported=said.unsupported and printable(said.unsupported), runs=printable(said.runs))
+    return replace(
+        said,
+        unsupported=said.unsupported and printable(said.unsupported),
+        runs=printable(said.runs),
+        chosen=printable(said.chosen),
+        choices=tuple(map(printable, said.choices)),
+    )
 
 
 def _generate(request: messages.Generate) -> messages.Generated:

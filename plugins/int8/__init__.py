@@ -44,8 +44,8 @@ class Int8(Choice):
     phases: ClassVar[tuple[str, ...]] = ("forward", "decode")
 
     def supports(self, workload: Workload) -> str | None:
-        if workload.phase == "decode" and (self.rows != 1 or self.impl != "auto"):
-            return "the cache has a scale for each token and one way"
+        if workload.phase == "decode" and (self.rows != 1 or self.impl not in ("auto", "torch")):
+            return "the cache has a scale for each token, and its own kernel: rows=1, impl=auto or torch"
         if workload.device == "cuda" and self.impl != "auto":
             return f"impl={self.impl} is for a CPU"
         return super().supports(workload)

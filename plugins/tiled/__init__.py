@@ -48,7 +48,7 @@ class Tiled(Choice):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     options: ClassVar[Mapping[str, Option]] = {
-        "impl": Option("auto", "what computes it", ("auto", "strip", "native")),
+        "impl": Option("auto", "what computes it", ("auto", "strip", "native", "sdpa")),
         "rows": Option(0, f"rows of a strip; 0: {STRIP_ROWS} for strip, {ROWS} for native, backward {BACKWARD_ROWS}"),
         "keys": Option(
             0, f"native, backward: keys of a block, in 64s; 0: 1024 or 512, native backward {BACKWARD_KEYS}"

@@ -120,7 +120,11 @@ def test_a_run_and_its_report_beside_broken_packages(broken: list[Path], tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [("doctor", "--threads", "1", "--seconds", "5"), ("calibrate", "--threads", "1"), ("generate", "--tokens", "2")],
+    [
+        ("doctor", "--threads", "1", "--seconds", "5"),
+        ("calibrate", "--threads", "1", "--only", "ceilings"),
+        ("generate", "--tokens", "2"),
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_other_commands_beside_broken_packages(
