@@ -13,6 +13,8 @@ from attnbench.records.ceilings import LOSS, Checked
 from attnbench.records.schema import Row
 from attnbench.registry import Found, Request, find
 from attnbench.report import units
+from attnbench.stats.held_up import Sample, paired
+from attnbench.stats.intervals import median_interval
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.contest import Contest
 from attnbench.sweep.plan import cells_of
@@ -26,7 +28,9 @@ from attnbench.workload import Workload
 
 LENGTHS = (512, 4096)
 DTYPES = ("float32", "bfloat16")
-_PRECISION = 0.02
+_PRECISION = 0.1  # that further rounds are planned for, in steps: `_open` says when it is enough
+_ROUNDS = 12  # of a first look; 10 are the least for an interval of
+_SURE = 0.998  # confidence: of 25 comparisons at 95% one may well be wrong
 _LONGEST = 20.0  # seconds of a cell: what compiles for longer has lost in any case
 _MEMORY_SHARE = 0.8  # of what is free
 
@@ -72,6 +76,7 @@ def check(
             timeout=_LONGEST,
             memory=int(_MEMORY_SHARE * machine.devices[device].free_bytes),
             isa=server.isa,
+            look=_ROUNDS,
             reuse=of(device).reuses,
             at_once=machine.machine["threads_at_once"],
         )
@@ -102,14 +107,27 @@ def _matches(server: Forkserver, found: Found, asked: Sequence[Workload]) -> lis
 
 
 def _open(contest: Contest, precision: float) -> Mapping[Cell, float]:
-    """Those of which it is open yet whether they are so much faster that it is worth a word."""
+    """Those that may be so much faster that it is worth a word, until that is sure."""
     worth = {}
     for cell in contest.rivals:
         known = contest.measured[cell]
         _, speedup = intervals(known, contest.base, known.confidence)
-        if speedup is None or speedup.low is None or speedup.high is None or speedup.low <= LOSS < speedup.high:
+        if contest.base is None or speedup is None or speedup.high is None:
+            worth[cell] = 1.0
+            continue
+        sure = _sure(contest.base.samples, known.samples, speedup.low)
+        if speedup.high > LOSS and not sure:
             worth[cell] = 1.0
     return worth
+
+
+def _sure(base: Sequence[Sample], other: Sequence[Sample], low: float | None) -> bool:
+    """Whether it is faster than auto by `LOSS` for certain, also as one of many that are asked.
+
+    low: of its speedup's interval, which counts how processes differ; a few of those can't tell it more surely.
+    """
+    surely = median_interval([*paired(base, other).values()], _SURE).low
+    return low is not None and surely is not None and min(low, surely) > LOSS
 
 
 def _read(match: Match, rows: Mapping[tuple[str, Workload], Row]) -> Checked | None:
@@ -124,7 +142,10 @@ def _read(match: Match, rows: Mapping[tuple[str, Workload], Row]) -> Checked | N
     timed = [(name, row) for name, row in others if row["status"] == "ok" and units.known(row["speedup"])]
     if timed:
         name, row = max(timed, key=lambda pair: float(pair[1]["speedup"]))
-        return replace(found, other=name, times=row["speedup"], low=row["speedup_low"], high=row["speedup_high"])
+        sure = _sure(base["samples"], row["samples"], row["speedup_low"])
+        return replace(
+            found, other=name, times=row["speedup"], low=row["speedup_low"], high=row["speedup_high"], sure=sure
+        )
     failed = [("auto", base)] if base["status"] != "ok" else others
     return replace(found, why="; ".join(_why(name, row) for name, row in failed))
 

@@ -12,6 +12,7 @@ from attnbench.commands.options import (
     JSON,
     THREADS,
     Seconds,
+    faster_than_auto,
     option,
     print_json,
     print_table,
@@ -134,7 +135,7 @@ def _print(checked: "Sequence[Checked]") -> None:
     print_table(heads, rows, pad_edge=False, within=width())
     for each in checked:
         if each.advice:
-            click.echo(f"  {each.advice} is {units.ratio(each.times, each.low, each.high)} as fast on {each.where}")
+            click.echo(f"  {faster_than_auto(each)}")
     slower, open_ = sum(bool(each.advice) for each in checked), sum(not each.fastest for each in checked)
     told = f"auto is certainly slower by over {LOSS - 1:.0%} in {slower} of {len(checked)} cases"
     click.echo(f"{told}, {open_} can't be told: a longer --seconds may" if open_ else told)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -17,6 +17,9 @@ from attnbench.devices.machine import usable_cores
 from attnbench.packages import left_out
 from attnbench.records import strict
 from attnbench.workload import BLOCKS, DEVICES, DTYPES, INPUTS, NORMS, PHASES
+
+if TYPE_CHECKING:
+    from attnbench.records.ceilings import Checked
 
 option = partial(click.option, show_default=True)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -124,6 +127,13 @@ def tell(line: str) -> None:
     """Says something beside what was asked for. A full disk behind stderr is no reason to stop."""
     with suppress(OSError):
         click.echo(line, err=True)
+
+
+def faster_than_auto(found: "Checked") -> str:
+    """What `attnbench calibrate` found to be faster than what auto takes, in a line."""
+    from attnbench.report import units
+
+    return f"{found.advice} is {units.ratio(found.times, found.low, found.high)} as fast as auto on {found.where}"
 
 
 def warn_of_threads(threads: int) -> None:

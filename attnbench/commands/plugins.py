@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnbench.commands.options import ISA, JSON, print_json, print_table, warn_of_packages, width
+from attnbench.commands.options import ISA, JSON, faster_than_auto, print_json, print_table, warn_of_packages, width
 from attnbench.workload import DEVICES, DTYPES, Workload
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
     """
     from attnbench.peers import PEERS
     from attnbench.registry import find, select
-    from attnbench.report import units
 
     warn_of_packages()
     found = find()
@@ -46,9 +45,8 @@ def command(names: tuple[str, ...], device: str, dtype: str | None, isa: str, as
     print_table(heads, rows, pad_edge=False, within=width())
     if absent := [] if names else [name for name in PEERS if name not in found]:
         click.echo(f"\nnot installed: {len(absent)} peers, other libraries' attention; see attnbench peers")
-    for each in (one for plugin in told for one in plugin["faster"]):
-        times = units.ratio(each["times"], each["low"], each["high"])
-        click.echo(f"\nattnbench calibrate: {each['advice']} is {times} as fast as auto on {each['where']}")
+    if faster := [line for each in told for line in each["faster"]]:
+        click.echo("\n" + "\n".join(f"attnbench calibrate: {line}" for line in faster))
     for each in told if names else ():
         options = [
             (f"{o['name']}={o['default']}", "|".join(map(str, o["choices"])), o["help"]) for o in each["options"]
@@ -72,12 +70,12 @@ def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, loa
         machine = ask_machine(server)
         dtype = dtype or machine.devices[device].dtype
         checked = ceilings.checked(machine.machine, device, default_threads())
-        faster = [each.as_dict() for each in checked if each.advice]
         same: dict[str, Any] = {"seq": 128, "kv_seq": 128, "device": device, "dtype": dtype}
         probes = [Workload(mask=mask, **same) for mask in ("causal", "full")]
         for plugin in chosen:
             facts: dict[str, Any] = {"plugin": plugin.name, "family": "", "here": "", "from": plugin.origin}
-            facts |= {"devices": [], "options": [], "faster": [c for c in faster if c["variant"] == plugin.name]}
+            facts |= {"devices": [], "options": [], "faster": []}
+            facts["faster"] = [faster_than_auto(c) for c in checked if c.advice and c.variant == plugin.name]
             told.append(facts)
             if plugin.missing:
                 facts["here"] = f"not installed: {plugin.missing}"

@@ -143,9 +143,20 @@ def _announce(plan: "Plan", record: "Run") -> None:
     if changed := environment.words(plan.facts):
         tell(f"with {changed}: only runs under the same compare with this one")
     options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)
+    _tell_of_auto(plan)
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
         tell(f"without {what}: {why}")
+
+
+def _tell_of_auto(plan: "Plan") -> None:
+    """Where `attnbench calibrate` found that a variant of this run does not take its fastest implementation."""
+    from attnbench.records import ceilings
+
+    works = {(c.variant, c.workload.dtype, c.workload.phase) for c in plan.cells if c.options.get("impl") == "auto"}
+    for found in ceilings.checked(plan.facts, plan.asked.sweep.device, plan.asked.sweep.threads):
+        if found.advice and (found.variant, found.dtype, found.phase) in works:
+            tell(f"attnbench calibrate: {options.faster_than_auto(found)}")
 
 
 def _summarise(rows: "list[Row]", record: "Run", planned: int, quiet: bool, as_json: bool) -> None:

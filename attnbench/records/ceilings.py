@@ -27,7 +27,8 @@ class Checked:
     """What `impl=auto` takes of a variant on one workload, beside the fastest of the others that can.
 
     took: auto's. other: that one; "" where none has a number. times: how many times as fast as auto it is; low, high:
-    its 95% interval, None where too little was measured for one. why: there is no number.
+    its 95% interval, None where too little was measured for one. sure: that it is faster by more than `LOSS`.
+    why: there is no number.
     """
 
     variant: str
@@ -39,6 +40,7 @@ class Checked:
     times: float | None = None
     low: float | None = None
     high: float | None = None
+    sure: bool = False
     why: str = ""
 
     @property
@@ -51,7 +53,7 @@ class Checked:
     @property
     def advice(self) -> str:
         """What to ask for instead, where auto is certainly slower by more than `LOSS`; else ""."""
-        return f"{self.variant}:impl={self.other}" if self.low is not None and self.low > LOSS else ""
+        return f"{self.variant}:impl={self.other}" if self.sure else ""
 
     @property
     def where(self) -> str:
