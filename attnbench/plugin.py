@@ -174,7 +174,25 @@ class Cache(NamedTuple):
         return self.value[:, :, : self.length]
 
 
-class Plugin:
+class Configured:
+    """What an entry point offers with options, which become attributes.
+
+    Raises:
+        AttnbenchError: an option is given that it doesn't have.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {}
+
+    def __init__(self, **values: Value) -> None:
+        for name in values:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise AttnbenchError(f"no option {name!r}; options are: {known}")
+        for name, option in self.options.items():
+            setattr(self, name, values.get(name, option.default))
+
+
+class Plugin(Configured):
     """One attention variant. Its name is that of its entry point; its options become attributes.
 
     A variant never times, never prints, and never keeps anything of one call's inputs for the next.
@@ -182,8 +200,6 @@ class Plugin:
 
     family: ClassVar[str] = "exact"
     """"exact", "sparse", "quantized", "kernel" or "recurrent": which tolerance the harness holds it to."""
-
-    options: ClassVar[Mapping[str, Option]] = {}
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
@@ -194,14 +210,6 @@ class Plugin:
     honours: ClassVar[tuple[str, ...]] = ()
     """What it does where a workload asks for it: of "scale", "window", "softcap" and "sinks" (see `Workload.beyond`).
     A workload that asks for anything else is refused before the variant hears of it."""
-
-    def __init__(self, **values: Value) -> None:
-        for name in values:
-            if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise AttnbenchError(f"no option {name!r}; options are: {known}")
-        for name, option in self.options.items():
-            setattr(self, name, values.get(name, option.default))
 
     def supports(self, workload: Workload) -> str | None:
         """None, or in a few words why this workload can't be computed here."""

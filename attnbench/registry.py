@@ -1,4 +1,4 @@
-"""Finds plugins through entry points.
+"""Finds plugins, and KV caches, through entry points.
 
 Finding reads package metadata only. Loading runs a plugin's code, so it happens in a worker process (see
 `attnbench.workers.serve`), never in the process that plans the sweep.
@@ -14,12 +14,24 @@ from importlib import metadata
 from types import FunctionType
 from typing import Any
 
+from attnbench.cache import KVCache
 from attnbench.errors import AttnbenchError
 from attnbench.packages import only_whole
 from attnbench.peers import DISTRIBUTION, PEERS
-from attnbench.plugin import FAMILIES, Plugin, Value, of_function
+from attnbench.plugin import FAMILIES, Configured, Plugin, Value, of_function
 
-GROUP = "attnbench.plugins"
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of thing that entry points offer: their group, the option that names some, and what one is called."""
+
+    group: str
+    flag: str
+    word: str
+
+
+PLUGINS = Kind("attnbench.plugins", "--plugins", "plugin")
+CACHES = Kind("attnbench.caches", "--caches", "cache")
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,8 @@ class Request:
     named: bool = field(default=True, compare=False)
 
 
-def find(path: str = "") -> dict[str, Found]:
-    """All plugins installed, by name, the built-in ones first. A name that two packages claim carries a problem.
+def find(path: str = "", kind: Kind = PLUGINS) -> dict[str, Found]:
+    """All of a kind installed, by name, the built-in ones first. A name that two packages claim carries a problem.
 
     What a package with broken metadata offers is left out, see `packages`.
 
@@ -69,7 +81,7 @@ def find(path: str = "") -> dict[str, Found]:
     with only_whole():
         entries = {
             (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
-            for e in (_offered(path) if path else metadata.entry_points(group=GROUP))
+            for e in (_offered(path, kind) if path else metadata.entry_points(group=kind.group))
         }
     for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
         plugin = Found(name, target, distribution, version, path=path)
@@ -78,11 +90,11 @@ def find(path: str = "") -> dict[str, Found]:
             plugin = replace(plugin, problem=problem)
         if name in plugins:
             first = plugins[name]
-            problem = f"two plugins are called {name!r}: one from {first.origin}, one from {plugin.origin}"
+            problem = f"two {kind.word}s are called {name!r}: one from {first.origin}, one from {plugin.origin}"
             plugins[name] = replace(first, problem=first.problem or problem)
         else:
             plugins[name] = plugin
-    if path:
+    if path or kind is not PLUGINS:
         return plugins
     return {name: _peer(plugin) for name, plugin in plugins.items()}
 
@@ -95,13 +107,13 @@ def _peer(plugin: Found) -> Found:
     return replace(plugin, path=peer.path, missing=peer.missing)
 
 
-def _offered(path: str) -> Iterator[metadata.EntryPoint]:
+def _offered(path: str, kind: Kind) -> Iterator[metadata.EntryPoint]:
     for package in metadata.distributions(path=[path]):
-        yield from package.entry_points.select(group=GROUP)
+        yield from package.entry_points.select(group=kind.group)
 
 
-def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
-    """The plugins that `--plugins` names: "all", "a,b", "block*", "name:key=value:key=value", "name:*".
+def select(text: str, plugins: Mapping[str, Found], kind: Kind = PLUGINS) -> list[Request]:
+    """Those that `--plugins`, or `--caches`, names: "all", "a,b", "block*", "name:key=value:key=value", "name:*".
 
     Peers whose library is not installed are among those of "all" and of patterns no more than what no package offers.
 
@@ -112,33 +124,36 @@ def select(text: str, plugins: Mapping[str, Found]) -> list[Request]:
     requests: dict[Request, Request] = {}
     for spec in (part.strip() for part in text.split(",")):
         name, *settings = spec.split(":")
-        names = _match(name, plugins, spec)
+        names = _match(name, plugins, spec, kind)
         every = settings == ["*"]
-        options = () if every else tuple(_setting(setting, spec) for setting in settings)
+        options = () if every else tuple(_setting(setting, spec, kind) for setting in settings)
         if len(dict(options)) < len(options):
-            raise AttnbenchError(f"--plugins {spec!r} gives an option twice")
+            raise AttnbenchError(f"{kind.flag} {spec!r} gives an option twice")
         for each in (Request(plugins[match], options, every, match == name) for match in names):
             if each.named or each not in requests:
                 requests[each] = each
     return list(requests.values())
 
 
-def _match(name: str, plugins: Mapping[str, Found], spec: str) -> list[str]:
-    if command := plugins[name].missing if name in plugins else PEERS[name].missing if name in PEERS else "":
-        raise AttnbenchError(f"--plugins {spec!r}: {name} is a peer that is not installed: {command}")
+def _match(name: str, plugins: Mapping[str, Found], spec: str, kind: Kind) -> list[str]:
+    peers = PEERS if kind is PLUGINS else {}
+    if command := plugins[name].missing if name in plugins else peers[name].missing if name in peers else "":
+        raise AttnbenchError(f"{kind.flag} {spec!r}: {name} is a peer that is not installed: {command}")
     pattern = "*" if name == "all" else name
     offered = (known for known, found in plugins.items() if not found.missing)
     names = [known for known in offered if known == name or fnmatch.fnmatchcase(known, pattern)]
     if not names:
         near = difflib.get_close_matches(name, plugins, n=3, cutoff=0.4) or list(plugins)
-        raise AttnbenchError(f"--plugins {spec!r}: no plugin is called {name!r}; did you mean {' or '.join(near)}?")
+        raise AttnbenchError(
+            f"{kind.flag} {spec!r}: no {kind.word} is called {name!r}; did you mean {' or '.join(near)}?"
+        )
     return names
 
 
-def _setting(text: str, spec: str) -> tuple[str, str]:
+def _setting(text: str, spec: str, kind: Kind) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise AttnbenchError(f"--plugins {spec!r}: {text!r} is no option; write name:key=value or name:*")
+        raise AttnbenchError(f"{kind.flag} {spec!r}: {text!r} is no option; write name:key=value or name:*")
     return key, value
 
 
@@ -148,7 +163,7 @@ def load(target: str) -> type[Plugin]:
     Raises:
         TypeError: the target is no plugin. Whatever the plugin's import raises passes through.
     """
-    found: Any = metadata.EntryPoint("plugin", target, GROUP).load()
+    found: Any = metadata.EntryPoint("plugin", target, PLUGINS.group).load()
     if isinstance(found, FunctionType):
         return of_function(found)
     if not (isinstance(found, type) and issubclass(found, Plugin)):
@@ -158,7 +173,19 @@ def load(target: str) -> type[Plugin]:
     return found
 
 
-def instances(kind: type[Plugin], options: Mapping[str, str], every: bool) -> list[dict[str, Value]]:
+def load_cache(target: str) -> type[KVCache]:
+    """Imports "module:Class" of a KV cache. Runs its code.
+
+    Raises:
+        TypeError: the target is no cache. Whatever its import raises passes through.
+    """
+    found: Any = metadata.EntryPoint("cache", target, CACHES.group).load()
+    if not (isinstance(found, type) and issubclass(found, KVCache)):
+        raise TypeError(f"{target} is no subclass of attnbench.cache.KVCache")
+    return found
+
+
+def instances(kind: type[Configured], options: Mapping[str, str], every: bool) -> list[dict[str, Value]]:
     """The option values that a request stands for: one set, or for "name:*" the product of all declared choices.
 
     Raises:
@@ -182,17 +209,29 @@ def create(spec: str) -> Plugin:
         AttnbenchError: the spec is malformed, names none or several, has an option or a value that the plugin doesn't
             know, or two packages claim the name.
     """
-    requests = select(spec, find())
-    if len(requests) != 1 or requests[0].every:
-        raise AttnbenchError(f"{spec!r} must name one plugin")
-    (request,) = requests
-    if request.found.problem:
-        raise AttnbenchError(request.found.problem)
+    request = _only(spec, PLUGINS)
     if request.found.path not in ("", *sys.path):
         sys.path.insert(0, request.found.path)
     kind = load(request.found.target)
     (values,) = instances(kind, dict(request.options), every=False)
     return kind(**values)
+
+
+def create_cache(spec: str) -> KVCache:
+    """The same for a KV cache, such as "int4:group=32"."""
+    request = _only(spec, CACHES)
+    kind = load_cache(request.found.target)
+    (values,) = instances(kind, dict(request.options), every=False)
+    return kind(**values)
+
+
+def _only(spec: str, kind: Kind) -> Request:
+    requests = select(spec, find(kind=kind), kind)
+    if len(requests) != 1 or requests[0].every:
+        raise AttnbenchError(f"{spec!r} must name one {kind.word}")
+    if requests[0].found.problem:
+        raise AttnbenchError(requests[0].found.problem)
+    return requests[0]
 
 
 def canonical(name: str, options: Mapping[str, Value]) -> str:
