@@ -55,6 +55,9 @@ class KVCache(Configured):
     It may hold what no token changes (a rotation, levels); whatever depends on tokens belongs into the state.
     """
 
+    family: ClassVar[str] = "quantized"
+    """"exact", "quantized" or "sparse": what it gives up."""
+
     weighs: ClassVar[bool] = False
     """Whether `settle` wants to know how much attention was paid to each key."""
 

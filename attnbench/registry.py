@@ -168,9 +168,13 @@ def load(target: str) -> type[Plugin]:
         return of_function(found)
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise TypeError(f"{target} is no subclass of attnbench.Plugin")
+    _check_family(found, target)
+    return found
+
+
+def _check_family(found: type[Plugin | KVCache], target: str) -> None:
     if found.family not in FAMILIES:
         raise TypeError(f"{target} has family {found.family!r}; known are {', '.join(FAMILIES)}")
-    return found
 
 
 def load_cache(target: str) -> type[KVCache]:
@@ -182,6 +186,7 @@ def load_cache(target: str) -> type[KVCache]:
     found: Any = metadata.EntryPoint("cache", target, CACHES.group).load()
     if not (isinstance(found, type) and issubclass(found, KVCache)):
         raise TypeError(f"{target} is no subclass of attnbench.cache.KVCache")
+    _check_family(found, target)
     return found
 
 

@@ -10,18 +10,22 @@ import pytest
 from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers import messages as m
+from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import NeedleScore, WindowScore
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.server import Worker
 from attnbench.workload import Workload
 
 W = Workload(seq=8, kv_seq=8)
+CACHE = CacheInstance("int4:group=32", "a:B", {"group": 32, "rotate": False})
 REQUESTS: list[m.AnyRequest] = [
     m.AskMachine(2),
     m.AskModel("smollm2", ["a.txt"], [512]),
     m.Calibrate("cpu", 2),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
+    DescribeCache("int4", "a:B", {"group": "32"}, True),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
+    JudgeCache("smollm2", [], 64, 32, "float32", 2, CACHE, CACHE, 4, 9.5, [0.5], 40),
     m.JudgeModel("smollm2", [], W, "a:B", {"rows": 1}, 4, 9.5, [0.0, 0.5], 8),
     m.Prepare(W, "a:B", {}, True, 1 << 40, True, True),
     m.Witness(W, m.Given((1 << 40, 2), True, 3, 4, 1), 2, b"out"),
@@ -43,6 +47,10 @@ ANSWERS: list[m.AnyAnswer] = [
         [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])],
     ),
     m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
+    CacheDescribed("quantized", [CACHE]),
+    CacheJudged(
+        [WindowScore(0, 511, 9.5)], None, [NeedleScore(0.5, True, 0.25)], 1 << 40, 9, "C++", "", [1.0], [], 2.0
+    ),
     m.ModelFacts("smollm2", "what", "Apache-2.0", "", False, 9, 3, 64, 30, 8192, None, 1 << 40, {512: 3}),
     m.ModelJudged(
         "torch",

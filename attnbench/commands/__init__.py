@@ -16,6 +16,7 @@ from attnbench.errors import AttnbenchError
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COMMANDS = (
     "best",
+    "cache",
     "calibrate",
     "compare",
     "completion",

@@ -42,29 +42,20 @@ class Run:
         Raises:
             AttnbenchError: the folder can't be made.
         """
-        stem = f"{datetime.now(UTC):%Y-%m-%d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
-        for count in range(1, 10_000):
-            path = root / (stem if count == 1 else f"{stem}-{count}")
-            if run := cls._begun(path, meta, "--out"):
-                return run
-        raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
+        return cls._begun(new_folder(root, name), meta)
 
     @classmethod
     def at(cls, path: Path, meta: dict[str, Any]) -> Self:
         """Makes this folder. Raises: AttnbenchError: it is there already, or can't be made."""
-        if run := cls._begun(path, meta, "out"):
-            return run
-        raise AttnbenchError(f"{path} is there already; choose another out")
+        if not _made(path, "out"):
+            raise AttnbenchError(f"{path} is there already; choose another out")
+        return cls._begun(path, meta)
 
     @classmethod
-    def _begun(cls, path: Path, meta: dict[str, Any], option: str) -> Self | None:
-        """None where the folder is there already. option: what names it."""
-        with refusals(f"make {path}", f"choose another {option}"), suppress(FileExistsError):
-            path.mkdir(parents=True)
-            run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
-            run.save()
-            return run
-        return None
+    def _begun(cls, path: Path, meta: dict[str, Any]) -> Self:
+        run = cls(path, {"schema": SCHEMA, "name": path.name, **meta})
+        run.save()
+        return run
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -126,6 +117,28 @@ class Run:
         if self.cells.exists() and whole < self.cells.stat().st_size:
             os.truncate(self.cells, whole)
         return rows
+
+
+def new_folder(root: Path, name: str) -> Path:
+    """Makes `<root>/<date>-<name>`, with -2, -3 ... behind it where that is taken.
+
+    Raises:
+        AttnbenchError: the folder can't be made.
+    """
+    stem = f"{datetime.now(UTC):%Y-%m-%d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
+    for count in range(1, 10_000):
+        path = root / (stem if count == 1 else f"{stem}-{count}")
+        if _made(path, "--out"):
+            return path
+    raise AttnbenchError(f"{root} holds too many runs called {stem}; choose another --name")
+
+
+def _made(path: Path, option: str) -> bool:
+    """False where the folder is there already. option: what names it."""
+    with refusals(f"make {path}", f"choose another {option}"), suppress(FileExistsError):
+        path.mkdir(parents=True)
+        return True
+    return False
 
 
 def _line(rows: Sequence[Row]) -> bytes:

@@ -12,6 +12,7 @@ import msgspec
 from attnbench.plugin import Value
 from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
+from attnbench.workers.about_caches import CacheDescribed, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
 from attnbench.workers.kinds import Answer, Request
 from attnbench.workload import Workload
@@ -297,7 +298,9 @@ AnyRequest: TypeAlias = (
     | AskModel
     | Calibrate
     | Describe
+    | DescribeCache
     | Generate
+    | JudgeCache
     | JudgeModel
     | Prepare
     | Witness
@@ -310,6 +313,8 @@ AnyRequest: TypeAlias = (
 AnyAnswer: TypeAlias = (
     Failure
     | Facts
+    | CacheDescribed
+    | CacheJudged
     | Calibrated
     | Described
     | Generated

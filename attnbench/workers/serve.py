@@ -19,7 +19,8 @@ from attnbench.registry import canonical, instances, load
 from attnbench.task.call import NoGradient
 from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
-from attnbench.workers import calibration, messages, model, system
+from attnbench.workers import caches, calibration, messages, model, system
+from attnbench.workers.about_caches import DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
@@ -80,6 +81,16 @@ class _Worker:
                     return model.facts(request)
                 except AttnbenchError as problem:
                     raise Failed("usage", str(problem)) from None
+            case DescribeCache():
+                try:
+                    return caches.describe(request)
+                except AttnbenchError as problem:
+                    raise Failed("usage", str(problem)) from None
+            case JudgeCache():
+                try:
+                    return caches.judge(request)
+                except AttnbenchError as problem:
+                    raise Failed("unsupported", str(problem)) from None
             case JudgeModel():
                 try:
                     return model.judge(load(request.target)(**request.options), request)

@@ -17,6 +17,7 @@ from .sides import FULL, Full, Side, TwoSides
 class Exact(TwoSides):
     """As the model computes them: what others are compared with."""
 
+    family: ClassVar[str] = "exact"
     options: ClassVar[Mapping[str, Option]] = {}
 
     def sides(self) -> tuple[Side, Side]:
@@ -29,6 +30,7 @@ class Exact(TwoSides):
 class Bf16(TwoSides):
     """In bfloat16: the usual cache, and nothing is lost where the model computes in that."""
 
+    family: ClassVar[str] = "exact"
     options: ClassVar[Mapping[str, Option]] = {}
 
     def sides(self) -> tuple[Side, Side]:

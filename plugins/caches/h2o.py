@@ -23,6 +23,7 @@ class H2O(KVCache):
     Tokens go at the end of a chunk: its queries see the kept ones and the whole chunk up to themselves.
     """
 
+    family: ClassVar[str] = "sparse"
     weighs: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Option]] = {
         "size": Option(256, "tokens kept"),

@@ -24,6 +24,7 @@ class Window(KVCache):
     model was trained for.
     """
 
+    family: ClassVar[str] = "sparse"
     options: ClassVar[Mapping[str, Option]] = {
         "size": Option(256, "tokens kept"),
         "sinks": Option(4, "of them the first"),

@@ -1,0 +1,137 @@
+"""`attnbench cache`."""
+
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from msgspec import to_builtins
+
+from attnbench.commands.options import (
+    CELL_FAILED,
+    COUNT,
+    ISA,
+    JSON,
+    PATH,
+    THREADS,
+    Seconds,
+    option,
+    print_json,
+    print_table,
+    tell,
+    warn_of_packages,
+    warn_of_threads,
+)
+from attnbench.devices.machine import default_threads
+from attnbench.errors import refusals
+
+if TYPE_CHECKING:
+    from attnbench.sweep.caches import Asked, Judgement
+
+
+@click.command()
+@option("--model", default="smollm2", help="A decoder: smollm2, gemma3, or a folder or .gguf file of yours.")
+@option("--caches", default="all", help="all, names (a,b), patterns (int*), name:key=value, name:*.")
+@option("--seq", type=click.IntRange(2), default=1024, help="Tokens of a window of text.")
+@option(
+    "--text", "texts", type=PATH, multiple=True, help="UTF-8; more than once for more documents.  [default: shipped]"
+)
+@option("--chunk", type=COUNT, default=32, help="Tokens that go in together; 1 is decoding token by token, and slow.")
+@option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="What the model computes in.")
+@option("--windows", type=click.IntRange(2), default=64, help="Of text, at most.")
+@option("--budget", type=Seconds(1, 1e7), default=600, help="Seconds for all; two windows each are judged in any case.")
+@option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for one cache.")
+@THREADS
+@ISA
+@option("--out", type=PATH, default=Path("results"), help="DATE-NAME with cache.json and a figure goes here.")
+@option("--name", default="cache")
+@JSON
+def command(out: Path, name: str, as_json: bool, **given: Any) -> None:
+    """How little may be kept of keys and values? A published model that decodes with each KV cache.
+
+    Bits a value, perplexity, how far next tokens move, whether a fact in a long text is found, and the time of a step
+    where a kernel reads what is kept. --caches all also answers some disputed claims, such as whether a rotation helps.
+
+    \b
+    attnbench cache --caches bf16,int8,int4 --seq 1024
+    attnbench cache --caches 'turboquant:*,kivi:bits=2' --budget 300
+    """
+    from attnbench.sweep.caches import Asked, judge
+
+    warn_of_packages()
+    texts = [str(path.absolute()) for path in given.pop("texts")]
+    asked = Asked(texts=texts, threads=given.pop("threads") or default_threads(), **given)
+    warn_of_threads(asked.threads)
+    found = judge(asked, tell)
+    if as_json:
+        print_json({"model": to_builtins(found.model), "rows": found.rows, "claims": found.claims})
+    else:
+        show(found)
+    where = write(found, asked, out, name)
+    (tell if as_json else click.echo)(f"written: {where}")
+    sys.exit(CELL_FAILED if any(row["status"] not in ("ok", "skipped") for row in found.rows) else 0)
+
+
+_COLUMNS = ("cache", "bits", "perplexity", "over exact's", "KL mean, 99%", "same top token", "needle", "bytes",
+            "a step", "speedup")  # fmt: skip
+
+
+def show(found: "Judgement") -> None:
+    """Prints a row a cache, why what is missing is, and the claims."""
+    facts, done = found.model, [row for row in found.rows if row["status"] == "ok"]
+    print(f"{facts.what or facts.name}. Licence: {facts.licence}.{facts.note and f' Note: {facts.note}.'}")
+    if done:
+        first = done[0]
+        print(f"\n{facts.name}, windows of {first['seq']} tokens, {first['dtype']}, {first['chunk']} tokens at a time")
+        print_table(_COLUMNS, map(_shown, done), pad_edge=False)
+    for row in found.rows:
+        if row["status"] != "ok":
+            print(f"{row['cache']}: {row['status']}: {row['reason']}")
+    for reason in dict.fromkeys(row["no_step"] for row in done if row["no_step"]):
+        names = ", ".join(row["cache"] for row in done if row["no_step"] == reason)
+        print(f"no time of a step, {reason}: {names}")
+    for claim in found.claims:
+        print(f"{claim['question']}\n    {claim['sentence']}")
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    from attnbench.report import units
+
+    needle = f"{sum(n['found'] for n in row['needles'])} of {len(row['needles'])}" if row["needles"] else units.NOTHING
+    speedup = units.ratio(*(row[f"step_speedup{end}"] for end in ("", "_low", "_high")))
+    return [
+        row["cache"], f"{row['bits_per_value']:.2f}", f"{row['perplexity']:.4g}", _ratio(row),
+        f"{units.error(row['kl_mean'])}, {units.error(row['kl_p99'])}", f"{row['top1_agreement']:.1%}", needle,
+        units.size(row["bytes"]), units.seconds(row["step_s"]), speedup,
+    ]  # fmt: skip
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    ratio, low, high = (row[f"perplexity_ratio{end}"] for end in ("", "_low", "_high"))
+    return f"{ratio:.4f}x" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
+
+
+def write(found: "Judgement", asked: "Asked", out: Path, name: str) -> Path:
+    """Writes cache.json, and a figure where a cache came to an end, into a new folder; gives the folder.
+
+    Raises:
+        AttnbenchError: it can't be written.
+    """
+    from attnbench.records import strict
+    from attnbench.records.run import new_folder
+    from attnbench.report.drawing import save
+    from attnbench.report.figures.caches import caches
+
+    folder = new_folder(out, name)
+    with refusals(f"write to {folder}", "choose another --out"):
+        content = {
+            "command": ["attnbench", *sys.argv[1:]], "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": found.machine, "asked": asdict(asked), "model": to_builtins(found.model), "rows": found.rows,
+            "claims": found.claims,
+        }  # fmt: skip
+        (folder / "cache.json").write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if done := [row for row in found.rows if row["status"] == "ok"]:
+            save(caches(done), folder / "cache")
+    return folder

@@ -1,0 +1,279 @@
+"""`attnbench cache`: whether a model still works with a KV cache that keeps less, and what the cache takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, TypeVar
+
+from attnbench.errors import AttnbenchError
+from attnbench.models.known import find as find_model
+from attnbench.registry import CACHES, Found, find, select
+from attnbench.registry import Request as Named
+from attnbench.stats.clusters import Mean, clustered_mean
+from attnbench.stats.intervals import median_interval
+from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
+from attnbench.workers.about_models import AskModel, ModelFacts, WindowScore
+from attnbench.workers.ask import ask_machine, describe_exit
+from attnbench.workers.channel import Closed, Expired
+from attnbench.workers.kinds import Answer, Request
+from attnbench.workers.messages import Failure
+from attnbench.workers.server import Forkserver
+
+REFERENCE, BASELINE = "exact", "bf16"
+ALL = (
+    "bf16,fp8,fp8:format=e5m2,int8,int4,int4:rotate=true,int4:smooth=true,int4:keys=false,int4:values=false,"
+    "kivi,kivi:bits=2,turboquant,turboquant:bits=3,turboquant:bits=2,window,h2o"
+)
+"""What "all" stands for, beside other caches that are installed: each format, and what disputed claims are about."""
+_DEPTHS = (0.0, 0.5, 1.0)  # of needles
+_DESCRIBE_SECONDS, _LOAD_SECONDS = 60.0, 600.0  # the latter: unpacking a model, at the first time
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What `attnbench cache` is asked for. texts: paths; none for the shipped text. chunk: see `models.caching`.
+
+    windows: so many at most. rounds: of timed steps.
+    """
+
+    model: str
+    caches: str
+    seq: int
+    texts: Sequence[str] = ()
+    chunk: int = 32
+    dtype: str = "float32"
+    threads: int = 1
+    isa: str = "auto"
+    budget: float = 600.0
+    timeout: float = 600.0
+    windows: int = 64
+    rounds: int = 40
+
+
+@dataclass
+class Judged:
+    """What came of one cache: a status and a reason, and scores where it is "ok"."""
+
+    instance: CacheInstance
+    family: str
+    status: str = "ok"
+    reason: str = ""
+    answer: CacheJudged | None = None
+
+    @property
+    def windows(self) -> list[WindowScore]:
+        return self.answer.windows if self.answer else []
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of all of them. rows: see `row`. claims: see `answers`."""
+
+    machine: dict[str, Any]
+    model: ModelFacts
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+
+
+def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
+    """Judges each cache in a process of its own, the exact one first.
+
+    say: told a line where one ends, and where something takes long.
+
+    Raises:
+        AttnbenchError: a cache or the model is unknown, the model is not installed, keeps no cache or is too short, or
+            the text is.
+    """
+    began = monotonic()
+    offered = find(kind=CACHES)
+    requests = select(f"{REFERENCE},{_spelled_out(asked.caches, offered)}", offered, CACHES)
+    find_model(asked.model).paths()
+    with Forkserver(asked.threads, asked.isa) as server:
+        machine = ask_machine(server).machine
+        caches = _described(server, requests)
+        (baseline,) = _described(server, select(BASELINE, offered, CACHES))
+        say(f"{asked.model}: loading; at the first time its weights are unpacked, which takes up to a minute")
+        facts = _asked(server, AskModel(asked.model, list(asked.texts), [asked.seq]), _LOAD_SECONDS)
+        if isinstance(facts, Failure):
+            raise AttnbenchError(facts.reason)
+        _check(facts, asked.seq)
+        windows = asked.windows
+        for number, cache in enumerate(caches):
+            if cache.status == "ok":
+                left = asked.budget - (monotonic() - began)
+                _judge_one(server, asked, cache, baseline.instance, windows, left / (len(caches) - number))
+            if number == 0 and cache.answer:  # as many for each, where there is time
+                windows = len(cache.answer.windows)
+            say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
+    return Judgement(machine, facts, [row(cache, asked, facts) for cache in caches], answers(caches))
+
+
+def _spelled_out(caches: str, offered: Mapping[str, Found]) -> str:
+    named = {spec.split(":")[0] for spec in ALL.split(",")} | {REFERENCE}
+    every = ",".join([ALL, *(name for name in offered if name not in named)])
+    return ",".join(every if part.strip() == "all" else part for part in caches.split(","))
+
+
+def _described(server: Forkserver, requests: Sequence[Named]) -> list[Judged]:
+    """The caches that requests stand for, each once."""
+    found: dict[str, Judged] = {}
+    for request in requests:
+        offer, options = request.found, dict(request.options)
+        answer: CacheDescribed | Failure = Failure("error", offer.problem or "")
+        if not offer.problem:
+            question = DescribeCache(offer.name, offer.target, options, request.every)
+            answer = _asked(server, question, _DESCRIBE_SECONDS)
+        if isinstance(answer, Failure):
+            if answer.status == "usage":
+                raise AttnbenchError(f"{CACHES.flag} {offer.name}: {answer.reason}")
+            nameless = CacheInstance(offer.name, offer.target, {})
+            found.setdefault(offer.name, Judged(nameless, "", answer.status, answer.reason))
+        else:
+            for each in answer.instances:
+                found.setdefault(each.cache, Judged(each, answer.family))
+    return list(found.values())
+
+
+def _asked(server: Forkserver, question: Request[A], seconds: float) -> A | Failure:
+    """One question to a process of its own."""
+    worker = server.start()
+    try:
+        return worker.request(question, seconds)
+    except Expired:
+        return Failure("timeout", f"no answer within {seconds:.0f} s (--timeout)")
+    except Closed:
+        return Failure("crashed", describe_exit(worker.end()))
+    finally:
+        worker.end()
+
+
+def _check(facts: ModelFacts, seq: int) -> None:
+    if facts.encoder:
+        raise AttnbenchError(f"{facts.name} is an encoder: it sees all tokens at once and keeps no cache")
+    if seq > facts.longest:
+        raise AttnbenchError(f"{facts.name} was made for {facts.longest} tokens at most; a shorter --seq")
+    if facts.windows[seq] < 2:
+        raise AttnbenchError(f"the text has no two windows of {seq} tokens: a longer --text, or a shorter --seq")
+
+
+def _judge_one(
+    server: Forkserver, asked: Asked, cache: Judged, baseline: CacheInstance, windows: int, seconds: float
+) -> None:
+    if seconds <= 0:
+        cache.status, cache.reason = "skipped", f"the budget of {asked.budget:.0f} s is spent: a higher --budget"
+        return
+    question = JudgeCache(
+        asked.model, list(asked.texts), asked.seq, asked.chunk, asked.dtype, asked.threads, cache.instance, baseline,
+        windows, seconds, list(_DEPTHS), asked.rounds,
+    )  # fmt: skip
+    answer = _asked(server, question, asked.timeout)
+    if isinstance(answer, Failure):
+        cache.status, cache.reason = answer.status, answer.reason
+    else:
+        cache.answer = answer
+
+
+_NUMBERS = (
+    "bits_per_value", "bytes", "perplexity", "perplexity_low", "perplexity_high", "exact_perplexity",
+    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "kl_mean", "kl_p99", "top1_agreement",
+    "needle", "needles", "windows", "documents", "tokens", "step_s", "baseline_step_s", "step_speedup",
+    "step_speedup_low", "step_speedup_high", "implementation", "no_step",
+)  # fmt: skip
+
+
+def row(cache: Judged, asked: Asked, facts: ModelFacts) -> dict[str, Any]:
+    """A row of `attnbench cache`, its names as docs/models.md lists them; None where there is no number."""
+    found: dict[str, Any] = {
+        "model": facts.name, "cache": cache.instance.cache, "family": cache.family, "seq": asked.seq,
+        "chunk": asked.chunk, "dtype": asked.dtype, "threads": asked.threads, "status": cache.status,
+        "reason": cache.reason,
+    } | dict.fromkeys(_NUMBERS)  # fmt: skip
+    if not (answer := cache.answer):
+        return found
+    tokens = sum(w.tokens for w in answer.windows)
+    found |= {
+        "bits_per_value": 8 * answer.kept_bytes / answer.numbers,
+        "bytes": answer.kept_bytes,
+        "exact_perplexity": _mean(answer.windows, lambda w: w.exact_nll).exp().mean,
+        "kl_mean": sum(w.kl for w in answer.windows) / tokens,
+        "kl_p99": answer.kl_p99,
+        "top1_agreement": sum(w.agreed for w in answer.windows) / tokens,
+        "windows": len(answer.windows),
+        "documents": len({w.document for w in answer.windows}),
+        "tokens": tokens,
+        "implementation": answer.implementation,
+        "no_step": answer.unread,
+    }
+    for name, mean in (
+        ("perplexity", _mean(answer.windows, lambda w: w.nll).exp()),
+        ("perplexity_ratio", _mean(answer.windows, lambda w: w.nll - w.exact_nll).exp()),
+    ):
+        found |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
+    if answer.needles:
+        found["needle"] = sum(n.found for n in answer.needles) / len(answer.needles)
+        found["needles"] = [{"depth": n.depth, "found": n.found, "nll": n.nll} for n in answer.needles]
+    if answer.step_s:
+        ratio = median_interval([b / o for b, o in zip(answer.baseline_step_s, answer.step_s, strict=True)])
+        found |= {
+            "step_s": median_interval(answer.step_s).median,
+            "baseline_step_s": median_interval(answer.baseline_step_s).median,
+            "step_speedup": ratio.median,
+            "step_speedup_low": ratio.low,
+            "step_speedup_high": ratio.high,
+        }
+    return found
+
+
+def _mean(windows: Sequence[WindowScore], nats: Callable[[WindowScore], float]) -> Mean:
+    return clustered_mean([nats(w) for w in windows], [w.tokens for w in windows], [w.document for w in windows])
+
+
+CLAIMS = (
+    ("Does a rotation help 4 bits?", "int4:rotate=true", "int4"),
+    ("Does smoothing keys help 4 bits?", "int4:smooth=true", "int4"),
+    ("Are keys more fragile than values? Keys alone in 4 bits, against values alone", "int4:values=false",
+     "int4:keys=false"),
+    ("Is E4M3 closer than E5M2?", "fp8", "fp8:format=e5m2"),
+    ("Do random rotation and best levels keep in 3 bits what plain 4 bits lose?", "turboquant:bits=3", "int4"),
+    ("Is it better to keep the tokens attended to most than the last ones, as many of both?", "h2o", "window"),
+)  # fmt: skip
+"""Disputed claims: a question, and two caches, the ratio of whose perplexities on the same windows answers it."""
+
+
+def answers(caches: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Of each claim whose caches were judged: "question", "first", "second", "ratio", "low", "high", "windows",
+    "documents" and "sentence". The ratio is perplexity(first) / perplexity(second)."""
+    found, by_name = [], {cache.instance.cache: cache for cache in caches if cache.answer}
+    for question, first, second in CLAIMS:
+        if first not in by_name or second not in by_name:
+            continue
+        pairs = list(zip(by_name[first].windows, by_name[second].windows, strict=False))
+        documents = [one.document for one, _ in pairs]
+        ratio = clustered_mean([a.nll - b.nll for a, b in pairs], [a.tokens for a, _ in pairs], documents).exp()
+        found.append({
+            "question": question, "first": first, "second": second, "ratio": ratio.mean, "low": ratio.low,
+            "high": ratio.high, "windows": len(pairs), "documents": len(set(documents)),
+            "sentence": _sentence(first, second, ratio, len(pairs)),
+        })  # fmt: skip
+    return found
+
+
+def _sentence(first: str, second: str, ratio: Mean, windows: int) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{first} has {ratio.mean:.4g}x the perplexity of {second} in one window: too few for an interval"
+    said = f"{ratio.mean:.4g}x the perplexity of {second} ({ratio.low:.4g} to {ratio.high:.4g}, {windows} windows)"
+    if ratio.low <= 1 <= ratio.high:
+        return f"can't tell: {first} has {said}"
+    return f"{'lower' if ratio.high < 1 else 'higher'}: {first} has {said}"
+
+
+def _line(cache: Judged) -> str:
+    if not cache.answer:
+        return f"{cache.instance.cache}: {cache.status}: {cache.reason}"
+    ratio = _mean(cache.windows, lambda w: w.nll - w.exact_nll).exp().mean
+    bits = 8 * cache.answer.kept_bytes / cache.answer.numbers
+    return f"{cache.instance.cache}: {bits:.3g} bits, {ratio:.4g}x the perplexity, {len(cache.windows)} windows"
