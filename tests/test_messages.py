@@ -13,6 +13,7 @@ from attnbench.workers import messages as m
 from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import NeedleScore, WindowScore
 from attnbench.workers.channel import Channel, Closed
+from attnbench.workers.kinds import Choice
 from attnbench.workers.server import Worker
 from attnbench.workload import Workload
 
@@ -43,11 +44,11 @@ ANSWERS: list[m.AnyAnswer] = [
         "exact",
         ["cpu"],
         ["forward"],
-        {"rows": m.Choice(1, "of it", (1, 32))},
+        {"rows": Choice(1, "of it", (1, 32))},
         [m.Instance("a", {}, [Promise(None, 1 << 40, 9)])],
     ),
     m.Generated(1.0, [1.0], [2.0], 0.0, "torch"),
-    CacheDescribed("quantized", [CACHE]),
+    CacheDescribed("quantized", "what", {"rows": Choice(1, "help", (1, 32))}, [CACHE]),
     CacheJudged(
         [WindowScore(0, 511, 9.5)], None, [NeedleScore(0.5, True, 0.25)], 1 << 40, 9, "C++", "", [1.0], [], 2.0
     ),

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option(
+    "--list", "listed", is_flag=True, help="Show the caches that are installed and their options; judge none."
+)
 @option("--model", default="smollm2", help="A decoder: smollm2, gemma3, or a folder or .gguf file of yours.")
 @option("--caches", default="all", help="all, names (a,b), patterns (int*), name:key=value, name:*.")
 @option("--seq", type=click.IntRange(2), default=1024, help="Tokens of a window of text.")
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
 @option("--out", type=PATH, default=Path("results"), help="DATE-NAME with cache.json and a figure goes here.")
 @option("--name", default="cache")
 @JSON
-def command(out: Path, name: str, as_json: bool, **given: Any) -> None:
+def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> None:
     """How little may be kept of keys and values? A published model that decodes with each KV cache.
 
     Bits a value, perplexity, how far next tokens move, whether a fact in a long text is found, and the time of a step
@@ -57,10 +60,14 @@ def command(out: Path, name: str, as_json: bool, **given: Any) -> None:
     \b
     attnbench cache --caches bf16,int8,int4 --seq 1024
     attnbench cache --caches 'turboquant:*,kivi:bits=2' --budget 300
+    attnbench cache --list                                   # which there are, and their options
     """
     from attnbench.sweep.caches import Asked, judge
 
     warn_of_packages()
+    if listed:
+        show_offered(given["isa"], as_json)
+        return
     texts = [str(path.absolute()) for path in given.pop("texts")]
     asked = Asked(texts=texts, threads=given.pop("threads") or default_threads(), **given)
     warn_of_threads(asked.threads)
@@ -72,6 +79,31 @@ def command(out: Path, name: str, as_json: bool, **given: Any) -> None:
     where = write(found, asked, out, name)
     (tell if as_json else click.echo)(f"written: {where}")
     sys.exit(CELL_FAILED if any(row["status"] not in ("ok", "skipped") for row in found.rows) else 0)
+
+
+def show_offered(isa: str, as_json: bool) -> None:
+    """Prints the caches that are installed, and their options."""
+    from attnbench.sweep.caches import offered
+    from attnbench.workers.messages import Failure
+
+    told = []
+    for found, said in offered(isa):
+        facts: dict[str, Any] = {"cache": found.name, "from": found.origin, "family": "", "what": "", "options": {}}
+        told.append(facts)
+        if isinstance(said, Failure):
+            facts["what"] = f"{said.status}: {said.reason}"
+        else:
+            facts |= {"family": said.family, "what": said.what, "options": to_builtins(said.options)}
+    if as_json:
+        print_json({"caches": told})
+        return
+    for facts in told:
+        click.echo(f"{facts['cache']} ({facts['from']}): {facts['what']}")
+        for name, choice in facts["options"].items():
+            values = (choice["default"], *choice["choices"])
+            default, *among = (str(x).lower() if isinstance(x, bool) else str(x) for x in values)
+            of = f" ({', '.join(among)})" if among else ""
+            click.echo(f"    {name}={default}{of}: {choice['help']}")
 
 
 _COLUMNS = ("cache", "bits", "perplexity", "over exact's", "KL mean, 99%", "same top token", "needle", "bytes",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from attnbench.task.promise import Promise
-    from attnbench.workers.messages import Choice
+    from attnbench.workers.kinds import Choice
 
 
 @click.command()

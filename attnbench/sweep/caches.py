@@ -89,13 +89,13 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
             the text is.
     """
     began = monotonic()
-    offered = find(kind=CACHES)
-    requests = select(f"{REFERENCE},{_spelled_out(asked.caches, offered)}", offered, CACHES)
+    known = find(kind=CACHES)
+    requests = select(f"{REFERENCE},{_spelled_out(asked.caches, known)}", known, CACHES)
     find_model(asked.model).paths()
     with Forkserver(asked.threads, asked.isa) as server:
         machine = ask_machine(server).machine
         caches = _described(server, requests)
-        (baseline,) = _described(server, select(BASELINE, offered, CACHES))
+        (baseline,) = _described(server, select(BASELINE, known, CACHES))
         say(f"{asked.model}: loading; at the first time its weights are unpacked, which takes up to a minute")
         facts = _asked(server, AskModel(asked.model, list(asked.texts), [asked.seq]), _LOAD_SECONDS)
         if isinstance(facts, Failure):
@@ -112,21 +112,31 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
     return Judgement(machine, facts, [row(cache, asked, facts) for cache in caches], answers(caches))
 
 
-def _spelled_out(caches: str, offered: Mapping[str, Found]) -> str:
+def _spelled_out(caches: str, known: Mapping[str, Found]) -> str:
     named = {spec.split(":")[0] for spec in ALL.split(",")} | {REFERENCE}
-    every = ",".join([ALL, *(name for name in offered if name not in named)])
+    every = ",".join([ALL, *(name for name in known if name not in named)])
     return ",".join(every if part.strip() == "all" else part for part in caches.split(","))
+
+
+def offered(isa: str = "auto") -> list[tuple[Found, CacheDescribed | Failure]]:
+    """All caches that are installed, and what each says of itself."""
+    with Forkserver(1, isa) as server:
+        return [(each, _described_one(server, Named(each))) for each in find(kind=CACHES).values()]
+
+
+def _described_one(server: Forkserver, request: Named) -> CacheDescribed | Failure:
+    offer = request.found
+    if offer.problem:
+        return Failure("error", offer.problem)
+    question = DescribeCache(offer.name, offer.target, dict(request.options), request.every)
+    return _asked(server, question, _DESCRIBE_SECONDS)
 
 
 def _described(server: Forkserver, requests: Sequence[Named]) -> list[Judged]:
     """The caches that requests stand for, each once."""
     found: dict[str, Judged] = {}
     for request in requests:
-        offer, options = request.found, dict(request.options)
-        answer: CacheDescribed | Failure = Failure("error", offer.problem or "")
-        if not offer.problem:
-            question = DescribeCache(offer.name, offer.target, options, request.every)
-            answer = _asked(server, question, _DESCRIBE_SECONDS)
+        offer, answer = request.found, _described_one(server, request)
         if isinstance(answer, Failure):
             if answer.status == "usage":
                 raise AttnbenchError(f"{CACHES.flag} {offer.name}: {answer.reason}")

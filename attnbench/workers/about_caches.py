@@ -6,7 +6,7 @@ import msgspec
 
 from attnbench.plugin import Value
 from attnbench.workers.about_models import NeedleScore, WindowScore
-from attnbench.workers.kinds import Answer, Request
+from attnbench.workers.kinds import Answer, Choice, Request
 
 
 class CacheInstance(msgspec.Struct, frozen=True):
@@ -18,9 +18,11 @@ class CacheInstance(msgspec.Struct, frozen=True):
 
 
 class CacheDescribed(Answer, frozen=True):
-    """What a cache says of itself, and its instances asked for."""
+    """What a cache says of itself, `what` in a line, and its instances asked for."""
 
     family: str
+    what: str
+    options: dict[str, Choice]
     instances: list[CacheInstance]
 
 

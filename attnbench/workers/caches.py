@@ -23,6 +23,7 @@ from attnbench.models.needles import Needle, needles
 from attnbench.registry import canonical, instances, load_cache
 from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import NeedleScore, WindowScore
+from attnbench.workers.kinds import Choice
 from attnbench.workers.messages import printable
 from attnbench.workload import Workload
 
@@ -41,7 +42,9 @@ def describe(request: DescribeCache) -> CacheDescribed:
         kind(**values)  # it may refuse values that fit their options, but not each other
         changed = {name: value for name, value in values.items() if value != kind.options[name].default}
         found.append(CacheInstance(canonical(request.name, changed), request.target, values))
-    return CacheDescribed(kind.family, found)
+    options = {name: Choice(o.default, o.help, o.choices) for name, o in kind.options.items()}
+    what = (kind.__doc__ or "").strip().partition("\n\n")[0]
+    return CacheDescribed(kind.family, printable(" ".join(what.split())), options, found)
 
 
 def judge(request: JudgeCache) -> CacheJudged:

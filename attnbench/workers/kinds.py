@@ -1,10 +1,20 @@
-"""What every message between a session and its workers is: a request, or an answer."""
+"""What every message between a session and its workers is, a request or an answer, and what several speak of."""
 
 from __future__ import annotations
 
 from typing import Generic, TypeVar
 
 import msgspec
+
+from attnbench.plugin import Value
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """An option of a plugin or a cache: see `plugin.Option`."""
+
+    default: Value
+    help: str
+    choices: tuple[Value, ...]
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,7 @@ from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.about_caches import CacheDescribed, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
-from attnbench.workers.kinds import Answer, Request
+from attnbench.workers.kinds import Answer, Choice, Request
 from attnbench.workload import Workload
 
 Columns: TypeAlias = dict[str, float | str | bool | None]
@@ -52,14 +52,6 @@ class Calibrated(Answer, frozen=True):
     """What the machine can do at best."""
 
     ceilings: Ceilings
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """An option of a plugin: see `plugin.Option`."""
-
-    default: Value
-    help: str
-    choices: tuple[Value, ...]
 
 
 class Instance(msgspec.Struct, frozen=True):

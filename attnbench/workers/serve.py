@@ -24,6 +24,7 @@ from attnbench.workers.about_caches import DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
+from attnbench.workers.kinds import Choice
 from attnbench.workers.messages import AnyAnswer, AnyRequest, Failure, printable
 from attnbench.workers.subject import Subject
 from attnbench.workers.witness import Witness
@@ -160,7 +161,7 @@ def _describe(request: messages.Describe) -> messages.Described:
         family=kind.family,
         devices=list(kind.devices),
         phases=list(kind.phases),
-        options={n: messages.Choice(o.default, o.help, o.choices) for n, o in kind.options.items()},
+        options={n: Choice(o.default, o.help, o.choices) for n, o in kind.options.items()},
         instances=[
             messages.Instance(
                 canonical(request.name, values), values, [_promised(kind(**values), w) for w in request.workloads]
