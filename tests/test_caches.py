@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from attnbench_plugins.caches import bits, turboquant
@@ -11,6 +14,7 @@ from attnbench import AttnbenchError, Workload
 from attnbench.cache import KVCache, State, Step, kept_bytes
 from attnbench.registry import CACHES, create_cache, find, load_cache
 
+ROOT = Path(__file__).parents[1]
 HEADS, DIM, VALUE_DIM = 3, 64, 32
 
 
@@ -142,6 +146,17 @@ def test_h2o_keeps_what_was_attended_to() -> None:
         assert heavy < {*positions}
         assert positions[-2:] == [13, 14]
         assert torch.equal(found.key[batch, head], key[batch, head, positions].bfloat16())
+
+
+def test_the_example_of_the_docs_is_a_cache() -> None:
+    examples = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "models.md").read_text(), re.M | re.S)
+    (example,) = (each for each in examples if "KVCache" in each)
+    room: dict[str, type[KVCache]] = {}
+    exec(example, room)
+    cache, (key, value) = room["Half"](), tokens(20)
+    state = filled(cache, key, value, 7)
+    assert torch.equal(cache.read(state).key, key.half())
+    assert kept_bytes(state) == key.numel() * 2 + value.numel() * 2
 
 
 STEPS = (
