@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from attnbench import AttnbenchError, FeatureMap, Softmax, Workload
 from attnbench.judge.reference import expected_block, sample_rows
 from attnbench.plugin import Call, Definition, expand_kv, visible
-from attnbench.task.transformer import Block
+from attnbench.style import STYLES, Style
+from attnbench.task.transformer import Block, rotated
 from attnbench.theory.costs import attentions
 
 
@@ -32,8 +33,13 @@ def sdpa(w: Workload) -> Call:
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask_of(w), enable_gqa=True)
 
 
-def make(w: Workload, attend: Callable[[Workload], Call] = sdpa, weights: dict[str, Tensor] | None = None) -> Block:
-    return Block(w, {name: attend(inside) for name, inside in attentions(w).items()}, weights)
+def make(
+    w: Workload,
+    attend: Callable[[Workload], Call] = sdpa,
+    weights: dict[str, Tensor] | None = None,
+    style: Style = STYLES["classic"],
+) -> Block:
+    return Block(w, {name: attend(inside) for name, inside in attentions(w).items()}, weights, style=style)
 
 
 def inputs(w: Workload, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -170,6 +176,52 @@ def test_expected_block_is_the_block_in_float64(block: str, norm: str, definitio
         sampled = expected_block(w, dict.fromkeys(attentions(w), function), given, x, memory, rows)
         assert sampled.dtype == torch.float64
         torch.testing.assert_close(sampled, whole[:, rows], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", ["encoder", "decoder", "decoder-only"])
+@pytest.mark.parametrize(("style", "dtype", "bound"), [("llama", "float32", 1e-6), ("llama", "bfloat16", 1.5e-2),
+                                                       ("bert", "float32", 1e-6)])  # fmt: skip
+def test_expected_block_has_the_blocks_style(style: str, dtype: str, bound: float, block: str) -> None:
+    w = block_workload(block, kv_heads=2, dtype=dtype)
+    x, memory = pair(inputs(w, getattr(torch, dtype)))
+    given, rows = make(w, style=STYLES[style]), torch.tensor([0, 5, 31, 32])
+    exact = dict.fromkeys(attentions(w), Softmax())
+    with torch.no_grad():
+        out = given(*inputs(w, getattr(torch, dtype)))[:, rows]
+    expected = expected_block(w, exact, given, x, memory, rows)
+    assert float((out - expected).norm() / expected.norm()) <= bound
+
+
+def test_scores_of_rotated_queries_and_keys_depend_on_their_distance() -> None:
+    query, key = (torch.randn(1, 1, 1, 16, dtype=torch.float64).expand(-1, -1, 9, -1) for _ in range(2))
+    scores = rotated(query, 100.0) @ rotated(key, 100.0).mT  # (1, 1, 9, 9)
+    for distance in (-8, -3, 0, 5):
+        diagonal = scores[0, 0].diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    torch.testing.assert_close(rotated(query, 100.0, 4)[:, :, :5], rotated(query, 100.0)[:, :, 4:])
+    assert float(scores[0, 0, :, 0].std()) > 0.1
+
+
+@pytest.mark.parametrize("style", ["bert", "llama"])
+def test_a_decoding_step_goes_on_where_the_past_ends(style: str) -> None:
+    whole = block_workload("decoder-only", kv_heads=2, batch=1)
+    step = whole.replace(seq=3, phase="decode")
+    seen: list[Tensor] = []
+
+    def keep(inside: Workload) -> Call:
+        return lambda q, k, v: (seen.extend((k, v)), sdpa(inside)(q, k, v))[1]
+
+    def go_on(inside: Workload) -> Call:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            key, value = (torch.cat([old[:, :, :30], new], 2) for old, new in zip(seen, (key, value), strict=True))
+            return sdpa(inside)(query, key, value)
+
+        return attend
+
+    (x,) = inputs(whole)
+    with torch.no_grad():
+        expected = make(whole, keep, style=STYLES[style])(x)[:, 30:]
+        torch.testing.assert_close(make(step, go_on, style=STYLES[style])(x[:, 30:]), expected)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 1e-2)])

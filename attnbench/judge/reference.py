@@ -57,7 +57,7 @@ def expected_block(
         compute = expected if whole else expected_at
         calls["cross"] = _reference(inside["cross"], definitions["cross"], rows, compute, past.get("cross", ()))
     weights = {name: weight.double() for name, weight in block.state_dict().items()}
-    twin = Block(workload, calls, weights, block.gates)
+    twin = Block(workload, calls, weights, block.gates, block.style)
     with torch.no_grad():
         x = twin.self_attention(x.double(), rows=first)  # (batch, len(first), width)
         if twin.cross_attention is not None:

@@ -2,10 +2,10 @@
 
     encoder        x -> self-attention -> FFN                                     (BERT)
     decoder        x -> causal self-attention -> cross-attention over memory -> FFN   (Vaswani 2017, T5)
-    decoder-only   x -> causal self-attention -> FFN                              (GPT)
+    decoder-only   x -> causal self-attention -> FFN                              (GPT, LLaMA)
 
-Each arrow is a sub-layer with its residual and LayerNorm, before it (pre-norm) or after it (post-norm). A stack is
-several blocks, each on the output of the one before.
+Each arrow is a sub-layer with its residual and norm, before it (pre-norm) or after it (post-norm). A stack is
+several blocks, each on the output of the one before. What else models differ in is a block's `Style`.
 
 Decoding, a block gets the new tokens alone: its attention callables know the past. The memory of a decoder's
 cross-attention is such a past, so that no token of it is new.
@@ -13,21 +13,38 @@ cross-attention is such a past, so that no token of it is new.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attnbench.errors import AttnbenchError
 from attnbench.plugin import Call
-from attnbench.theory.costs import FFN_EXPANSION, attentions
+from attnbench.style import STYLES, Style
+from attnbench.theory.costs import attentions
 from attnbench.workload import Workload
 
-__all__ = ["Block", "FeedForward", "MultiHead", "Stack", "Sublayer", "attentions", "draw_weights"]
-_NORM_EPS = 1e-5  # as torch.nn.TransformerEncoderLayer
+__all__ = ["Block", "FeedForward", "MultiHead", "Stack", "Sublayer", "attentions", "draw_weights", "rotated"]
 _BIAS_STD = 0.02
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+def rotated(x: Tensor, base: float, start: int = 0) -> Tensor:
+    """Rotary position embedding (Su 2021, equation 34): x (batch, heads, length, head_dim), the first at place `start`.
+
+    Dimension i of the first half and of the second turn together by place * base^(-2i / head_dim), as LLaMA pairs them.
+    """
+    *_, length, dim = x.shape
+    # In float64, where a place of thousands leaves digits for the angle.
+    places = torch.arange(start, start + length, dtype=torch.float64, device=x.device)
+    pace = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=x.device) / dim)
+    angles = torch.outer(places, pace)  # (length, head_dim / 2)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, -1)  # (batch, heads, length, head_dim / 2) each
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 class MultiHead(nn.Module):
@@ -36,23 +53,31 @@ class MultiHead(nn.Module):
     With kv_heads < heads, W_K and W_V are narrower and each of their heads serves a group of query heads (grouped-query
     attention, Ainslie 2023). The callable gets views that are not contiguous, as a transformer hands them on. The gates
     that a variant has, as `Plugin.gates` says, are projected from each token like keys.
+
+    style: as `Block`; only self-attention turns queries and keys by their places, of which decoding the past has some.
     """
 
-    def __init__(self, workload: Workload, attend: Call, gates: Sequence[int] = ()) -> None:
+    def __init__(
+        self, workload: Workload, attend: Call, gates: Sequence[int] = (), style: Style = STYLES["classic"]
+    ) -> None:
         super().__init__()
-        w = workload
+        w, biases = workload, style.biases
         self.heads, self.kv_heads = w.heads, w.kv_heads
+        self.rope, self.start = style.rope, w.past
         self.attend = partial(attend)  # an nn.Module would add its own parameters to the block's
-        self.W_Q = nn.Linear(w.width, w.heads * w.head_dim)
-        self.W_K = nn.Linear(w.width, w.kv_heads * w.head_dim)
-        self.W_V = nn.Linear(w.width, w.kv_heads * w.value_dim)
-        self.W_O = nn.Linear(w.heads * w.value_dim, w.width)
+        self.W_Q = nn.Linear(w.width, w.heads * w.head_dim, biases)
+        self.W_K = nn.Linear(w.width, w.kv_heads * w.head_dim, biases)
+        self.W_V = nn.Linear(w.width, w.kv_heads * w.value_dim, biases)
+        self.W_O = nn.Linear(w.heads * w.value_dim, w.width, biases)
         self.W_G = nn.ModuleList(nn.Linear(w.width, w.kv_heads * n) for n in gates)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x (batch, seq, width), memory (batch, kv_seq, width) or None for self-attention -> (batch, seq, width)."""
         query = self.W_Q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
-        mixed = self.attend(query, *self.tokens(x if memory is None else memory))  # (batch, heads, seq, value_dim)
+        key, *others = self.tokens(x if memory is None else memory)
+        if self.rope and memory is None:
+            query, key = (rotated(each, self.rope, self.start) for each in (query, key))
+        mixed = self.attend(query, key, *others)  # (batch, heads, seq, value_dim)
         out: Tensor = self.W_O(mixed.transpose(1, 2).flatten(-2))  # (batch, seq, width)
         return out
 
@@ -63,28 +88,34 @@ class MultiHead(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """max(0, x W_1 + b_1) W_2 + b_2, d_ff = 4 d_m (Vaswani 2017, equation 2)."""
+    """f(x W_1 + b_1) W_2 + b_2 (Vaswani 2017, equation 2); gated (f(x W_1) * x W_3) W_2. The style says the rest."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, style: Style = STYLES["classic"]) -> None:
         super().__init__()
-        self.W_1 = nn.Linear(width, FFN_EXPANSION * width)
-        self.W_2 = nn.Linear(FFN_EXPANSION * width, width)
+        hidden, biases = style.hidden(width), style.biases
+        self.activation = _ACTIVATIONS[style.activation]
+        self.W_1 = nn.Linear(width, hidden, biases)
+        self.W_2 = nn.Linear(hidden, width, biases)
+        self.W_3 = nn.Linear(width, hidden, biases) if style.gated else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.W_2(torch.relu(self.W_1(x)))  # (batch, seq, d_ff) -> (batch, seq, width)
+        inner = self.activation(self.W_1(x))  # (batch, seq, d_ff)
+        if self.W_3 is not None:
+            inner = inner * self.W_3(x)
+        out: Tensor = self.W_2(inner)  # (batch, seq, width)
         return out
 
 
 class Sublayer(nn.Module):
-    """A layer with its residual connection and LayerNorm.
+    """A layer with its residual connection and norm.
 
     "post": norm(x + layer(x)) (Vaswani 2017, section 5.4). "pre": x + layer(norm(x)) (Xiong 2020), what GPT-2 does.
     """
 
-    def __init__(self, width: int, norm: str, layer: nn.Module) -> None:
+    def __init__(self, width: int, norm: str, layer: nn.Module, style: Style = STYLES["classic"]) -> None:
         super().__init__()
         self.pre = norm == "pre"
-        self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.norm = norm_of(width, style)
         self.layer = layer
 
     def forward(self, x: Tensor, *memory: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -100,6 +131,11 @@ class Sublayer(nn.Module):
         return out
 
 
+def norm_of(width: int, style: Style) -> nn.Module:
+    """Over the last dimension of (batch, seq, width)."""
+    return (nn.RMSNorm if style.rms else nn.LayerNorm)(width, eps=style.eps)
+
+
 class Block(nn.Module):
     """One transformer block, with d_m = heads * head_dim = `workload.width`.
 
@@ -108,6 +144,7 @@ class Block(nn.Module):
         attention: the callable for each problem of `attentions(workload)`: "self", and for a decoder "cross".
         weights: a block's `state_dict` to use, in any dtype and on any device; None: `draw_weights`, in the workload's.
         gates: for each problem what `Plugin.gates` says; nothing for those left out.
+        style: what its layers are; weights are named alike in all.
 
     Raises:
         AttnbenchError: the workload is of scope attention, or `attention` has other names than `attentions(workload)`.
@@ -119,6 +156,7 @@ class Block(nn.Module):
         attention: Mapping[str, Call],
         weights: Mapping[str, Tensor] | None = None,
         gates: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        style: Style = STYLES["classic"],
     ) -> None:
         super().__init__()
         if workload.scope != "block":
@@ -129,16 +167,14 @@ class Block(nn.Module):
                 f"attention is needed for {', '.join(inside)}, not for {', '.join(attention) or 'none'}"
             )
         width, norm = workload.width, workload.norm
-        self.gates, self.decodes = gates, workload.decodes
+        self.gates, self.style, self.decodes = gates, style, workload.decodes
         with torch.device("meta"):  # shapes alone: neither memory nor torch's random state is touched
-            self.self_attention = Sublayer(
-                width, norm, MultiHead(inside["self"], attention["self"], gates.get("self", ()))
-            )
-            self.cross_attention = None
-            if "cross" in inside:
-                cross = MultiHead(inside["cross"], attention["cross"], gates.get("cross", ()))
-                self.cross_attention = Sublayer(width, norm, cross)
-            self.ffn = Sublayer(width, norm, FeedForward(width))
+            layers = {
+                name: MultiHead(part, attention[name], gates.get(name, ()), style) for name, part in inside.items()
+            }
+            self.self_attention = Sublayer(width, norm, layers["self"], style)
+            self.cross_attention = Sublayer(width, norm, layers["cross"], style) if "cross" in inside else None
+            self.ffn = Sublayer(width, norm, FeedForward(width, style), style)
         self.load_state_dict(weights if weights is not None else draw_weights(self, workload), assign=True)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
@@ -163,15 +199,22 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """`workload.layers` blocks, each with weights of its own and its own attention callables.
 
-    attention: for each layer what `Block` takes.
+    attention, weights: for each layer what `Block` takes. gates, style: of all.
     """
 
     def __init__(
-        self, workload: Workload, attention: Sequence[Mapping[str, Call]], gates: Mapping[str, Sequence[int]]
+        self,
+        workload: Workload,
+        attention: Sequence[Mapping[str, Call]],
+        gates: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        weights: Sequence[Mapping[str, Tensor]] | None = None,
+        style: Style = STYLES["classic"],
     ) -> None:
         super().__init__()
         seeded = (workload.replace(layers=1, seed=workload.seed + layer) for layer in range(workload.layers))
-        self.blocks = nn.ModuleList(Block(w, a, gates=gates) for w, a in zip(seeded, attention, strict=True))
+        drawn: list[Mapping[str, Tensor] | None] = [None] * workload.layers
+        each = zip(seeded, attention, weights or drawn, strict=True)
+        self.blocks = nn.ModuleList(Block(w, calls, given, gates, style) for w, calls, given in each)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """As `Block.forward`; every layer of a decoder attends to the same memory."""
