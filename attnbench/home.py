@@ -41,6 +41,11 @@ def cache() -> Path:
         return home() / ".cache" / "attnbench"
 
 
+def activations() -> Path:
+    """What was captured from models, see `task.captured`."""
+    return cache() / "activations"
+
+
 def data() -> Path:
     """attnbench's folder for what was installed."""
     try:

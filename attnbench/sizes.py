@@ -8,8 +8,9 @@ from math import prod
 from random import Random
 from typing import Any, Self, TypeAlias
 
+from attnbench.activations import named
 from attnbench.errors import AttnbenchError
-from attnbench.workload import PHASES, SCOPES, Mask, Workload, flag
+from attnbench.workload import INPUTS, PHASES, SCOPES, Mask, Workload, flag
 
 STANDARD = "standard"
 STANDARD_VERSION = 1
@@ -154,6 +155,7 @@ class Sweep:
     to a past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ`
     otherwise. scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
     tokens: a batch of so many tokens in all at each length, instead of `batch`.
+    inputs: one way or several with commas, to each of which every problem is put.
     lengths "drawn" are drawn for each workload from the seed, evenly up to kv_seq, which the first entry has.
     """
 
@@ -225,10 +227,10 @@ class Sweep:
         return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
-        names = ("softmax_scale", "softcap", "device", "inputs", "seed", "threads")
+        names = ("softmax_scale", "softcap", "device", "seed", "threads")
         same: dict[str, Any] = {name: getattr(self, name) for name in names}
-        outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype)
-        for phase, batch, heads, head_dim, dtype in itertools.product(*outer):
+        outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype, self.inputs.split(","))
+        for phase, batch, heads, head_dim, dtype, inputs in itertools.product(*outer):
             inner = (self._masks(phase), self.kv_heads or (heads,), self.value_dim or (head_dim,))
             for (mask, seq, kv_seq), kv_heads, value_dim in itertools.product(*inner):
                 if self.tokens:
@@ -239,7 +241,9 @@ class Sweep:
                 shown = mask if not own_masks or mask not in ("full", "causal") else "full"
                 own = (phase, batch, heads, head_dim, dtype, shown, seq, kv_seq, kv_heads, value_dim, lengths)
                 values: dict[str, Any] = dict(zip(_AXES, own, strict=True))
-                yield Workload(**values, **same)
+                if inputs not in INPUTS:
+                    named(inputs, INPUTS).check(heads, kv_heads, head_dim, value_dim)
+                yield Workload(**values, **same, inputs=inputs)
 
     def _masks(self, phase: str) -> list[tuple[str, int, int]]:
         """(mask, seq, kv_seq) for each mask and length."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from attnbench.activations import Activations, named
 from attnbench.errors import AttnbenchError
 
 
@@ -134,6 +135,7 @@ class Workload:
     layers: blocks stacked on each other; 1 for attention alone.
     lengths: of a ragged batch, the keys of each entry, such as "512,300"; tensors are padded behind them to kv_seq.
         Where seq and kv_seq are the same, an entry has as many queries; what is put out behind them is 0.
+    inputs: "normal", "outlier", or a layer of a model whose activations they are: see `activations`.
 
     Raises:
         AttnbenchError: a size is not positive, heads are no multiple of kv_heads, a name is unknown,
@@ -172,12 +174,13 @@ class Workload:
             ("device", DEVICES),
             ("phase", PHASES),
             ("scope", SCOPES),
-            ("inputs", INPUTS),
             ("block", BLOCKS if self.scope == "block" else ("",)),
             ("norm", NORMS if self.scope == "block" else ("",)),
         ):
             if getattr(self, name) not in known:
                 raise AttnbenchError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.activations and self.scope != "attention":
+            raise AttnbenchError(f"--inputs {self.inputs} go into attention, not into a block: use --scope attention")
         mask = Mask.parse(self.mask)
         self._check_scores()
         if self.heads % self.kv_heads:
@@ -234,6 +237,23 @@ class Workload:
             return [self]
         each = [int(n) for n in self.lengths.split(",")]
         return [self.replace(batch=1, lengths="", kv_seq=n, seq=n if self._is_square else self.seq) for n in each]
+
+    @property
+    def activations(self) -> Activations | None:
+        """Of which model's layer the inputs are; None where they are drawn. Raises: AttnbenchError: of neither."""
+        return None if self.inputs in INPUTS else named(self.inputs, INPUTS)
+
+    @property
+    def window(self) -> int:
+        """Tokens of the windows of text that a model's activations are of; 0 where inputs are drawn."""
+        found = self.activations
+        return found.window(max(self.seq, self.kv_seq), self.decodes) if found else 0
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether inputs go on longer than their model does, and so are its longest windows over and over."""
+        found = self.activations
+        return found is not None and max(self.seq, self.kv_seq) > found.source.longest
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -336,7 +356,7 @@ class Workload:
         heads = str(self.heads) if self.group == 1 else f"{self.heads}/{self.kv_heads}"
         seq = str(self.seq) if self.kv_seq == self.seq else f"{self.seq}->{self.kv_seq}"
         dim = str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim}/{self.value_dim}"
-        tail = "" if self.inputs == "normal" else f" {self.inputs} inputs"
+        tail = "" if self.inputs == "normal" else f" {self.inputs} inputs{' (tiled)' if self.is_tiled else ''}"
         tail += f" lengths {self.lengths}" if self.lengths else ""
         tail += f" scale {self.softmax_scale:g}" if self.softmax_scale else ""
         tail += f" softcap {self.softcap:g}" if self.softcap else ""

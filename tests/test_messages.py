@@ -23,6 +23,7 @@ REQUESTS: list[m.AnyRequest] = [
     m.AskMachine(2),
     m.AskModel("smollm2", ["a.txt"], [512]),
     m.Calibrate("cpu", 2),
+    m.Capture("smollm2:3", 512),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     DescribeCache("int4", "a:B", {"group": "32"}, True),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
@@ -40,6 +41,7 @@ ANSWERS: list[m.AnyAnswer] = [
     m.Failure("error", "why", "where"),
     m.Facts({"cpu": "Some CPU", "cores": 2}, {"cpu": m.Found(None, 9, {"peak_bytes": "why"}), "cuda": m.Found("none")}),
     m.Calibrated(Ceilings("cpu", 2, {"float32": 1e11}, 1e10, at={"float32": "x"})),
+    m.Captured(),
     m.Described(
         "exact",
         ["cpu"],

@@ -155,7 +155,7 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, float16, not 'float64'"),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, not 'tpu'"),
         ({"mask": "padded"}, "--mask must be one of full, causal, window:N, not 'padded'"),
-        ({"inputs": "ones"}, "--inputs must be one of normal, outlier, not 'ones'"),
+        ({"inputs": "ones"}, "--inputs must be one of normal, outlier or MODEL:LAYER, such as smollm2:3, not 'ones'"),
         ({"block": "encoder"}, "--block"),
         ({"norm": "pre"}, "--norm"),
         (BLOCK | {"block": ""}, "--block must be one of encoder, decoder, decoder-only, not ''"),

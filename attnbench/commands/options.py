@@ -101,7 +101,7 @@ _WORKLOADS = (
     option("--norm", type=click.Choice(NORMS), help="[default: pre]"),
     option("--layers", help="Blocks stacked on each other.  [default: 1]"),
     option("--lengths", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn."),
-    option("--inputs", type=click.Choice(INPUTS), help="How inputs are drawn.  [default: normal]"),
+    option("--inputs", help=f"{', '.join(INPUTS)} or a model's layer, smollm2:3; lists too.  [default: normal]"),
     option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     THREADS,
     ISA,

@@ -71,7 +71,7 @@ def command(
     from attnbench.sweep import engine
 
     options.warn_of_threads(asked.sweep.threads)
-    with engine.planned(asked) as plan:
+    with engine.planned(asked, tell=tell, ready=not dry_run) as plan:
         if dry_run:
             _show(plan, as_json)
             return

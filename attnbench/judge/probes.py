@@ -55,7 +55,7 @@ def problem(plugin: Plugin, like: Workload, go_on: Callable[[], bool] = lambda: 
 
 
 def _problems(like: Workload) -> Iterator[tuple[Workload, str]]:
-    small = like.replace(batch=1, lengths="")
+    small = like.replace(batch=1, lengths="", inputs="normal")
     for n in _LENGTHS:
         yield small.replace(seq=n, kv_seq=n), ""
     yield small.replace(seq=33, kv_seq=65), ""

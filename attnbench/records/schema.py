@@ -58,7 +58,7 @@ SCHEMA_COLUMNS = (
     Column("softmax_scale", "number", "", "what scores are multiplied with; 0 for 1 / sqrt(head_dim)", "0.2.0"),
     Column("softcap", "number", "", "c of scores c tanh(s / c); 0 for scores as they are", "0.2.0"),
     Column("sinks", "flag", "", "whether softmax sums over one more logit for each head", "0.2.0"),
-    Column("inputs", "name", "", "how they were drawn: normal or outlier"),
+    Column("inputs", "name", "", "normal or outlier as they were drawn, or the model's layer they are of: smollm2:3"),
     Column("seed", "size", "", "of the inputs"),
     Column("threads", "size", "", "of the CPU"),
     Column("status", "name", "", "ok, unsupported, skipped, out-of-memory, timeout, crashed, error or wrong"),

@@ -73,6 +73,10 @@ KINDS = {
         "what ran only stands in for what the variant is about, as int8 by float32: its time says nothing of that",
         "judge it by its errors alone, or run it where the CPU or library has the real thing; see `implementation`",
     ),
+    "tiled": Kind(
+        "its inputs are a model's activations over and over, as the model was not made for so many tokens",
+        "judge the error by shorter lengths: no text repeats itself like that",
+    ),
     "memory-leak": Kind(
         "a call keeps more than 1 MiB of memory that the one before did not hold",
         "look for what the plugin stores between calls",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from attnbench.activations import SETS
 from attnbench.stats.held_up import by_round, held_up
 from attnbench.stats.intervals import CONFIDENCE, MIN_ROUNDS
 from attnbench.sweep.meanwhile import Seen
@@ -74,8 +75,9 @@ class Cell:
 
     @property
     def tensor_bytes(self) -> int:
-        """Inputs twice (the values, and what calls see of them) and two outputs."""
-        return 2 * costs.input_bytes(self.workload) + 2 * costs.output_bytes(self.workload)
+        """Inputs twice (the values, and what calls see of them), sets of those of a model, and two outputs."""
+        sets = SETS if self.workload.activations else 1
+        return 2 * sets * costs.input_bytes(self.workload) + 2 * costs.output_bytes(self.workload)
 
     @property
     def predicted_bytes(self) -> int | None:

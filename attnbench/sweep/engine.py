@@ -20,6 +20,7 @@ from attnbench.records.run import Run, identity, load, read_meta
 from attnbench.records.schema import Row, key
 from attnbench.registry import Request, find
 from attnbench.sizes import Names, Sizes, Sweep
+from attnbench.sweep import captures
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import choose, plan
 from attnbench.sweep.rounds import Progress
@@ -55,18 +56,23 @@ class Plan:
 
 
 @contextmanager
-def planned(asked: Asked, chosen: tuple[Sequence[Request], Request | None] | None = None) -> Iterator[Plan]:
+def planned(
+    asked: Asked,
+    chosen: tuple[Sequence[Request], Request | None] | None = None,
+    tell: Callable[[str], object] = lambda line: None,
+    ready: bool = True,
+) -> Iterator[Plan]:
     """Asks the machine and every plugin; nothing is measured.
 
     chosen: the plugins and the baseline, in place of those that `asked` names; see `plan.choose`.
+    tell: is told what will take a while. ready: whether a model's activations that are asked for are captured.
 
     Raises:
         AttnbenchError: a size, a plugin, an option or the device is not to be had.
     """
     early = next(iter(DEVICES)) if asked.sweep.device == "auto" else asked.sweep.device
-    _on(
-        asked.sweep, early, "float32"
-    ).workloads()  # what is wrong whatever the machine is said before anything is started
+    # What is wrong whatever the machine is said before anything is started.
+    captures.installed(_on(asked.sweep, early, "float32").workloads())
     requests, base = chosen or choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads, asked.isa) as server:
         found = ask_machine(server)
@@ -82,6 +88,8 @@ def planned(asked: Asked, chosen: tuple[Sequence[Request], Request | None] | Non
             l2=asked.l2 or next(iter(choices), None),
         )
         cells, baseline = plan(server, settled, requests, base)
+        if ready:
+            captures.capture(server, settled.sweep.workloads(), tell)
         yield Plan(server, settled, cells, baseline, found.machine | {"unmeasured": here.unmeasured})
 
 
@@ -252,7 +260,7 @@ def run(
     norm: str | None = None,
     layers: Sizes | None = None,
     lengths: str | None = None,
-    inputs: str | None = None,
+    inputs: Names | None = None,
     baseline: str = "sdpa",
     seed: int | None = None,
     threads: int | None = None,
@@ -272,8 +280,8 @@ def run(
     seq, kv_seq: query and key lengths, such as 1024, [512, 1000] or "512..16384", which doubles.
     batch, heads, kv_heads, head_dim, value_dim, layers: likewise. tokens: of the whole batch at each length.
     preset: heads and dims of a published model, or "standard". dtype, mask, phase: one name or several.
-    scale, softcap: of the scores.
-    scope: "attention", "block" or "all". block, norm: of the block. lengths: of a ragged batch. inputs: how drawn.
+    scope: "attention", "block" or "all". block, norm: of the block. scale, softcap: of the scores.
+    lengths: of a ragged batch. inputs: how drawn, or a model's layer, "smollm2:3".
     baseline: what speedups refer to, "none" for nothing. precision: at which half-width an interval has converged.
     budget, timeout: seconds for the sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.
     out: the run's folder, not there yet, or None. progress: called with rows, later with better ones, and seconds left.

@@ -50,6 +50,8 @@ def figures(cell: Cell, measured: Measured, base: Measured | None, settings: Set
         kinds.append("fewer-threads")
     if measured.columns.get("emulated"):
         kinds.append("emulated")
+    if cell.workload.is_tiled:
+        kinds.append("tiled")
     if _LEAK_BYTES < measured.leak_bytes < float("inf"):
         kinds.append("memory-leak")
     kinds += doubts.of_gpu(measured.columns, latency.median)

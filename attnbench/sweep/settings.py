@@ -8,6 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 import msgspec
 
+from attnbench.activations import Source, named
 from attnbench.devices.machine import default_threads
 from attnbench.environment import ISAS
 from attnbench.errors import AttnbenchError
@@ -25,11 +26,11 @@ from attnbench.sizes import (
 )
 from attnbench.theory.models import preset as shape_of
 from attnbench.theory.roofline import Ceilings
-from attnbench.workload import DTYPES, PHASES, flag
+from attnbench.workload import DTYPES, INPUTS, PHASES, flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
 _NAMES = {"dtype": tuple(DTYPES), "phase": tuple(PHASES)}
-_PLAIN = ("softcap", "tokens", "scope", "block", "norm", "lengths", "inputs", "seed")
+_PLAIN = ("softcap", "tokens", "scope", "block", "norm", "lengths", "seed")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
 BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
@@ -59,7 +60,7 @@ class Given(TypedDict, total=False):
     norm: str | None
     layers: Sizes | None
     lengths: str | None
-    inputs: str | None
+    inputs: Names | None
     baseline: str
     seed: int | None
     threads: int | None
@@ -135,6 +136,7 @@ def _sweep(given: Given) -> Sweep:
     asked |= {name: as_names(values.get(name), name, known) for name, known in _NAMES.items()}
     asked |= {name: values.get(name) for name in _PLAIN}
     asked |= {"mask": as_masks(values.get("mask")), "softmax_scale": values.get("scale")}
+    asked["inputs"], source = _inputs(values.get("inputs"))
     asked = {name: value for name, value in asked.items() if value is not None}
     if preset == STANDARD:
         if fixed := sorted(asked.keys() & STANDARD_SWEEP.keys()):
@@ -143,8 +145,28 @@ def _sweep(given: Given) -> Sweep:
     elif preset:
         shape = shape_of(preset)
         asked = {name: (getattr(shape, name),) for name in _SHAPE} | asked
+    if source:
+        sizes = (source.heads, source.kv_heads, source.head_dim, source.head_dim)
+        own = {name: (size,) for name, size in zip(_SHAPE, sizes, strict=True)}
+        asked = own | {"scope": "attention"} | ({} if source.causal else {"mask": ("full",)}) | asked
     threads = given.get("threads") or default_threads()
     return Sweep(**({"dtype": ()} | asked), device=given.get("device", "auto"), threads=threads)
+
+
+def _inputs(given: Names | None) -> tuple[str | None, Source | None]:
+    """Ways of having inputs, joined by commas, and the model that some of them come from.
+
+    Raises:
+        AttnbenchError: there is no such way, or they come from two models, which no other sizes would fit.
+    """
+    if given is None:
+        return None, None
+    each = [part.strip() for part in (given.split(",") if isinstance(given, str) else given)]
+    models = {named(name, INPUTS).source for name in each if name not in INPUTS}
+    if len(models) > 1:
+        both = " and ".join(sorted(source.model for source in models))
+        raise AttnbenchError(f"--inputs {','.join(each)}: {both} have other heads than each other; give each a run")
+    return ",".join(dict.fromkeys(each)), next(iter(models), None)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The inputs of a workload, drawn from its distribution and seed."""
+"""The inputs of a workload: drawn from its distribution and seed, or taken from a model (see `captured`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from attnbench.task import captured
 from attnbench.workload import Workload
 
 # FlashAttention-3 (Shah 2024, section 4.3): N(0, 1) + N(0, 100) * Bernoulli(0.001).
@@ -36,6 +37,10 @@ def shapes(workload: Workload, gates: Sequence[int] = ()) -> list[tuple[int, ...
 def past(workload: Workload, gates: Sequence[int], layer: int) -> list[Tensor]:
     """Key, value and gates of the tokens that a decoding step of scope attention finds there, in one layer."""
     tensors = [_empty(workload, shape) for shape in _token_shapes(workload, workload.past, gates)]
+    if workload.activations:
+        fill(tensors[2:], workload, -1 - layer, first=3)
+        captured.fill_past(tensors[:2], workload)
+        return tensors
     long = [workload.on_host and tensor.numel() > _DRAWN for tensor in tensors]
     drawn = [x.new_empty(_DRAWN) if is_long else x for x, is_long in zip(tensors, long, strict=True)]
     fill(drawn, workload, -1 - layer)
@@ -64,9 +69,18 @@ def _token_shapes(w: Workload, length: int, gates: Sequence[int]) -> list[tuple[
     return [(w.batch, w.kv_heads, length, n) for n in (w.head_dim, w.value_dim, *gates)]
 
 
-def fill(tensors: list[Tensor], workload: Workload, draw: int) -> None:
-    """Overwrites the tensors with the `draw`-th set of values of this workload."""
-    for i, tensor in enumerate(tensors):
+def fill(tensors: Sequence[Tensor], workload: Workload, draw: int, first: int = 0) -> None:
+    """Overwrites the tensors with the `draw`-th set of values of this workload. first: the place of the first one.
+
+    A model gives query, key and value; gates, and in training the output's gradient, are drawn.
+
+    Raises:
+        AttnbenchError: the model's activations were not captured.
+    """
+    if workload.activations and not first:
+        captured.fill(tensors[:3], workload, draw)
+        tensors, first = tensors[3:], 3
+    for i, tensor in enumerate(tensors, first):
         # CUDA draws on its own device; every plugin still sees the same values for the same draw.
         generator = torch.Generator(tensor.device).manual_seed(((workload.seed << 20) + (draw << 4) + i) % (1 << 63))
         tensor.normal_(generator=generator)
@@ -105,10 +119,13 @@ class Pools:
     and the same memory stays in the caches. Places and values come from numbers that only who asks for the calls knows.
     """
 
+    _pools: list[Tensor]
+    _values: list[Tensor]
+
     def __init__(self, workload: Workload, gates: Sequence[int] = ()) -> None:
         self._workload, self._shapes = workload, shapes(workload, gates)
         self._step = _LINE // workload.itemsize
-        self._strides = [tuple(prod(shape[i + 1 :]) for i in range(len(shape))) for shape in self._shapes]
+        self._strides = [_strides(shape) for shape in self._shapes]
         sizes = [-(-(prod(shape) + _PLACES * self._step) // _PERIOD) for shape in self._shapes]
         self._pools = [_empty(workload, (size, _PERIOD)) for size in sizes]
         self._values = [_empty(workload, (size, _PERIOD)) for size in sizes]
@@ -149,7 +166,8 @@ class Pools:
     def touch(self) -> None:
         """Reads all values once: what others did meanwhile has taken them out of the caches."""
         for pool in self._pools:
-            pool.view(torch.int32).amax()
+            if pool.numel():
+                pool.view(torch.int32).amax()
 
     def are_changed(self, number: int | None = None) -> bool:
         """Whether a call has written into them; with a number only of some of them, which it says."""
@@ -158,3 +176,55 @@ class Pools:
             if not torch.equal(pool[some], values[some]):
                 return True
         return False
+
+
+class Sets(Pools):
+    """The same of what a model gave: some sets of inputs that lie one behind the other.
+
+    Values that were shifted by a little would be no model's any more, so a call's views begin at another head: they are
+    the heads of a set and, behind its last one, those of the next. Decoding, each head has its own past, so there they
+    begin at another set. Where `Pools` alters some values, all are drawn anew.
+    """
+
+    def __init__(self, workload: Workload, gates: Sequence[int] = ()) -> None:
+        self._workload, self._shapes = workload, shapes(workload, gates)
+        self._strides = [_strides(shape) for shape in self._shapes]
+        sets, self._written = captured.sets(workload), False
+        self._pools = [_empty(workload, (sets * workload.batch, *_of_entry(shape))) for shape in self._shapes]
+        self._values = [torch.empty_like(pool) for pool in self._pools]
+        own = workload.batch * workload.kv_heads
+        self._starts = range(0, (sets - 1) * own + 1, own if workload.decodes else 1)
+
+    def alter(self, number: int, few: bool = False) -> None:
+        self._written |= self.are_changed()
+        fill(self._values, self._workload, number)
+        for pool, values in zip(self._pools, self._values, strict=True):
+            pool.data.copy_(values)
+
+    def views(self, count: int, number: int) -> list[list[Tensor]]:
+        """As `Pools.views`, but that calls get the same again after all sets, or all heads, have been given."""
+        places = Random(number).sample(self._starts, min(count, len(self._starts)))
+        made = [[self._view(i, place) for i in range(len(self._pools))] for place in places]
+        return [made[n % len(made)] for n in range(min(count, _SETS))]
+
+    def _view(self, i: int, place: int) -> Tensor:
+        each = prod(_of_entry(self._shapes[i])) // self._workload.kv_heads
+        return self._pools[i].as_strided(self._shapes[i], self._strides[i], place * each)
+
+    def are_changed(self, number: int | None = None) -> bool:
+        return self._written or super().are_changed(number)
+
+
+def _of_entry(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(heads, length, dim), or (heads,) of sinks."""
+    return shape[1:] if len(shape) > 1 else shape
+
+
+def pools(workload: Workload, gates: Sequence[int] = ()) -> Pools:
+    """The values that calls of this workload see."""
+    return (Sets if workload.activations else Pools)(workload, gates)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a tensor that is contiguous."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))

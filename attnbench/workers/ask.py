@@ -12,13 +12,14 @@ from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.channel import Closed, Expired
-from attnbench.workers.messages import AskMachine, Calibrate, Describe, Described, Facts, Failure
+from attnbench.workers.messages import AskMachine, Calibrate, Capture, Describe, Described, Facts, Failure
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
 
 _DESCRIBE_SECONDS = 60.0
 _MACHINE_SECONDS = 120.0
 _CALIBRATE_SECONDS = 600.0  # ten times what it takes
+_CAPTURE_SECONDS = 1800.0  # likewise, of the last layer at the longest window
 
 
 def ask(
@@ -90,3 +91,20 @@ def ask_ceilings(server: Forkserver, device: str, threads: int) -> Ceilings:
     if isinstance(answer, Failure):
         raise AttnbenchError(answer.reason)
     return answer.ceilings
+
+
+def ask_captured(server: Forkserver, inputs: str, window: int) -> None:
+    """Sees that a model's activations lie in the user's cache: see `models.capture`.
+
+    Raises:
+        AttnbenchError: they can't be had, and why.
+    """
+    worker = server.start()
+    try:
+        answer = worker.request(Capture(inputs, window), _CAPTURE_SECONDS)
+    except (Expired, Closed):
+        raise AttnbenchError(f"the process that captured {inputs} came to no end; is there memory for it?") from None
+    finally:
+        worker.end()
+    if isinstance(answer, Failure):
+        raise AttnbenchError(answer.reason)

@@ -72,6 +72,10 @@ class Described(Answer, frozen=True):
     instances: list[Instance]
 
 
+class Captured(Answer, frozen=True):
+    """A model's activations lie in the user's cache."""
+
+
 class Generated(Answer, frozen=True):
     """Seconds of generating token by token: see `workers.generation.generate`."""
 
@@ -177,6 +181,13 @@ class Describe(Request[Described], frozen=True):
     options: dict[str, str]
     every: bool
     workloads: list[Workload]
+
+
+class Capture(Request[Captured], frozen=True):
+    """Let a model read the shipped text, and keep what its layer's attention gets: see `models.capture`."""
+
+    inputs: str
+    window: int
 
 
 class Generate(Request[Generated], frozen=True):
@@ -289,6 +300,7 @@ AnyRequest: TypeAlias = (
     AskMachine
     | AskModel
     | Calibrate
+    | Capture
     | Describe
     | DescribeCache
     | Generate
@@ -308,6 +320,7 @@ AnyAnswer: TypeAlias = (
     | CacheDescribed
     | CacheJudged
     | Calibrated
+    | Captured
     | Described
     | Generated
     | ModelFacts

@@ -73,6 +73,8 @@ class _Worker:
                     return messages.Calibrated(calibration.measure(request.device, request.threads))
                 except AttnbenchError as problem:
                     raise Failed("usage", str(problem)) from None
+            case messages.Capture(inputs, window):
+                return _capture(inputs, window)
             case messages.Describe():
                 return _describe(request)
             case messages.Generate():
@@ -140,6 +142,16 @@ def _failure(problem: BaseException, stage: str) -> Failure:
         printable(f"at {stage}: {type(problem).__name__}: {first_line}".removesuffix(": "))[:500],
         printable("".join(traceback.format_exception(problem)))[-_LONGEST_TEXT:],
     )
+
+
+def _capture(inputs: str, window: int) -> messages.Captured:
+    from attnbench.models.capture import capture
+
+    try:
+        capture(inputs, window)
+    except AttnbenchError as problem:
+        raise Failed("usage", str(problem)) from None
+    return messages.Captured()
 
 
 def _found(name: str) -> messages.Found:

@@ -85,7 +85,7 @@ class Subject:
         task = self.task = Task(self.plugin, self.workload, made)
         self.built_bytes = self._beyond(self.before_bytes, task.bytes)
         call, gates = task.call, task.gates["self"] if self.workload.scope == "attention" else ()
-        self.pools = inputs.Pools(self.workload, gates)
+        self.pools = inputs.pools(self.workload, gates)
         self.pools.draw(asked.number)
         self.places = asked.number
         self.stage = "first call"

@@ -9,7 +9,7 @@ from torch import Tensor
 from attnbench.judge import deviation, reference
 from attnbench.judge.deviation import Error
 from attnbench.plugin import Softmax
-from attnbench.task.inputs import Pools
+from attnbench.task.inputs import pools as pools_of
 from attnbench.task.transformer import Block
 from attnbench.theory.costs import attentions
 from attnbench.workers.messages import Given
@@ -44,7 +44,7 @@ class Witness:
     def _made(self, workload: Workload, given: Given) -> Tensor:
         torch.set_num_threads(workload.threads)
         torch.set_grad_enabled(False)
-        pools, (drawn, *altered) = Pools(workload), given.values
+        pools, (drawn, *altered) = pools_of(workload), given.values
         pools.draw(drawn)
         for i, number in enumerate(altered):
             pools.alter(number, few=i > 0 or not given.thorough)
