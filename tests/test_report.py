@@ -28,11 +28,12 @@ from matplotlib.transforms import Bbox
 from attnbench.analysis.frames import as_rows
 from attnbench.records.schema import COLUMNS
 from attnbench.report import drawing, labels, numbers, page, units
-from attnbench.report.figures import block, deviation, latency, memory, overview, speedup, tradeoff, winners
+from attnbench.report.figures import block, deviation, inputs, latency, memory, overview, speedup, tradeoff, winners
 from attnbench.report.page import write_report
 from attnbench.report.prepare import Panel, arrange, prepared
 from attnbench.report.repeat import repeat_command
 from attnbench.report.style import SHADES, Style, display_names, shade
+from attnbench.report.tables import inputs as tables
 from attnbench.sizes import Sweep
 from attnbench.sweep.settings import Asked, Given
 from attnbench.workload import Workload
@@ -932,3 +933,47 @@ def test_a_report_pings_nobody() -> None:
 def test_importing_the_report_does_not_load_matplotlib() -> None:
     code = "import sys, attnbench.report; sys.exit(bool({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def by_inputs() -> pd.DataFrame:
+    """Errors as above on normal inputs; on a model's those of int8 three times as large, of block-sparse half."""
+    frame = rows(inputs="normal,outlier,smollm2:3", heads=(9,), kv_heads=(3,), scope="attention", seq=(512, 1024))
+    times = {("int8", "smollm2:3"): 3.0, ("int8", "outlier"): 2.0, ("block-sparse", "smollm2:3"): 0.5}
+    keys = zip(frame["variant"], frame["inputs"], strict=True)
+    factor = [times.get((variant, inputs), 1.0) for variant, inputs in keys]
+    frame["approximation_rel_l2"] *= factor
+    gone = (frame["variant"] == "int8") & (frame["inputs"] == "smollm2:3") & (frame["seq"] == 1024)
+    frame.loc[gone, ["status", "approximation_rel_l2"]] = ["skipped", math.nan]
+    return frame
+
+
+def test_errors_by_inputs_stand_side_by_side_those_first_that_noise_flatters(tmp_path: Path) -> None:
+    seen = read(write_report(by_inputs(), [RUN], tmp_path))
+    for word in ("normal inputs", "outlier inputs", "smollm2:3 inputs", "smollm2:3 over normal"):
+        assert word in seen.text
+    frame = prepared(by_inputs(), [RUN])
+    panels, style = arrange(frame, [RUN]), Style.of(frame)
+    (table,) = tables.by_inputs(panels, style)
+    assert table.columns == ["length", "variant", "error on normal", "error on outlier", "error on smollm2:3",
+                             "smollm2:3 over normal"]  # fmt: skip
+    assert [row[:2] for row in table.rows] == [
+        [length, name] for length, names in (("1k", ("naive", "sdpa", "block-sparse", "int8")),
+                                             ("512", ("int8", "naive", "sdpa", "block-sparse"))) for name in names
+    ]  # fmt: skip
+    assert [row[2:] for row in table.rows if row[1] == "int8"] == [
+        ["0.0090", "0.018", "-", "-"],
+        ["0.0090", "0.018", "0.027", "3.00x"],
+    ]
+    figure = inputs.inputs(panels, style)
+    assert figure is not None
+    assert "length 512" in figure.axes[0].get_title()
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["int8", "naive", "sdpa", "block-sparse"]
+    assert "On smollm2:3 some are further off than on normal inputs at 512: int8 3.00x." in " ".join(seen.text.split())
+
+
+@pytest.mark.parametrize("sorts", ["normal", "smollm2:3"])
+def test_one_sort_of_inputs_is_compared_with_nothing(sorts: str, tmp_path: Path) -> None:
+    frame = rows(inputs=sorts, heads=(9,), kv_heads=(3,), scope="attention", seq=(512,))
+    write_report(frame, [RUN], tmp_path)
+    assert not (tmp_path / "figures/errors-by-inputs.png").exists()
+    assert "Error by inputs" not in (tmp_path / "report.md").read_text()

@@ -22,12 +22,13 @@ from attnbench.analysis.frames import finished
 from attnbench.records.schema import Meta
 from attnbench.report import drawing
 from attnbench.report.explore import explorer
-from attnbench.report.figures import block, deviation, latency, memory, overview, roofline, speedup, tradeoff
+from attnbench.report.figures import block, deviation, inputs, latency, memory, overview, roofline, speedup, tradeoff
 from attnbench.report.findings import findings
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
 from attnbench.report.tables import best, cells, predicted
+from attnbench.report.tables.inputs import by_inputs
 from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
@@ -58,6 +59,11 @@ def _each(draw: Callable[[Panel, Style], Figure | None]) -> DrawAll:
     return lambda panels, style, machines: [draw(panel, style) for panel in panels]
 
 
+def _all(draw: Draw) -> DrawAll:
+    """One figure of all panels."""
+    return lambda panels, style, machines: [draw(panels, style)]
+
+
 def _parts(draw: Draw) -> DrawAll:
     """As many panels in a figure as fit; those that do not go into a second one."""
     size = drawing.PANELS
@@ -71,6 +77,7 @@ FIGURES = {
     "memory": Kind("Peak memory against length", memory.READ, _parts(memory.memory)),
     "speedup": Kind("Speedup over the baseline", speedup.READ, _parts(speedup.speedup)),
     "errors": Kind("Two errors that mean different things", deviation.READ, _parts(deviation.deviation)),
+    "errors-by-inputs": Kind("Who looks better on noise than they are", inputs.READ, _all(inputs.inputs)),
     "speed-vs-error": Kind("Speed against error", tradeoff.READ, _each(tradeoff.tradeoff)),
     "attention-share": Kind("Attention's share of the block's time", block.READ_SHARE, _parts(block.attention_share)),
     "amdahl": Kind("What survives in the block", block.READ_AMDAHL, _parts(block.amdahl)),
@@ -158,6 +165,7 @@ def _content(
         "pictures": pictures,
         "averages": best.average_speedups(done, style) if done else None,
         "side_by_side": side_by_side(frame, runs, style),
+        "by_inputs": by_inputs(panels, style),
         "predicted": predicted.tables(frame, panels, runs, style),
         "on_the_gpu": [told for panel in panels if (told := cells.on_the_gpu(panel, style)).rows],
         "results": [(cells.results(panel, style), cells.commands(panel, style)) for panel in panels],

@@ -80,6 +80,8 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
     words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in as_rows(frame)], index=frame.index)
     words, lengths = _name_lengths(frame, words)
     words = _join_batches(frame, words, lengths)
+    if words["inputs"].nunique() > 1:
+        words["inputs"] = words["inputs"].replace("", "normal inputs")
     varying = [name for name in words if words[name].nunique() > 1]
     shared = ", ".join(word for name in words if name not in varying and (word := str(words[name].iloc[0])))
     rows = frame.assign(length=lengths)
@@ -92,6 +94,14 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
         own = {str(name): str(word) for name, word in words.loc[part.index[0]].items()}
         panels.append(Panel(title, shared, "key length" if by_keys else "length", part, own))
     return panels
+
+
+def alike(panels: Sequence[Panel], but: str) -> list[list[Panel]]:
+    """Panels that differ in one dimension alone, together; those that have no such neighbour are left out."""
+    groups: dict[tuple[str, ...], list[Panel]] = {}
+    for panel in panels:
+        groups.setdefault(tuple(word for name, word in panel.words.items() if name != but), []).append(panel)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def machine_name(run: Meta) -> str:

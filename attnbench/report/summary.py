@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
-from attnbench.analysis import compare
-from attnbench.analysis.frames import finished
+from attnbench.analysis import compare, inputs
+from attnbench.analysis.frames import as_rows, finished
 from attnbench.records.schema import FAILED, Meta
 from attnbench.report import units
-from attnbench.report.prepare import Panel, machine_name, warning_kinds
+from attnbench.report.prepare import Panel, alike, machine_name, warning_kinds
 from attnbench.report.style import Style
 
+_WORSE = 1.25  # times the error on drawn inputs, from which one is named that is larger on others
 _FEW = 4  # winners are spelled out for so many panels, with so many changes of winner each; beyond, they are counted
 
 
@@ -25,6 +26,7 @@ def summary(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta], 
     if done.empty:
         said.append("No cell finished with a latency, so there is nothing to compare.")
     said += _spelled_out(panels, style) or _counted(panels, style)
+    said += _by_inputs(panels, style)
     wrong, failed = frame[frame["status"] == "wrong"], frame[frame["status"].isin(FAILED)]
     if len(wrong):
         said.append(f"Wrong answers from {_who(wrong, style)}: their latencies do not count.")
@@ -39,6 +41,19 @@ def summary(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta], 
         )
     if warned := int(frame["warnings"].map(warning_kinds).map(bool).sum()):
         said.append(f"{units.count(warned, 'cell carries', 'cells carry')} a warning (below).")
+    return said
+
+
+def _by_inputs(panels: Sequence[Panel], style: Style) -> list[str]:
+    """Of each problem with several sorts of inputs, who looks better on drawn ones than on a model's."""
+    said = []
+    for group in alike(panels, "inputs"):
+        frame = pd.concat([panel.frame for panel in group], ignore_index=True)
+        names, found = inputs.sorts(frame), inputs.at_longest(inputs.error_by_inputs(frame))
+        if worse := as_rows(found[found["ratio"] >= _WORSE].head(_FEW)):
+            told = ", ".join(f"{style.names[row['plugin']]} {units.ratio(row['ratio'])}" for row in worse)
+            others, length = " or ".join(inputs.compared(names)), units.length(worse[0]["length"])
+            said.append(f"On {others} some are further off than on {names[0]} inputs at {length}: {told}.")
     return said
 
 
