@@ -18,6 +18,7 @@ COMMANDS = (
     "best",
     "cache",
     "calibrate",
+    "check",
     "compare",
     "completion",
     "doctor",

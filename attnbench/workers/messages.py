@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from attnbench.judge.cases import Case
 from attnbench.plugin import Value
 from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
@@ -84,6 +85,16 @@ class Generated(Answer, frozen=True):
     without_s: list[float]
     difference: float
     implementation: str
+
+
+class Tried(Answer, frozen=True):
+    """What became of a plugin on a case: see `judge.trials.Checked`."""
+
+    status: str
+    reason: str
+    implementation: str
+    measures: dict[str, float]
+    traceback: str = ""
 
 
 class Prepared(Answer, frozen=True):
@@ -201,6 +212,14 @@ class Generate(Request[Generated], frozen=True):
     repeats: int
 
 
+class Try(Request[Tried], frozen=True):
+    """What becomes of a plugin on this case? Nothing is timed."""
+
+    case: Case
+    target: str
+    options: dict[str, Value]
+
+
 class Prepare(Request[Prepared], frozen=True):
     """Make a plugin ready for a workload. thorough: measure its memory and its errors, too.
 
@@ -307,6 +326,7 @@ AnyRequest: TypeAlias = (
     | JudgeCache
     | JudgeModel
     | Prepare
+    | Try
     | Witness
     | Aim
     | Burst
@@ -325,6 +345,7 @@ AnyAnswer: TypeAlias = (
     | Generated
     | ModelFacts
     | ModelJudged
+    | Tried
     | Prepared
     | Witnessed
     | Aimed

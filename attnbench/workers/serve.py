@@ -27,6 +27,7 @@ from attnbench.workers.generation import generate
 from attnbench.workers.kinds import Choice
 from attnbench.workers.messages import AnyAnswer, AnyRequest, Failure, printable
 from attnbench.workers.subject import Subject
+from attnbench.workers.trial import tried
 from attnbench.workers.witness import Witness
 from attnbench.workload import DEVICES, Workload
 
@@ -99,6 +100,9 @@ class _Worker:
                     return model.judge(load(request.target)(**request.options), request)
                 except AttnbenchError as problem:
                     raise Failed("unsupported", str(problem)) from None
+            case messages.Try():
+                self._subject = None
+                return tried(request)
             case messages.Witness(workload, given, rows, output):
                 error, wrong = self._witness.judge(workload, given, rows, output)
                 return messages.Witnessed(**asdict(error), problem=wrong)

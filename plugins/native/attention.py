@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnbench.errors import AttnbenchError
 from attnbench.plugin import Call
 from attnbench.workload import Workload
 
@@ -141,12 +142,20 @@ class _Problems:
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None,
         table: Tensor | None = None,
     ) -> _Problem:  # fmt: skip
-        tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(self.workload, name) for name in _SIZES)
+        w = self.workload
+        _fits(query, w.shapes[0])
+        tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(w, name) for name in _SIZES)
         paged = (None, 0, 0) if table is None else (table.data_ptr(), table.shape[1], key.shape[2].bit_length() - 1)
         return _Problem(
             *tensors, *sizes, *self.band, self.keys, self.tallest, torch.get_num_threads(), self.workload.scale,
             self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(), *paged,
         )  # fmt: skip
+
+
+def _fits(x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises: AttnbenchError: the tensor has another shape than the kernel would read or write."""
+    if x.shape != shape:
+        raise AttnbenchError(f"built for a tensor of shape {shape}, not {tuple(x.shape)}")
 
 
 def _tensor(x: Tensor) -> _Tensor:
@@ -197,6 +206,8 @@ def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: in
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         query, key, value = dense_rows(query, key, value)
+        _fits(key, w.shapes[1])
+        _fits(value, w.shapes[2])
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32) if with_lse else None
         _run(kernel, problem(query, key, value, out, lse))

@@ -1,0 +1,192 @@
+"""What a variant is tried on, case by case: small problems of every kind. Loads no torch.
+
+A case is written `name:field=value`, such as "grouped:dtype=bfloat16:mask=causal": what `CASES` has under its name,
+with fields of the workload, `lay` or `values` that differ from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from attnbench.errors import AttnbenchError
+from attnbench.workload import DTYPES, MASKS, Workload
+
+_SMALL = Workload(seq=64, kv_seq=64, heads=2, kv_heads=2, head_dim=32, value_dim=32)
+_KINDS = {name: type(value) for name, value in _SMALL.as_dict().items()}
+_BEYOND = ("threads", "device")  # said once for all cases
+LAYS = ("contiguous", "transposed", "slice", "columns", "expanded")
+VALUES = ("", "large", "dominant", "alike", "huge", "hidden", "zero", "tiny")
+"""See `judge.draws`; "" are those of a run."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to try.
+
+    name: its entry of `CASES`. group: what it is about. trial: how it is judged, a name of `judge.trials.TRIALS`.
+    lay: how inputs lie. values: what is drawn.
+    """
+
+    name: str
+    group: str
+    workload: Workload
+    trial: str = "call"
+    lay: str = "contiguous"
+    values: str = ""
+
+    @property
+    def spec(self) -> str:
+        """As it is written, whatever the device and the threads. dtype and mask are named in any case."""
+        like = CASES[self.name]
+        differ = [
+            f"{name}={value}"
+            for name, value in self.workload.as_dict().items()
+            if name not in _BEYOND and (value != getattr(like.workload, name) or name in ("dtype", "mask"))
+        ]
+        differ += [f"{n}={getattr(self, n)}" for n in ("lay", "values") if getattr(self, n) != getattr(like, n)]
+        return ":".join([self.name, *differ])
+
+    def on(self, **changes: Any) -> Case:
+        """The same with another workload."""
+        return Case(self.name, self.group, self.workload.replace(**changes), self.trial, self.lay, self.values)
+
+
+def _cases() -> Iterator[Case]:
+    def each(group: str, of: Mapping[str, Mapping[str, Any]], trial: str = "call", **both: Any) -> Iterator[Case]:
+        for name, changes in of.items():
+            given = both | dict(changes)
+            own = {n: given.pop(n) for n in ("lay", "values") if n in given}
+            yield Case(name, group, _SMALL.replace(**given), trial, **own)
+
+    def lengths(seq: int, kv_seq: int = 0, **more: Any) -> dict[str, Any]:
+        return {"seq": seq, "kv_seq": kv_seq or seq, **more}
+
+    yield Case("said", "promises", _SMALL, "said")
+    yield from each("shapes", {
+        "one": lengths(1), "odd": lengths(17), "tail": lengths(257), "cache": lengths(100, 257),
+        "step": lengths(1, 300), "few-keys": lengths(100, 40), "grouped": lengths(130, heads=4),
+        "multi-query": lengths(100, 140, heads=4, kv_heads=1), "batch": lengths(65, batch=2, inputs="outlier"),
+        "value-dim": lengths(100, value_dim=48), "narrow-value": lengths(40, head_dim=64, value_dim=16),
+        **{f"head-dim-{n}": lengths(33, head_dim=n, value_dim=n) for n in (16, 64, 80, 128, 192, 256)},
+        "ragged": lengths(48, batch=3, lengths="48,1,17"),
+    })  # fmt: skip
+    yield from each("layouts", {lay: lengths(49, batch=2, heads=4, lay=lay) for lay in LAYS[1:]})
+    yield from each("values", {v: lengths(65, values=v) for v in VALUES[1:]})
+    yield Case("twice", "repeats", _SMALL.replace(**lengths(130, heads=4)), "twice")
+    yield Case("no-batch", "shapes", _SMALL, "no-batch")
+    steps = {
+        "steps": lengths(1, 40), "chunks": lengths(4, 61), "from-nothing": lengths(1, 6),
+        "grouped-steps": lengths(1, 70, heads=4), "batch-steps": lengths(1, 33, batch=2, value_dim=48),
+    }  # fmt: skip
+    yield from each("decoding", steps, "steps", phase="decode", mask="causal")
+    yield from each("decoding", {"crossing": lengths(3, 50)}, phase="decode")
+    yield from each("gradients", {
+        "gradient": lengths(33), "gradient-grouped": lengths(40, heads=4, value_dim=48),
+        "gradient-cache": lengths(20, 70), "gradient-one": lengths(1, 5), "gradient-tail": lengths(129),
+        "gradient-transposed": lengths(33, batch=2, lay="transposed"),
+        "gradient-expanded": lengths(33, batch=2, lay="expanded"),
+        "gradient-huge": lengths(33, values="huge"),
+    }, phase="train")  # fmt: skip
+    blocks = {"encoder": lengths(40), "decoder-only": lengths(40, heads=4, mask="causal"),
+              "decoder": lengths(24, 40, mask="causal")}  # fmt: skip
+    inside = {"scope": "block", "norm": "pre"}
+    for block, sizes in blocks.items():
+        yield from each("block", {block: sizes | {"block": block}}, **inside)
+    yield from each("block", {"stack-train": lengths(30, mask="causal", layers=2)}, phase="train", block="decoder-only",
+                    **inside)  # fmt: skip
+    for block, sizes in blocks.items():
+        yield from each("compile", {f"compiled-{block}": sizes | {"block": block}}, "compiled", **inside)
+    yield from each("workspace", {
+        "workspace": lengths(1024, 1024), "workspace-grouped": lengths(700, 1500, heads=8),
+    }, "workspace", head_dim=64, value_dim=64)  # fmt: skip
+    yield Case("drawn", "drawn", _SMALL)
+
+
+CASES = {case.name: case for case in _cases()}
+
+_EACH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "promises": ((), ()),
+    "shapes": (("float32", "bfloat16"), MASKS),
+    "layouts": (("float32", "bfloat16"), MASKS),
+    "values": (tuple(DTYPES), MASKS),
+    "repeats": (tuple(DTYPES), MASKS),
+    "decoding": (tuple(DTYPES), ()),
+    "gradients": (("float32", "bfloat16"), MASKS),
+    "block": (("float32", "bfloat16"), ()),
+    "compile": (("float32",), ()),
+    "workspace": (("float32", "bfloat16"), MASKS),
+}
+"""In which dtypes and with which masks the cases of a group are tried; those of `drawn` are drawn."""
+
+OPTIONAL = ("compile",)
+"""Groups that are tried only where they are asked for: they take minutes."""
+
+
+def listed(device: str, threads: int = 1, optional: Iterable[str] = ()) -> list[Case]:
+    """All cases, the simple ones first, but those of groups that are `OPTIONAL` and not given, and the drawn ones."""
+    found: dict[Case, None] = {}
+    for case in CASES.values():
+        if case.group == "drawn" or (case.group in OPTIONAL and case.group not in optional):
+            continue
+        dtypes, masks = _EACH[case.group]
+        for dtype, mask in product(dtypes or (case.workload.dtype,), masks or (case.workload.mask,)):
+            if _makes_sense(case, mask):
+                found[case.on(dtype=dtype, mask=mask, device=device, threads=threads)] = None
+    return list(found)
+
+
+def _makes_sense(case: Case, mask: str) -> bool:
+    if mask == "causal":
+        return case.workload.seq <= case.workload.kv_seq
+    return case.values != "hidden"  # from nobody, where all is visible
+
+
+def chosen(texts: Iterable[str], device: str, threads: int = 1) -> list[Case]:
+    """The cases that are meant: groups, names or patterns of either ("gradient*"), or one as `Case.spec` writes it.
+
+    Raises:
+        AttnbenchError: there is none of that name, or what differs makes no workload.
+    """
+    found: dict[Case, None] = {}
+    every = listed(device, threads, OPTIONAL)
+    for text in texts:
+        matches = [c for c in every if any(fnmatch.fnmatchcase(word, text) for word in (c.group, c.name))]
+        if not matches:
+            matches = [parse(text).on(device=device, threads=threads)]
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def parse(text: str) -> Case:
+    """The one case that a spec such as "grouped:dtype=bfloat16" stands for.
+
+    Raises:
+        AttnbenchError: there is none of that name, or what differs makes no workload.
+    """
+    name, *settings = text.split(":")
+    if name not in CASES:
+        near = difflib.get_close_matches(name, CASES, n=3, cutoff=0.4) or list(CASES)
+        raise AttnbenchError(f"--case {text!r}: no case is called {name!r}; did you mean {' or '.join(near)}?")
+    like, changes = CASES[name], dict[str, Any]()
+    own = {"lay": like.lay, "values": like.values}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        known = own | {n: kind for n, kind in _KINDS.items() if n not in _BEYOND}
+        if not equals or key not in known:
+            raise AttnbenchError(f"--case {text!r}: {setting!r} is no field of a case, as {', '.join(known)}")
+        if key in own:
+            allowed = LAYS if key == "lay" else VALUES
+            if value not in allowed:
+                raise AttnbenchError(f"--case {text!r}: {key} is one of {', '.join(filter(None, allowed))}")
+            own[key] = value
+            continue
+        try:
+            changes[key] = _KINDS[key](value)
+        except ValueError:
+            raise AttnbenchError(f"--case {text!r}: {key}={value!r} is no number") from None
+    return Case(like.name, like.group, like.workload.replace(**changes), like.trial, **own)
