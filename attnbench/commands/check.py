@@ -63,8 +63,8 @@ def command(
     """Tell whether plugins are right, and do what they promise. Nothing is timed.
 
     NAMES are as --plugins of run takes them. Some hundred small cases: shapes, dtypes, masks, how inputs lie, extreme
-    values, repeated calls, decoding against the whole, gradients, blocks, the workspace promised. Each failure comes with the
-    command that repeats it alone. Exits with 1 where a case fails, or where none could be tried.
+    values, repeated calls, decoding step by step, gradients, blocks, the workspace promised. Each failure comes with
+    the command that repeats it alone. Exits with 1 where a case fails, or where none could be tried.
 
     \b
     attnbench check my-attention

@@ -20,6 +20,7 @@ from attnbench.workload import Workload
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
 _GLANCE_ROWS = 4
+_EDGES = 2  # times the tolerance: what a block quantizes its projections rounded first, to this side of an edge or that
 _SAMPLED = 256  # the same where an error is only told, or was found before and is looked for again
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
 Errors = dict[str, Error | None]
@@ -146,7 +147,8 @@ def _end_to_end(
         found["approximation"] = implementation
     elif apart:
         found["approximation"] = error({name: Softmax() for name in task.definitions}, _SAMPLED)
-    return found, [deviation.verdict(implementation, allowed)]
+    quantized = any(isinstance(d, Softmax) and d.operands is not None for d in task.definitions.values())
+    return found, [deviation.verdict(implementation, (_EDGES if quantized else 1) * allowed)]
 
 
 def _tap(
