@@ -7,10 +7,12 @@ Finding reads package metadata only. Loading runs a plugin's code, so it happens
 import difflib
 import fnmatch
 import itertools
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -207,6 +209,28 @@ def instances(kind: type[Configured], options: Mapping[str, str], every: bool) -
     return [dict(zip(kind.options, values, strict=True)) for values in itertools.product(*axes)]
 
 
+def requested(variant: str | Callable[..., Any]) -> Request:
+    """The one plugin that a spec names, or a class or a function (query, key, value) -> out of a module is.
+
+    Raises:
+        AttnbenchError: a spec is malformed, or names none or several; another process could not import the function.
+    """
+    if not isinstance(variant, str):
+        return Request(_of_module(variant))
+    return _only(variant, PLUGINS)
+
+
+def _of_module(call: Callable[..., Any]) -> Found:
+    """As a plugin that a worker imports by the name of what is called."""
+    module, name = getattr(call, "__module__", ""), getattr(call, "__qualname__", "")
+    if not name.isidentifier() or getattr(sys.modules.get(module), name, None) is not call:
+        raise AttnbenchError(f"{name or call!r} can't be imported by another process; give a function of a module")
+    file = sys.modules[module].__file__
+    folder = str(Path(file).resolve().parents[module.count(".")]) if file else ""
+    known = any(os.path.realpath(path) == folder for path in sys.path)
+    return Found(name, f"{module}:{name}", module, "", path="" if known else folder)
+
+
 def create(spec: str) -> Plugin:
     """The one plugin that a spec such as "int8:rows=32" names, with its options set. Runs the plugin's code.
 
@@ -214,7 +238,7 @@ def create(spec: str) -> Plugin:
         AttnbenchError: the spec is malformed, names none or several, has an option or a value that the plugin doesn't
             know, or two packages claim the name.
     """
-    request = _only(spec, PLUGINS)
+    request = _sound(_only(spec, PLUGINS))
     if request.found.path not in ("", *sys.path):
         sys.path.insert(0, request.found.path)
     kind = load(request.found.target)
@@ -224,7 +248,7 @@ def create(spec: str) -> Plugin:
 
 def create_cache(spec: str) -> KVCache:
     """The same for a KV cache, such as "int4:group=32"."""
-    request = _only(spec, CACHES)
+    request = _sound(_only(spec, CACHES))
     kind = load_cache(request.found.target)
     (values,) = instances(kind, dict(request.options), every=False)
     return kind(**values)
@@ -234,9 +258,13 @@ def _only(spec: str, kind: Kind) -> Request:
     requests = select(spec, find(kind=kind), kind)
     if len(requests) != 1 or requests[0].every:
         raise AttnbenchError(f"{spec!r} must name one {kind.word}")
-    if requests[0].found.problem:
-        raise AttnbenchError(requests[0].found.problem)
     return requests[0]
+
+
+def _sound(request: Request) -> Request:
+    if request.found.problem:
+        raise AttnbenchError(request.found.problem)
+    return request
 
 
 def canonical(name: str, options: Mapping[str, Value]) -> str:

@@ -8,20 +8,17 @@ It loads nothing heavy until a test claims something: every pytest of this envir
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import exp
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import pytest
 
 if TYPE_CHECKING:
     from attnbench.records.schema import Row
-    from attnbench.registry import Found, Request
+    from attnbench.registry import Request
     from attnbench.sweep.settings import Given
 
 BUDGET = 30.0
@@ -119,37 +116,17 @@ def _measured(plugin: Variant | None, other: Variant, asked: Given) -> list[Row]
 
 def _request(variant: Variant | None) -> Request:
     from attnbench.errors import AttnbenchError
-    from attnbench.registry import Request, find, select
+    from attnbench.registry import find, requested
 
-    if callable(variant):
-        return Request(_function(variant))
-    plugins = find()
     if variant is None:
-        others = [name for name, found in plugins.items() if found.distribution != "attnbench"]
+        others = [name for name, found in find().items() if found.distribution != "attnbench"]
         if len(others) != 1:
             which = f"there are {', '.join(others)}" if others else "none is installed beside attnbench's own"
             raise AttnbenchError(
                 f'whose speed? {which}; write attnbench("NAME").faster_than(...), or @pytest.mark.attnbench("NAME")'
             )
         variant = others[0]
-    requests = select(variant, plugins)
-    if len(requests) != 1 or requests[0].every:
-        raise AttnbenchError(f"{variant!r} must name one plugin")
-    return requests[0]
-
-
-def _function(call: Callable[..., Any]) -> Found:
-    """As a plugin that a worker imports by the function's name."""
-    from attnbench.errors import AttnbenchError
-    from attnbench.registry import Found
-
-    module, name = getattr(call, "__module__", ""), getattr(call, "__qualname__", "")
-    if not name.isidentifier() or getattr(sys.modules.get(module), name, None) is not call:
-        raise AttnbenchError(f"{name or call!r} can't be imported by another process; give a function of a module")
-    file = sys.modules[module].__file__
-    folder = str(Path(file).resolve().parents[module.count(".")]) if file else ""
-    known = any(os.path.realpath(path) == folder for path in sys.path)
-    return Found(name, f"{module}:{name}", module, "", path="" if known else folder)
+    return requested(variant)
 
 
 def _unless(row: Row, by: float) -> str | None:

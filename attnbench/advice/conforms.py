@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, NoSuchExample
 
+from attnbench.errors import AttnbenchError
 from attnbench.judge.cases import LAYS, Case
 from attnbench.plugin import Value
 from attnbench.registry import Request
-from attnbench.workers.ask import describe_exit
+from attnbench.workers.ask import ask, describe_exit
 from attnbench.workers.channel import Closed, Expired
 from attnbench.workers.messages import Failure, Try
 from attnbench.workers.server import Forkserver, Worker
@@ -172,6 +173,21 @@ def _shapes(draw: Callable[[Any], Any], device: str, threads: int) -> Case:
         mask=mask, device=device, threads=threads,
     )  # fmt: skip
     return Case("drawn", "drawn", workload, lay=draw(st.sampled_from(LAYS)))
+
+
+def instances(
+    server: Forkserver, request: Request, timeout: float = TIMEOUT, given: Sequence[str] = ()
+) -> Iterator[Trials]:
+    """What a request stands for, each with its options set.
+
+    Raises:
+        AttnbenchError: the plugin can't be loaded, or does not know an option or its value.
+    """
+    found, answer = request.found, ask(server, request, [])
+    if isinstance(answer, Failure):
+        raise AttnbenchError(f"{found.name} of {found.origin}: {answer.status}: {answer.reason}")
+    for each in answer.instances:
+        yield Trials(server, request, each.plugin, each.options, timeout, given)
 
 
 def conform(

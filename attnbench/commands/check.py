@@ -22,7 +22,6 @@ from attnbench.commands.options import (
     width,
 )
 from attnbench.devices.machine import default_threads
-from attnbench.errors import AttnbenchError
 from attnbench.workload import DEVICES
 
 if TYPE_CHECKING:
@@ -98,22 +97,14 @@ def command(
 
 def _each(names: Sequence[str], threads: int, isa: str, timeout: float, given: Sequence[str]) -> Iterator["Trials"]:
     """What the names stand for, each with its options set."""
-    from attnbench.advice.conforms import Trials
+    from attnbench.advice.conforms import instances
     from attnbench.registry import find, select
-    from attnbench.workers.ask import ask
-    from attnbench.workers.messages import Failure
     from attnbench.workers.server import Forkserver
 
     requests = select(",".join(names), find())
     with Forkserver(threads, isa) as server:
         for request in requests:
-            answer = ask(server, request, [])
-            if isinstance(answer, Failure):
-                raise AttnbenchError(
-                    f"{request.found.name} from {request.found.origin}: {answer.status}: {answer.reason}"
-                )
-            for each in answer.instances:
-                yield Trials(server, request, each.plugin, each.options, timeout, given)
+            yield from instances(server, request, timeout, given)
 
 
 def _well(outcomes: "Iterable[Outcome]") -> bool:

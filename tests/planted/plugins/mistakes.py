@@ -202,7 +202,7 @@ class Overread(Right):
     """Whole blocks of 4 keys are read, and values behind the last one weighted with 0: 0 * NaN is NaN."""
 
     def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, heads, length, dim = value.shape
+        *_, length, dim = value.shape
         end = value.storage_offset() + length * value.stride(2)
         out = super().attend(w, query, key, value)
         if (more := -length % 4) and end + more * dim <= value.untyped_storage().nbytes() // value.itemsize:
