@@ -17,6 +17,13 @@ from attnbench.workload import Workload
 if TYPE_CHECKING:
     from torch import Tensor
 
+API_VERSION = "1.0"
+"""Of this contract, major.minor: a minor version adds to it, a major one takes something away."""
+
+DEPRECATED: dict[str, str] = {}
+"""Attributes of a plugin that go with the next major version, and what takes their place. Each stands here, and is told
+of, for one minor version at least."""
+
 FAMILIES = ("exact", "sparse", "quantized", "kernel", "recurrent")
 
 Value: TypeAlias = str | int | float | bool
@@ -197,6 +204,10 @@ class Plugin(Configured):
 
     A variant never times, never prints, and never keeps anything of one call's inputs for the next.
     """
+
+    api: ClassVar[str] = ""
+    """The `API_VERSION` that it is written for, such as "1.0"; "": it doesn't say. What is for another major version, or
+    for a later minor one, is left out."""
 
     family: ClassVar[str] = "exact"
     """"exact", "sparse", "quantized", "kernel" or "recurrent": which tolerance the harness holds it to."""

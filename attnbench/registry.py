@@ -8,6 +8,7 @@ import difflib
 import fnmatch
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,10 @@ from types import FunctionType
 from typing import Any
 
 from attnbench.cache import KVCache
-from attnbench.errors import AttnbenchError
+from attnbench.errors import AttnbenchError, Failed
 from attnbench.packages import only_whole
 from attnbench.peers import DISTRIBUTION, PEERS
-from attnbench.plugin import FAMILIES, Configured, Plugin, Value, of_function
+from attnbench.plugin import API_VERSION, DEPRECATED, FAMILIES, Configured, Plugin, Value, of_function
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def load(target: str) -> type[Plugin]:
 
     Raises:
         TypeError: the target is no plugin. Whatever the plugin's import raises passes through.
+        Failed: it is written for another version of the contract.
     """
     found: Any = metadata.EntryPoint("plugin", target, PLUGINS.group).load()
     if isinstance(found, FunctionType):
@@ -171,6 +173,8 @@ def load(target: str) -> type[Plugin]:
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise TypeError(f"{target} is no subclass of attnbench.Plugin")
     _check_family(found, target)
+    if reason := _misfit(found.api):
+        raise Failed("unsupported", reason)
     return found
 
 
@@ -190,6 +194,27 @@ def load_cache(target: str) -> type[KVCache]:
         raise TypeError(f"{target} is no subclass of attnbench.cache.KVCache")
     _check_family(found, target)
     return found
+
+
+def _misfit(api: str) -> str | None:
+    """Why a plugin that is written for this version of the contract is left out; None where it fits, or doesn't say."""
+    if not api:
+        return None
+    if not (isinstance(api, str) and re.fullmatch(r"\d+\.\d+", api)):
+        return f"its api is {api!r}, where a version of the plugin contract should be, such as {API_VERSION!r}"
+    (major, minor), (ours, least) = (map(int, version.split(".")) for version in (api, API_VERSION))
+    if major == ours and minor <= least:
+        return None
+    mend = "an older attnbench, or a newer plugin" if major < ours else "a newer attnbench"
+    return f"it is written for version {api} of the plugin contract, and here is {API_VERSION}: it needs {mend}"
+
+
+def deprecated(kind: type[Plugin]) -> list[str]:
+    """What a plugin says that goes with the next major version, and what to say in its place."""
+    own = {name for one in kind.__mro__ if not one.__module__.startswith("attnbench.") for name in vars(one)}
+    return [
+        f"{name} goes with the next major version: {instead}" for name, instead in DEPRECATED.items() if name in own
+    ]
 
 
 def instances(kind: type[Configured], options: Mapping[str, str], every: bool) -> list[dict[str, Value]]:
@@ -241,7 +266,10 @@ def create(spec: str) -> Plugin:
     request = _sound(_only(spec, PLUGINS))
     if request.found.path not in ("", *sys.path):
         sys.path.insert(0, request.found.path)
-    kind = load(request.found.target)
+    try:
+        kind = load(request.found.target)
+    except Failed as left_out:
+        raise AttnbenchError(f"{request.found.name}: {left_out.reason}") from None
     (values,) = instances(kind, dict(request.options), every=False)
     return kind(**values)
 

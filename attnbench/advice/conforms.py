@@ -58,7 +58,7 @@ class Outcome:
 class Trials:
     """Cases tried on one plugin with its options set. A context manager: on exit its process is gone.
 
-    given: options of the command line that a line to repeat a case needs as well.
+    given: options of the command line that a line to repeat a case needs as well. deprecated: see `registry`.
     """
 
     def __init__(
@@ -69,8 +69,9 @@ class Trials:
         options: dict[str, Value],
         timeout: float = TIMEOUT,
         given: Sequence[str] = (),
+        deprecated: Sequence[str] = (),
     ) -> None:
-        self.plugin, self.timeout = plugin, timeout
+        self.plugin, self.timeout, self.deprecated = plugin, timeout, deprecated
         self._server, self._request, self._options, self._given = server, request, options, given
         self._worker: Worker | None = None
         self._before: list[Case] = []
@@ -187,7 +188,7 @@ def instances(
     if isinstance(answer, Failure):
         raise AttnbenchError(f"{found.name} of {found.origin}: {answer.status}: {answer.reason}")
     for each in answer.instances:
-        yield Trials(server, request, each.plugin, each.options, timeout, given)
+        yield Trials(server, request, each.plugin, each.options, timeout, given, answer.deprecated)
 
 
 def conform(

@@ -26,6 +26,7 @@ COMMANDS = (
     "generate",
     "guard",
     "model",
+    "new",
     "peers",
     "plugins",
     "report",

@@ -17,6 +17,7 @@ from attnbench.commands.options import (
     option,
     print_json,
     print_table,
+    tell,
     typed,
     warn_of_packages,
     width,
@@ -84,6 +85,8 @@ def command(
     given = [f"--{name}={ctx.params[name]}" for name in ("device", "threads", "isa") if name in typed(ctx)]
     found = []
     for trials in _each(names, count, isa, timeout, given):
+        for said in trials.deprecated:
+            tell(f"warning: {trials.plugin}: {said}")
         with trials:
             draw = partial(trials.drawn, device, count, draws) if draws else None
             outcomes = list(conform(trials, cases, draw, first))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnbench.commands.options import ISA, JSON, faster_than_auto, print_json, print_table, warn_of_packages, width
+from attnbench.commands.options import ISA, JSON, faster_than_auto, print_json, print_table, tell, warn_of_packages, width
 from attnbench.workload import DEVICES, DTYPES, Workload
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, loa
                 "devices": list(answer.devices),
                 "here": _here(answer.instances[0].promises),
             }
+            for said in answer.deprecated:
+                tell(f"warning: {plugin.name}: {said}")
             facts["options"] = [_option(name, option) for name, option in answer.options.items()]
     return told
 

@@ -64,13 +64,14 @@ class Instance(msgspec.Struct, frozen=True):
 
 
 class Described(Answer, frozen=True):
-    """What a plugin says of itself."""
+    """What a plugin says of itself. deprecated: see `registry.deprecated`."""
 
     family: str
     devices: list[str]
     phases: list[str]
     options: dict[str, Choice]
     instances: list[Instance]
+    deprecated: list[str] = []
 
 
 class Captured(Answer, frozen=True):

@@ -15,7 +15,7 @@ import torch
 from attnbench.devices import device, threads
 from attnbench.errors import AttnbenchError, Failed
 from attnbench.plugin import Plugin
-from attnbench.registry import canonical, instances, load
+from attnbench.registry import canonical, deprecated, instances, load
 from attnbench.task.call import NoGradient
 from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
@@ -184,6 +184,7 @@ def _describe(request: messages.Describe) -> messages.Described:
             )
             for values in chosen
         ],
+        deprecated=deprecated(kind),
     )
 
 
