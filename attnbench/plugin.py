@@ -206,8 +206,8 @@ class Plugin(Configured):
     """
 
     api: ClassVar[str] = ""
-    """The `API_VERSION` that it is written for, such as "1.0"; "": it doesn't say. What is for another major version, or
-    for a later minor one, is left out."""
+    """The `API_VERSION` that it is written for, such as "1.0"; "": it doesn't say. What is for another major version,
+    or for a later minor one, is left out."""
 
     family: ClassVar[str] = "exact"
     """"exact", "sparse", "quantized", "kernel" or "recurrent": which tolerance the harness holds it to."""

@@ -8,23 +8,13 @@ from itertools import product
 import pytest
 from machine_lacks import is_the_machines
 
+from attnbench.judge.cases import CASES
 from attnbench.judge.conformance import check
 from attnbench.plugin import Plugin
 from attnbench.registry import canonical, find, instances, load
 from attnbench.workload import Workload
 
-SHAPES = {
-    "one": {"seq": 1, "kv_seq": 1},
-    "odd": {"seq": 17, "kv_seq": 17},
-    "tail": {"seq": 257, "kv_seq": 257},
-    "cache": {"seq": 100, "kv_seq": 257},
-    "decode": {"seq": 1, "kv_seq": 300},
-    "grouped": {"seq": 130, "kv_seq": 130, "heads": 4, "kv_heads": 2},
-    "multi-query": {"seq": 100, "kv_seq": 140, "heads": 4, "kv_heads": 1},
-    "batch": {"seq": 65, "kv_seq": 65, "batch": 2},
-    "value-dim": {"seq": 100, "kv_seq": 100, "head_dim": 32, "value_dim": 48},
-}
-SIZES = {"heads": 2, "kv_heads": 2, "head_dim": 32, "value_dim": 32}
+SHAPES = ("one", "odd", "tail", "cache", "step", "grouped", "multi-query", "batch", "value-dim")
 KINDS = list(product(("float32", "bfloat16"), ("full", "causal")))
 EVERY = list(product(enumerate(SHAPES), enumerate(KINDS)))
 
@@ -40,7 +30,7 @@ def cases() -> Iterator[object]:
         for values in instances(load(found.target), {}, every=True):
             plugin = load(found.target)(**values)
             for (s, shape), (k, (dtype, mask)) in EVERY:
-                workload = Workload(**(SIZES | SHAPES[shape]), dtype=dtype, mask=mask)
+                workload = CASES[shape].workload.replace(dtype=dtype, mask=mask)
                 reason = plugin.supports(workload)
                 compiles = values.get("impl") == "flex" and (shape, dtype) != ("tail", "float32")
                 if compiles or (reason and not is_the_machines(reason)):
