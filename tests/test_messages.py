@@ -7,6 +7,7 @@ import math
 import msgspec
 import pytest
 
+from attnbench.judge.cases import Case
 from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers import messages as m
@@ -29,6 +30,7 @@ REQUESTS: list[m.AnyRequest] = [
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
     JudgeCache("smollm2", [], 64, 32, "float32", 2, CACHE, CACHE, 4, 9.5, [0.5], 40),
     m.JudgeModel("smollm2", [], W, "a:B", {"rows": 1}, 4, 9.5, [0.0, 0.5], 8),
+    m.Try(Case("odd", "shapes", W, lay="slice", values="huge"), "a:B", {"rows": 1}),
     m.Prepare(W, "a:B", {}, True, 1 << 40, True, True),
     m.Witness(W, m.Given((1 << 40, 2), True, 3, 4, 1), 2, b"out"),
     m.Aim(3, 1, 7, 2),
@@ -70,6 +72,7 @@ ANSWERS: list[m.AnyAnswer] = [
         None,
         3.5,
     ),
+    m.Tried("wrong", "why", "torch", {"tolerance": 1e-3}, "where"),
     m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, {"density": None, "timing": "clock", "tolerance": 1e-3}, "NaN"),
     m.Witnessed(1e-7, 1e-6, 1.0, 1e-6),
     m.Aimed(0.5),

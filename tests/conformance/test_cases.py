@@ -11,7 +11,7 @@ import pytest
 from attnbench import registry
 from attnbench.advice.conforms import Trials, conform, instances
 from attnbench.errors import AttnbenchError, Failed
-from attnbench.judge.cases import CASES, OPTIONAL, Case, chosen, listed, parse
+from attnbench.judge.cases import CASES, OPTIONAL, chosen, listed, parse
 from attnbench.plugin import API_VERSION, DEPRECATED, Plugin
 from attnbench.registry import find, requested
 from attnbench.workers.server import Forkserver
