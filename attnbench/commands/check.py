@@ -2,7 +2,8 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from attnbench.workload import DEVICES
 
 if TYPE_CHECKING:
     from attnbench.advice.conforms import Outcome, Trials
+    from attnbench.judge.cases import Case
 
 _SHOWN = 8  # failures that are told of in full
 
@@ -83,19 +85,41 @@ def command(
         return
     warn_of_packages()
     given = [f"--{name}={ctx.params[name]}" for name in ("device", "threads", "isa") if name in typed(ctx)]
-    found = []
-    for trials in _each(names, count, isa, timeout, given):
-        for said in trials.deprecated:
-            tell(f"warning: {trials.plugin}: {said}")
-        with trials:
+    found: list[tuple[Trials, list[Outcome]]] = []
+    try:
+        for trials in _each(names, count, isa, timeout, given):
+            found.append((trials, []))
             draw = partial(trials.drawn, device, count, draws) if draws else None
-            outcomes = list(conform(trials, cases, draw, first))
-        found.append((trials, outcomes))
-        if not as_json:
-            _print(trials, outcomes, device)
+            with trials, _shown(trials, cases, as_json) as show:
+                for outcome in conform(trials, cases, draw, first):
+                    found[-1][1].append(outcome)
+                    show(found[-1][1])
+            if not as_json:
+                _print(*found[-1], device)
+    except KeyboardInterrupt:
+        if found and not as_json:
+            _print(*found[-1], device)
+        raise
     if as_json:
         print_json({"device": device, "plugins": [_told(trials, outcomes) for trials, outcomes in found]})
     sys.exit(CELL_FAILED if any(not _well(outcomes) for _, outcomes in found) else 0)
+
+
+@contextmanager
+def _shown(trials: "Trials", cases: "Sequence[Case]", quiet: bool) -> "Iterator[Callable[[Sequence[Outcome]], None]]":
+    """On a terminal, while cases are tried: how many, and how many failed; and what of the plugin goes soon."""
+    from rich.console import Console
+
+    for said in trials.deprecated:
+        tell(f"warning: {trials.plugin}: {said}")
+    with Console(stderr=True, quiet=quiet).status(trials.plugin) as status:
+
+        def show(outcomes: "Sequence[Outcome]") -> None:
+            failed = sum(outcome.failed for outcome in outcomes)
+            last = outcomes[-1].case.spec if len(outcomes) < len(cases) else "shapes that are drawn"
+            status.update(f"{trials.plugin}: {len(outcomes)} cases, {failed} failed; {last}")
+
+        yield show
 
 
 def _each(names: Sequence[str], threads: int, isa: str, timeout: float, given: Sequence[str]) -> Iterator["Trials"]:
