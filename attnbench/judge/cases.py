@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -77,6 +78,19 @@ def _cases() -> Iterator[Case]:
     })  # fmt: skip
     yield from each("layouts", {lay: lengths(49, batch=2, heads=4, lay=lay) for lay in LAYS[1:]})
     yield from each("values", {v: lengths(65, values=v) for v in VALUES[1:]})
+    window = lengths(90, mask="window:24")
+    yield from each("beyond", {
+        "scale": lengths(70, softmax_scale=0.3, mask="causal"), "window": window,
+        "window-1": window | {"mask": "window:1"},
+        "window-cache": window | {"seq": 30, "heads": 4}, "softcap": lengths(70, softcap=2.0),
+        "softcap-causal": lengths(70, softcap=2.0, mask="causal"), "sinks": lengths(70, sinks=True, heads=4),
+        "sinks-causal": lengths(40, 70, sinks=True, mask="causal"),
+        "all-of-it": lengths(80, softmax_scale=0.3, mask="window:24", softcap=2.0, sinks=True),
+        "gradient-window": window | {"phase": "train"},
+        "gradient-softcap": lengths(40, softcap=2.0, mask="causal", phase="train"),
+    })  # fmt: skip
+    beyond = {"window-steps": window | {"seq": 1}, "softcap-steps": lengths(1, 40, softcap=2.0, mask="causal")}
+    yield from each("beyond", beyond, "steps", phase="decode")
     yield Case("twice", "repeats", _SMALL.replace(**lengths(130, heads=4)), "twice")
     yield Case("no-batch", "shapes", _SMALL, "no-batch")
     steps = {
@@ -114,6 +128,7 @@ _EACH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "shapes": (("float32", "bfloat16"), MASKS),
     "layouts": (("float32", "bfloat16"), MASKS),
     "values": (tuple(DTYPES), MASKS),
+    "beyond": (("float32", "bfloat16"), ()),
     "repeats": (tuple(DTYPES), MASKS),
     "decoding": (tuple(DTYPES), ()),
     "gradients": (("float32", "bfloat16"), MASKS),
@@ -168,7 +183,7 @@ def parse(text: str) -> Case:
     Raises:
         AttnbenchError: there is none of that name, or what differs makes no workload.
     """
-    name, *settings = text.split(":")
+    name, *settings = re.split(":(?=[^:=]*=)|:$", text) if "=" in text else text.split(":")  # of a mask, window:24
     if name not in CASES:
         near = difflib.get_close_matches(name, CASES, n=3, cutoff=0.4) or list(CASES)
         raise AttnbenchError(f"--case {text!r}: no case is called {name!r}; did you mean {' or '.join(near)}?")
@@ -186,7 +201,7 @@ def parse(text: str) -> Case:
             own[key] = value
             continue
         try:
-            changes[key] = _KINDS[key](value)
+            changes[key] = value == "True" if _KINDS[key] is bool else _KINDS[key](value)
         except ValueError:
             raise AttnbenchError(f"--case {text!r}: {key}={value!r} is no number") from None
     return Case(like.name, like.group, like.workload.replace(**changes), like.trial, **own)

@@ -145,6 +145,6 @@ it is a view of."""
 
 
 def lay(like: Sequence[Tensor], how: str) -> Laid:
-    """Memory for tensors like these, which lie in a certain way."""
-    views, own, whole = zip(*(LAYS[how](x) for x in like), strict=True)
+    """Memory for tensors like these, which lie in a certain way; sinks, (heads,), in the one that there is."""
+    views, own, whole = zip(*(LAYS[how if x.ndim == 4 else "contiguous"](x) for x in like), strict=True)
     return Laid(list(views), list(own), list(whole))

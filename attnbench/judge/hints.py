@@ -58,7 +58,8 @@ def _ways(w: Workload) -> Iterator[tuple[str, _Way]]:
     """The mistakes that would show in this workload."""
     far, each = w.kv_seq, torch.arange(w.heads)
     right = _Way(w.scale, w.offset if w.is_causal else far, each // w.group, w.kv_seq)
-    scales = {"1": 1.0, "1 / head_dim": 1 / w.head_dim, "1 / sqrt(value_dim)": w.value_dim**-0.5,
+    scales = {"1": 1.0, "1 / head_dim": 1 / w.head_dim, "1 / sqrt(head_dim)": w.head_dim**-0.5,
+              "1 / sqrt(value_dim)": w.value_dim**-0.5,
               "sqrt(head_dim)": w.head_dim**0.5}  # fmt: skip
     for name, scale in scales.items():
         if abs(scale - w.scale) > 1e-3 * w.scale:

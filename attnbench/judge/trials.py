@@ -144,7 +144,7 @@ def _judged(
     w, definition, out = task.workload, task.definitions["self"], outputs(raw)[0]
     if not values or not (draws.VALUES[values].blown or isinstance(definition, Recurrence)):
         found = judge(task, family, tensors, raw, task.taps(tensors, raw), number)
-        plain = definition == Softmax() and w.is_plain and not w.lengths
+        plain = definition == Softmax() and w.is_plain and not w.lengths and set(w.beyond) <= {"scale"}
         off = found.columns.get("implementation_rel_l2", 0.0)
         if plain and found.problem and (known := hint(w, tensors, out, family, off)):
             return found.columns, f"{found.problem}; it fits {known}"
@@ -258,6 +258,7 @@ def _compiled(plugin: Plugin, case: Case) -> Checked:
     return Checked("wrong" if found.problem else "ok", found.problem or "", str(task.implementation), found.columns)
 
 
+_HONOURED = ("scale", "window", "softcap", "sinks")
 _ASKED: tuple[dict[str, Any], ...] = (
     {}, {"mask": "causal"}, {"seq": 1}, {"kv_seq": 1000}, {"heads": 8}, {"head_dim": 20},
 )  # fmt: skip
@@ -266,6 +267,7 @@ _ASKED: tuple[dict[str, Any], ...] = (
 def _said(plugin: Plugin, case: Case) -> Checked:
     """What it says of itself, of many workloads, is of the right kind and the same each time."""
     _wrong_if(_known("phases", plugin.phases, PHASES) or _known("devices", plugin.devices, DEVICES))
+    _wrong_if(_known("honours", plugin.honours, _HONOURED) if plugin.honours else None)
     like = case.workload
     for dtype in DTYPES:
         for changes in _ASKED:

@@ -20,35 +20,47 @@ class Right(Plugin):
     """Softmax attention in float32, with the matrix of scores in memory."""
 
     devices = ("cpu",)
+    honours = ("scale", "window", "softcap", "sinks")
 
     def build(self, workload: Workload) -> Call:
-        return lambda query, key, value: self.attend(workload, query, key, value)
+        return lambda *tensors: self.attend(workload, *tensors)
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         pairs = workload.batch * workload.heads * workload.seq * workload.kv_seq
         return 4 * 4 * pairs + 4 * 3 * workload.heads * workload.batch * workload.kv_seq * workload.head_dim
 
-    def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor, *sinks: Tensor) -> Tensor:
         k, v = (self.shared(x.float(), w) for x in (key, value))  # (batch, heads, kv_seq, dim)
-        scores = query.float() @ k.mT * self.scale(w)  # (batch, heads, seq, kv_seq)
-        hidden = self.hidden(w)  # (seq, kv_seq)
-        return (self.weights(scores, hidden) @ v).to(query.dtype)
+        scores = self.capped(query.float() @ k.mT * self.scale(w), w)  # (batch, heads, seq, kv_seq)
+        return (self.weights(scores, self.hidden(w), *sinks) @ v).to(query.dtype)
 
     def scale(self, w: Workload) -> float:
-        return w.head_dim**-0.5
+        return w.scale
+
+    def capped(self, scores: Tensor, w: Workload) -> Tensor:
+        return torch.tanh(scores / w.softcap) * w.softcap if w.softcap else scores
 
     def shared(self, x: Tensor, w: Workload) -> Tensor:
         return expand_kv(x, w.heads)
 
     def hidden(self, w: Workload) -> Tensor:
+        """(seq, kv_seq)"""
         rows, keys = torch.arange(w.seq)[:, None], torch.arange(w.kv_seq)
-        return keys > rows + (self.offset(w) if w.is_causal else w.kv_seq)
+        if not w.is_causal:
+            return keys > rows + w.kv_seq
+        last = rows + self.offset(w)
+        return (keys > last) | (keys <= last - self.window(w))
 
     def offset(self, w: Workload) -> int:
         return w.offset
 
-    def weights(self, scores: Tensor, hidden: Tensor) -> Tensor:
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    def window(self, w: Workload) -> int:
+        return w.masked.window or w.kv_seq + w.seq
+
+    def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
+        scores = scores.masked_fill(hidden, -torch.inf)
+        more = [sink.float()[:, None, None].expand(*scores.shape[:3], 1) for sink in sinks]
+        return torch.cat([scores, *more], -1).softmax(-1)[..., : scores.shape[-1]]
 
 
 class WrongScale(Right):
@@ -86,10 +98,47 @@ class Everything(Right):
         return w.kv_seq
 
 
+class UsualScale(Right):
+    """The scale that a workload asks for is left out, for the usual one."""
+
+    def scale(self, w: Workload) -> float:
+        return w.head_dim**-0.5
+
+
+class NoWindow(Right):
+    """The window is left out of the causal mask."""
+
+    def window(self, w: Workload) -> int:
+        return w.kv_seq + w.seq
+
+
+class WideWindow(Right):
+    """A window of n shows n keys beside the query's own."""
+
+    def window(self, w: Workload) -> int:
+        return super().window(w) + 1
+
+
+class CappedMask(Right):
+    """The cap comes behind the mask, so that hidden keys get a weight."""
+
+    def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor, *sinks: Tensor) -> Tensor:
+        k, v = (self.shared(x.float(), w) for x in (key, value))
+        scores = self.capped((query.float() @ k.mT * self.scale(w)).masked_fill(self.hidden(w), -torch.inf), w)
+        return (self.weights(scores, self.hidden(w) & False, *sinks) @ v).to(query.dtype)
+
+
+class OneSink(Right):
+    """All heads have the first one's sink."""
+
+    def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
+        return super().weights(scores, hidden, *(sink[:1].expand_as(sink) for sink in sinks))
+
+
 class NoMaximum(Right):
     """Exponentials without the row's maximum taken off."""
 
-    def weights(self, scores: Tensor, hidden: Tensor) -> Tensor:
+    def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
         each = scores.exp().masked_fill(hidden, 0.0)
         return each / each.sum(-1, keepdim=True)
 
@@ -97,7 +146,7 @@ class NoMaximum(Right):
 class HiddenMaximum(Right):
     """The row's maximum is taken over hidden keys, too."""
 
-    def weights(self, scores: Tensor, hidden: Tensor) -> Tensor:
+    def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
         each = (scores - scores.amax(-1, keepdim=True)).exp().masked_fill(hidden, 0.0)
         return each / each.sum(-1, keepdim=True)
 
@@ -105,7 +154,7 @@ class HiddenMaximum(Right):
 class WrongAxis(Right):
     """Softmax over the queries."""
 
-    def weights(self, scores: Tensor, hidden: Tensor) -> Tensor:
+    def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
         return scores.masked_fill(hidden, -torch.inf).softmax(-2).nan_to_num()
 
 
@@ -257,8 +306,8 @@ class Accumulates(Right):
 class Unseeded(Right):
     """What is rounded up and what down is drawn anew in each call."""
 
-    def weights(self, scores: Tensor, hidden: Tensor) -> Tensor:
-        weights = super().weights(scores, hidden)
+    def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
+        weights = super().weights(scores, hidden, *sinks)
         return weights + 1e-7 * torch.rand(weights.shape[-1], generator=_DRAWS)
 
 
