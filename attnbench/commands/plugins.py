@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnbench.commands.options import ISA, JSON, faster_than_auto, print_json, print_table, tell, warn_of_packages, width
+from attnbench.commands.options import (
+    ISA,
+    JSON,
+    faster_than_auto,
+    print_json,
+    print_table,
+    tell,
+    warn_of_packages,
+    width,
+)
 from attnbench.workload import DEVICES, DTYPES, Workload
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ class Described(Answer, frozen=True):
     phases: list[str]
     options: dict[str, Choice]
     instances: list[Instance]
-    deprecated: list[str] = []
+    deprecated: tuple[str, ...] = ()
 
 
 class Captured(Answer, frozen=True):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import TypeVar
 
 import torch
 
@@ -31,6 +33,7 @@ from attnbench.workers.trial import tried
 from attnbench.workers.witness import Witness
 from attnbench.workload import DEVICES, Workload
 
+T = TypeVar("T")
 _LONGEST_TEXT = 4000
 
 
@@ -70,10 +73,7 @@ class _Worker:
                 running = {"threads_at_once": threads.at_once(request.threads)}  # before anything else starts threads
                 return messages.Facts(device.describe() | running, {name: _found(name) for name in DEVICES})
             case messages.Calibrate():
-                try:
-                    return messages.Calibrated(calibration.measure(request.device, request.threads))
-                except AttnbenchError as problem:
-                    raise Failed("usage", str(problem)) from None
+                return _or("usage", lambda: messages.Calibrated(calibration.measure(request.device, request.threads)))
             case messages.Capture(inputs, window):
                 return _capture(inputs, window)
             case messages.Describe():
@@ -81,25 +81,13 @@ class _Worker:
             case messages.Generate():
                 return _generate(request)
             case AskModel():
-                try:
-                    return model.facts(request)
-                except AttnbenchError as problem:
-                    raise Failed("usage", str(problem)) from None
+                return _or("usage", lambda: model.facts(request))
             case DescribeCache():
-                try:
-                    return caches.describe(request)
-                except AttnbenchError as problem:
-                    raise Failed("usage", str(problem)) from None
+                return _or("usage", lambda: caches.describe(request))
             case JudgeCache():
-                try:
-                    return caches.judge(request)
-                except AttnbenchError as problem:
-                    raise Failed("unsupported", str(problem)) from None
+                return _or("unsupported", lambda: caches.judge(request))
             case JudgeModel():
-                try:
-                    return model.judge(load(request.target)(**request.options), request)
-                except AttnbenchError as problem:
-                    raise Failed("unsupported", str(problem)) from None
+                return _or("unsupported", lambda: model.judge(load(request.target)(**request.options), request))
             case messages.Try():
                 self._subject = None
                 return tried(request)
@@ -124,6 +112,14 @@ class _Worker:
             case messages.Look():
                 return self._subject.look()
         return self._subject.finish(request)
+
+
+def _or(status: str, work: Callable[[], T]) -> T:
+    """What it gives; where it refuses, the cell ends with this status."""
+    try:
+        return work()
+    except AttnbenchError as problem:
+        raise Failed(status, str(problem)) from None
 
 
 def _failure(problem: BaseException, stage: str) -> Failure:
@@ -151,10 +147,7 @@ def _failure(problem: BaseException, stage: str) -> Failure:
 def _capture(inputs: str, window: int) -> messages.Captured:
     from attnbench.models.capture import capture
 
-    try:
-        capture(inputs, window)
-    except AttnbenchError as problem:
-        raise Failed("usage", str(problem)) from None
+    _or("usage", lambda: capture(inputs, window))
     return messages.Captured()
 
 
@@ -169,10 +162,7 @@ def _found(name: str) -> messages.Found:
 def _describe(request: messages.Describe) -> messages.Described:
     """What a plugin is, and for each set of its options what it says of each workload."""
     kind = load(request.target)
-    try:
-        chosen = instances(kind, request.options, request.every)
-    except AttnbenchError as problem:
-        raise Failed("usage", str(problem)) from None
+    chosen = _or("usage", lambda: instances(kind, request.options, request.every))
     return messages.Described(
         family=kind.family,
         devices=list(kind.devices),
@@ -184,7 +174,7 @@ def _describe(request: messages.Describe) -> messages.Described:
             )
             for values in chosen
         ],
-        deprecated=deprecated(kind),
+        deprecated=tuple(deprecated(kind)),
     )
 
 
