@@ -162,21 +162,19 @@ def write(found: "Judgement", asked: "Asked", out: Path, name: str) -> Path:
         AttnbenchError: it can't be written.
     """
     from attnbench.records import strict
+    from attnbench.records.models import FILE
+    from attnbench.records.run import new_folder
     from attnbench.report.drawing import save
     from attnbench.report.figures.model import quality
 
-    stem, started = f"{datetime.now(UTC):%Y-%m-%d}-{name}", datetime.now(UTC)
-    with refusals(f"write to {out}", "choose another --out"):
-        folder = next(
-            path for i in range(1, 10_000) if not (path := out / (stem if i == 1 else f"{stem}-{i}")).exists()
-        )
-        folder.mkdir(parents=True)
+    folder = new_folder(out, name)
+    with refusals(f"write to {folder}", "choose another --out"):
         content = {
-            "command": ["attnbench", *sys.argv[1:]], "ended": started.isoformat(timespec="seconds"),
+            "command": ["attnbench", *sys.argv[1:]], "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": found.machine, "asked": asdict(asked), "models": to_builtins(found.models), "rows": found.rows,
             "refused": found.refused,
         }  # fmt: skip
-        (folder / "model.json").write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
         if done := [row for row in found.rows if row["status"] == "ok"]:
             save(quality(done), folder / "model")
     return folder

@@ -19,21 +19,44 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from attnbench.analysis.frames import finished
-from attnbench.records.schema import Meta
+from attnbench.analysis.levels import levels as by_model
+from attnbench.records.schema import Meta, Row
 from attnbench.report import drawing
 from attnbench.report.explore import explorer
-from attnbench.report.figures import block, deviation, inputs, latency, memory, overview, roofline, speedup, tradeoff
+from attnbench.report.figures import (
+    block,
+    deviation,
+    inputs,
+    latency,
+    levels,
+    memory,
+    overview,
+    roofline,
+    speedup,
+    tradeoff,
+)
 from attnbench.report.findings import findings
 from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
 from attnbench.report.tables import best, cells, predicted
 from attnbench.report.tables.inputs import by_inputs
+from attnbench.report.tables.levels import by_level
 from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
-DrawAll = Callable[[Sequence[Panel], Style, str], Sequence[Figure | None]]
-"""Of all the panels, the style and the machines' names, as many figures as it takes."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What there is beside rows of runs: the machines' names, and what `analysis.levels` says of models."""
+
+    machines: str
+    levels: pd.DataFrame
+
+
+DrawAll = Callable[[Sequence[Panel], Style, Beside], Sequence[Figure | None]]
+"""Of all the panels, the style and what is beside them, as many figures as it takes."""
 
 
 class Kind(NamedTuple):
@@ -47,27 +70,27 @@ class Kind(NamedTuple):
 def _main(draw: Callable[[Panel, Style, str], Figure | None]) -> DrawAll:
     """One figure, of the panel with the most finished cells, the first among equals."""
 
-    def drawn(panels: Sequence[Panel], style: Style, machines: str) -> Sequence[Figure | None]:
+    def drawn(panels: Sequence[Panel], style: Style, beside: Beside) -> Sequence[Figure | None]:
         main = max(panels, key=lambda panel: len(finished(panel.frame)), default=None)
-        return [draw(main, style, machines)] if main else []
+        return [draw(main, style, beside.machines)] if main else []
 
     return drawn
 
 
 def _each(draw: Callable[[Panel, Style], Figure | None]) -> DrawAll:
     """A figure for each panel."""
-    return lambda panels, style, machines: [draw(panel, style) for panel in panels]
+    return lambda panels, style, _: [draw(panel, style) for panel in panels]
 
 
 def _all(draw: Draw) -> DrawAll:
     """One figure of all panels."""
-    return lambda panels, style, machines: [draw(panels, style)]
+    return lambda panels, style, _: [draw(panels, style)]
 
 
 def _parts(draw: Draw) -> DrawAll:
     """As many panels in a figure as fit; those that do not go into a second one."""
     size = drawing.PANELS
-    return lambda panels, style, machines: [draw(panels[i : i + size], style) for i in range(0, len(panels), size)]
+    return lambda panels, style, _: [draw(panels[i : i + size], style) for i in range(0, len(panels), size)]
 
 
 # By the file's name, in the order of the page. A new figure is a new file in figures/, imported above, and a line here.
@@ -81,6 +104,9 @@ FIGURES = {
     "speed-vs-error": Kind("Speed against error", tradeoff.READ, _each(tradeoff.tradeoff)),
     "attention-share": Kind("Attention's share of the block's time", block.READ_SHARE, _parts(block.attention_share)),
     "amdahl": Kind("What survives in the block", block.READ_AMDAHL, _parts(block.amdahl)),
+    "levels": Kind(
+        "From the kernel to the model", levels.READ, lambda _, style, beside: [levels.levels(beside.levels, style)]
+    ),
     "roofline": Kind("What was reached of what is attainable", roofline.READ, _parts(roofline.roofline)),
 }
 
@@ -102,24 +128,27 @@ class Picture:
     """Pixels at which its letters are as large as the page's."""
 
 
-def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path) -> Path:
+def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path, models: Sequence[Row] = ()) -> Path:
     """Writes index.html, report.md and figures/*.png, *.svg under `out` and returns the HTML page's path.
 
     frame: rows as `records.load` gives them, of one run or several; may be empty or hold failed cells only.
+    models: rows of `attnbench model`, see `records.models`.
     Figures of an earlier report in the same place are removed.
 
     Raises:
         OSError: `out` can't be written.
     """
     frame = prepared(frame, runs)
+    found = by_model(frame, runs, models)
     panels, style = arrange(frame, runs), Style.of(frame)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if re.fullmatch(rf"({'|'.join(FIGURES)})(-\d+)?\.(png|svg)", path.name):
             path.unlink()
-    pictures = list(_pictures(panels, style, "; ".join(_machines(runs)), folder))
-    page = _content(frame, panels, runs, style, pictures) | {"explorer": explorer(panels, style), "embedded": ()}
+    pictures = list(_pictures(panels, style, Beside("; ".join(_machines(runs)), found), folder))
+    page = _content(frame, panels, runs, style, pictures)
+    page |= {"explorer": explorer(panels, style), "embedded": (), "by_level": by_level(found, style)}
     markdown = _templates(finalize=escape_markdown, keep_trailing_newline=True)
     page["pull_request"] = markdown.get_template("pull_request.md.j2").render(page)
     (out / "report.md").write_text(markdown.get_template("report.md.j2").render(page), encoding="utf-8")
@@ -130,10 +159,10 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path) -> Path:
     return index
 
 
-def _pictures(panels: Sequence[Panel], style: Style, machines: str, folder: Path) -> Iterator[Picture]:
+def _pictures(panels: Sequence[Panel], style: Style, beside: Beside, folder: Path) -> Iterator[Picture]:
     """Draws and saves whatever there is to draw; only the first of several figures of a kind says how to read it."""
     for kind, (title, read, draw) in FIGURES.items():
-        figures = [figure for figure in draw(panels, style, machines) if figure]
+        figures = [figure for figure in draw(panels, style, beside) if figure]
         for number, figure in enumerate(figures, 1):
             name = kind if number == 1 else f"{kind}-{number}"
             drawing.save(figure, folder / name)
