@@ -63,5 +63,5 @@ def _fill(ax: Axes, part: pd.DataFrame, style: Style) -> None:
 
 def _became(row: dict[str, Any]) -> str:
     if units.known(row["perplexity_ratio"]):
-        return f"{row['perplexity_ratio']:.3g}x ppl"
+        return f"perplexity {row['perplexity_ratio']:.4g}x"
     return f"cos {row['cosine']:.3g}" if units.known(row["cosine"]) else ""
