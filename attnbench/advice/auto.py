@@ -142,9 +142,14 @@ def _read(match: Match, rows: Mapping[tuple[str, Workload], Row]) -> Checked | N
     timed = [(name, row) for name, row in others if row["status"] == "ok" and units.known(row["speedup"])]
     if timed:
         name, row = max(timed, key=lambda pair: float(pair[1]["speedup"]))
-        sure = _sure(base["samples"], row["samples"], row["speedup_low"])
         return replace(
-            found, other=name, times=row["speedup"], low=row["speedup_low"], high=row["speedup_high"], sure=sure
+            found,
+            other=name,
+            times=row["speedup"],
+            low=row["speedup_low"],
+            high=row["speedup_high"],
+            sure=_sure(base["samples"], row["samples"], row["speedup_low"]),
+            disturbed="disturbed" in (*base["warnings"], *row["warnings"]),
         )
     failed = [("auto", base)] if base["status"] != "ok" else others
     return replace(found, why="; ".join(_why(name, row) for name, row in failed))

@@ -127,7 +127,7 @@ def _print(checked: "Sequence[Checked]") -> None:
     rows = [
         (
             *(each.variant, each.where, each.took, each.other or "-", each.fastest or "can't tell"),
-            units.ratio(each.times, each.low, each.high) if each.times else each.why,
+            units.ratio(each.times, each.low, each.high) + ", disturbed" * each.disturbed if each.times else each.why,
         )
         for each in checked
     ]
@@ -139,3 +139,5 @@ def _print(checked: "Sequence[Checked]") -> None:
     slower, open_ = sum(bool(each.advice) for each in checked), sum(not each.fastest for each in checked)
     told = f"auto is certainly slower by over {LOSS - 1:.0%} in {slower} of {len(checked)} cases"
     click.echo(f"{told}, {open_} can't be told: a longer --seconds may" if open_ else told)
+    if any(each.disturbed for each in checked):
+        click.echo("disturbed: something else used the cores, so nothing is advised of these; try on a quiet machine")

@@ -28,7 +28,7 @@ class Checked:
 
     took: auto's. other: that one; "" where none has a number. times: how many times as fast as auto it is; low, high:
     its 95% interval, None where too little was measured for one. sure: that it is faster by more than `LOSS`.
-    why: there is no number.
+    disturbed: most rounds of either had to wait for a core, which changes ratios too. why: there is no number.
     """
 
     variant: str
@@ -41,6 +41,7 @@ class Checked:
     low: float | None = None
     high: float | None = None
     sure: bool = False
+    disturbed: bool = False
     why: str = ""
 
     @property
@@ -53,7 +54,7 @@ class Checked:
     @property
     def advice(self) -> str:
         """What to ask for instead, where auto is certainly slower by more than `LOSS`; else ""."""
-        return f"{self.variant}:impl={self.other}" if self.sure else ""
+        return f"{self.variant}:impl={self.other}" if self.sure and not self.disturbed else ""
 
     @property
     def where(self) -> str:
