@@ -23,6 +23,7 @@ from attnbench_plugins.tiled import Tiled
 from attnbench_plugins.xformers import Xformers
 
 from attnbench.errors import AttnbenchError
+from attnbench.judge.conformance import check
 from attnbench.plugin import Attention, Choice, Decoding, Implementation, Option
 from attnbench.registry import find, instances, load
 from attnbench.task.call import Task
@@ -245,6 +246,22 @@ def test_a_kernel_that_cannot_be_compiled_is_neither_promised_nor_built(tmp_path
         made = plugin.build(w).implementation.removesuffix(" (as asked)")
         assert auto == [None, plugin.workspace_bytes(w), plugin.flops(w), f"{made} (exit code 1)"]
         assert asked == "exit code 1"
+
+
+@pytest.mark.parametrize("impl", ["torch", "qk"])
+def test_an_int8_cache_is_read_in_torch_where_that_is_asked_for(impl: str) -> None:
+    w = Workload(seq=1, kv_seq=70, heads=4, kv_heads=2, head_dim=32, value_dim=32, mask="causal", phase="decode")
+    found = check(Int8(impl=impl), w)
+    if impl == "torch":
+        assert (found.status, found.implementation) == ("ok", "plain torch, over a cache of int8")
+    else:
+        assert (found.status, "rows=1" in found.reason) == ("unsupported", True)
+
+
+def test_tiled_hands_over_where_that_is_asked_for() -> None:
+    plugin = Tiled(impl="sdpa")
+    assert plugin.chosen(W)[0].name == "sdpa"  # type: ignore[union-attr]
+    assert check(plugin, W).status == "ok"
 
 
 def test_an_int8_caches_step_is_promised_by_what_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
