@@ -12,6 +12,7 @@ from msgspec import to_builtins
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
+    INTERRUPTED,
     ISA,
     JSON,
     PATH,
@@ -69,13 +70,18 @@ def command(models: str, seq: str | None, out: Path, name: str, as_json: bool, *
     warn_of_packages()
     asked = _asked(models, seq, given)
     warn_of_threads(asked.threads)
-    found = judge(asked, tell)
+    kept = Kept(asked, out, name)
+    try:
+        found = judge(asked, tell, kept)
+    except KeyboardInterrupt:
+        tell(f"interrupted; what there is: {kept.folder}" if kept.folder else "interrupted")
+        sys.exit(INTERRUPTED)
+    kept.draw(found)
     if as_json:
         print_json({"models": to_builtins(found.models), "rows": found.rows, "refused": found.refused})
     else:
         show(found)
-    where = write(found, asked, out, name)
-    (tell if as_json else click.echo)(f"written: {where}")
+    (tell if as_json else click.echo)(f"written: {kept.folder}")
     sys.exit(CELL_FAILED if any(row["status"] in _FAILED for row in found.rows) else 0)
 
 
@@ -155,26 +161,41 @@ def _times(row: dict[str, Any], name: str) -> tuple[str, str]:
     return units.seconds(row[f"{name}_s"]), units.ratio(*(row[f"{name}_speedup{end}"] for end in ("", "_low", "_high")))
 
 
-def write(found: "Judgement", asked: "Asked", out: Path, name: str) -> Path:
-    """Writes model.json, and a figure where anything came to an end, into a new folder; gives the folder.
+class Kept:
+    """A new folder DATE-NAME, made with the first row: model.json with all rows so far, and a figure at the end.
 
     Raises:
-        AttnbenchError: it can't be written.
+        AttnbenchError: it can't be made or written.
     """
-    from attnbench.records import strict
-    from attnbench.records.models import FILE
-    from attnbench.records.run import new_folder
-    from attnbench.report.drawing import save
-    from attnbench.report.figures.model import quality
 
-    folder = new_folder(out, name)
-    with refusals(f"write to {folder}", "choose another --out"):
-        content = {
-            "command": ["attnbench", *sys.argv[1:]], "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": found.machine, "asked": asdict(asked), "models": to_builtins(found.models), "rows": found.rows,
-            "refused": found.refused,
-        }  # fmt: skip
-        (folder / FILE).write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if done := [row for row in found.rows if row["status"] == "ok"]:
-            save(quality(done), folder / "model")
-    return folder
+    def __init__(self, asked: "Asked", out: Path, name: str) -> None:
+        self._asked, self._out, self._name = asked, out, name
+        self._started = datetime.now(UTC)
+        self.folder: Path | None = None
+
+    def __call__(self, found: "Judgement") -> None:
+        """Writes model.json in one step: the old one stays whole until the new one is."""
+        from attnbench.records import strict
+        from attnbench.records.models import FILE
+        from attnbench.records.run import new_folder
+
+        self.folder = self.folder or new_folder(self._out, self._name)
+        with refusals(f"write to {self.folder}", "choose another --out"):
+            content = {
+                "command": ["attnbench", *sys.argv[1:]], "started": self._started.isoformat(timespec="seconds"),
+                "machine": found.machine, "asked": asdict(self._asked), "models": to_builtins(found.models),
+                "rows": found.rows, "refused": found.refused,
+            }  # fmt: skip
+            new = self.folder / f"{FILE}.new"
+            new.write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
+            new.replace(self.folder / FILE)
+
+    def draw(self, found: "Judgement") -> None:
+        """Draws the figure, where anything came to an end."""
+        from attnbench.report.drawing import save
+        from attnbench.report.figures.model import quality
+
+        done = [row for row in found.rows if row["status"] == "ok"]
+        if done and self.folder:
+            with refusals(f"write to {self.folder}", "choose another --out"):
+                save(quality(done), self.folder / "model")

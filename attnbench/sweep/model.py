@@ -23,6 +23,7 @@ from attnbench.workload import Workload
 
 REFERENCE = "sdpa"
 _DEPTHS = {4096: (0.0, 0.25, 0.5, 0.75, 1.0), 1 << 40: (0.0, 0.5, 1.0)}  # of needles, up to so many tokens
+_MEMORY_SHARE = 0.8  # of what is free
 _LOAD_SECONDS = 600.0  # unpacking a model, at the first time
 
 
@@ -56,10 +57,10 @@ class Judgement:
     refused: list[str] = field(default_factory=list)
 
 
-def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
+def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], None]) -> Judgement:
     """Judges each variant in each model at each length, in a process of its own, exact attention first.
 
-    say: told a line where one ends, and where something takes long.
+    say: told a line where one ends, and where something takes long. keep: given what there is after each row.
 
     Raises:
         AttnbenchError: a plugin or model is unknown or not installed, or no model takes any of the lengths.
@@ -69,7 +70,8 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
     for name in asked.models:
         find_model(name).paths()
     with Forkserver(asked.threads, asked.isa) as server:
-        found = Judgement(ask_machine(server).machine, [_facts(server, name, asked, say) for name in asked.models])
+        machine = ask_machine(server)
+        found = Judgement(machine.machine, [_facts(server, name, asked, say) for name in asked.models])
         planned = [
             (name, facts, cell)
             for name, facts in zip(asked.models, found.models, strict=True)
@@ -78,10 +80,12 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
         ]
         if not planned:
             raise AttnbenchError("; ".join(found.refused))
-        rooms = _Rooms(asked, began, sum(cell.status is None for _, _, cell in planned))
+        memory = int(_MEMORY_SHARE * machine.devices["cpu"].free_bytes)
+        rooms = _Rooms(asked, began, sum(cell.status is None for _, _, cell in planned), memory)
         for name, facts, cell in planned:
             answer = _judged(server, name, cell, rooms)
             found.rows.append(row(facts, cell, answer))
+            keep(found)
             say(_line(found.rows[-1]))
     return found
 
@@ -133,11 +137,15 @@ def _cells(server: Forkserver, requests: Sequence[Request], workload: Workload) 
 
 @dataclass
 class _Rooms:
-    """How much of the budget each cell may take: an even part of what is left, and as many windows as exact took."""
+    """How much of the budget each cell may take: an even part of what is left, and as many windows as exact took.
+
+    left: cells to come. memory: bytes that each may allocate.
+    """
 
     asked: Asked
     began: float
     left: int
+    memory: int
     windows: dict[tuple[str, int], int] = field(default_factory=dict)
     took: dict[tuple[str, int], float] = field(default_factory=dict)
 
@@ -158,7 +166,7 @@ def _judged(server: Forkserver, name: str, cell: Cell, rooms: _Rooms) -> ModelJu
         return None
     depths = next(depths for up_to, depths in _DEPTHS.items() if w.seq <= up_to)
     windows = rooms.windows.get(key, asked.windows)
-    worker, began = server.start(path=cell.path), monotonic()
+    worker, began = server.start(rooms.memory, cell.path), monotonic()
     try:
         answer = worker.request(
             JudgeModel(name, list(asked.texts), w, cell.target, cell.options, windows, max(0.0, seconds), list(depths),

@@ -7,6 +7,7 @@ import pandas as pd
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from attnbench.report import drawing, labels, scales, units
 from attnbench.report.style import Style
@@ -38,10 +39,11 @@ def quality(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ax.set_xlabel("1 - cosine of embeddings" if encodes else "KL divergence of next tokens, nats")
         ax.set_ylabel("speedup of the model's prefill")
         ax.set_title(f"{first['model']}, {units.length(first['seq'])} tokens")
-    drawing.suptitle(figure, "Does the model still work?")
+    ratios = ["beside a name: its perplexity over exact's"] if frame["perplexity_ratio"].notna().any() else []
+    drawing.suptitle(figure, "Does the model still work?", *ratios)
     drawing.lay_out(figure)
     for ax, part in zip(axes, panels, strict=True):
-        _names(ax, part, style)
+        _names(figure, ax, part, style)
     return figure
 
 
@@ -52,12 +54,19 @@ def _placed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(lost=lost, speed=speed).dropna(subset=["lost", "speed"])
 
 
-def _names(ax: Axes, part: pd.DataFrame, style: Style) -> None:
-    """Names beside the points; of a decoder with how many times exact's its perplexity is."""
+def _names(figure: Figure, ax: Axes, part: pd.DataFrame, style: Style) -> None:
+    """Names beside the points; of a decoder with how many times exact's its perplexity is.
+
+    The layout must be final: positions are looked up in pixels.
+    """
+    reach = 6 * figure.dpi / 72  # pixels: a point
+    back = ax.transData.inverted()
+    points = ax.transData.transform(part[["lost", "speed"]].to_numpy(dtype=float))
     texts = []
     for _, row in part.iterrows():
         plugin, ratio = str(row["plugin"]), row["perplexity_ratio"]
         name = style.figure_name(plugin) + ("" if pd.isna(ratio) else f"  {ratio:.4g}x")
         ink = labels.ink(style.colours[plugin])
         texts.append(ax.text(row["lost"], row["speed"], name, fontsize=8, color=ink, zorder=2.5))
-    adjust_text(texts, ax=ax, avoid_self=False, iter_lim=500)
+    boxes = [Bbox(back.transform([point - reach, point + reach])) for point in points]
+    adjust_text(texts, objects=boxes, avoid_self=False, force_explode=0.0, force_pull=0.0, iter_lim=500, ax=ax)
