@@ -174,18 +174,25 @@ def test_a_row_has_what_was_measured() -> None:
 def test_a_claim_is_answered_by_pairs() -> None:
     """Windows differ far more than caches do: only their pairs tell the two apart."""
     windows, documents = [1.0, 2.0, 4.0, 8.0], [0, 1, 2, 3]
-    rotated = judged("int4:rotate=true", [0.9 * w for w in windows], documents)
-    both = [judged("int4", windows, documents), rotated]
-    (claim,) = caches.answers(both)
-    assert [claim[name] for name in ("ratio", "low", "high")] == pytest.approx([0.9] * 3)
-    assert claim["sentence"].startswith("lower: int4:rotate=true has 0.9x the perplexity of int4")
-    either = judged("int4:rotate=true", [0.5, 2.2, 8.0, 5.0], documents)
-    assert caches.answers([both[0], either])[0]["sentence"].startswith("can't tell")
-    assert caches.answers(both[:1]) == []
+    plain, rotated = (
+        judged("int4", windows, documents),
+        judged("int4:rotate=true", [0.9 * w for w in windows], documents),
+    )
+    for closer, less in (("first", 0.1), ("second", -0.2), (None, 0.0)):
+        assert rotated.answer
+        kl = [w.kl - 10 * less for w in plain.windows]
+        scores = [msgspec.structs.replace(w, kl=x) for w, x in zip(rotated.answer.windows, kl, strict=True)]
+        rotated.answer = msgspec.structs.replace(rotated.answer, windows=scores)
+        (claim,) = caches.answers([plain, rotated])
+        assert [claim[f"perplexity_ratio{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.9] * 3)
+        assert [claim[f"kl_difference{end}"] for end in ("", "_low", "_high")] == pytest.approx([-less] * 3)
+        assert claim["closer"] == closer
+    assert "int4:rotate=true can't be told from int4: KL -0 nats" in claim["sentence"].replace("+0", "-0")
+    assert caches.answers([plain]) == []
 
 
 @pytest.mark.parametrize("ratios", [[[1.0, 1.0]], [[1.0, 1.0], [0.9999, 1.01], [1.5, 40.0]]], ids=["one", "several"])
 def test_the_figure_is_drawn_of_any_rows(ratios: list[list[float]]) -> None:
     found = [caches.row(judged(f"int8:group={i}", each, [0, 1]), ASKED, FACTS) for i, each in enumerate(ratios)]
-    (ax,) = draw(found).axes
-    assert {text.get_text() for text in ax.texts} == {"int8"} if len(ratios) == 1 else len(ax.texts) == 3
+    for ax in draw(found).axes:
+        assert {text.get_text() for text in ax.texts} == {"int8"} if len(ratios) == 1 else len(ax.texts) == 3

@@ -12,6 +12,7 @@ from msgspec import to_builtins
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
+    INTERRUPTED,
     ISA,
     JSON,
     PATH,
@@ -78,7 +79,8 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
         show(found)
     where = write(found, asked, out, name)
     (tell if as_json else click.echo)(f"written: {where}")
-    sys.exit(CELL_FAILED if any(row["status"] not in ("ok", "skipped") for row in found.rows) else 0)
+    failed = any(row["status"] not in ("ok", "skipped") for row in found.rows)
+    sys.exit(INTERRUPTED if found.interrupted else CELL_FAILED if failed else 0)
 
 
 def show_offered(isa: str, as_json: bool) -> None:

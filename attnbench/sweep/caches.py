@@ -27,6 +27,7 @@ ALL = (
     "kivi,kivi:bits=2,turboquant,turboquant:bits=3,turboquant:bits=2,window,h2o"
 )
 """What "all" stands for, beside other caches that are installed: each format, and what disputed claims are about."""
+_FIRST_SHARE = 2 / 3  # of what each may take: others take longer for the windows that the exact one sets
 _DEPTHS = (0.0, 0.5, 1.0)  # of needles
 _DESCRIBE_SECONDS, _LOAD_SECONDS = 60.0, 600.0  # the latter: unpacking a model, at the first time
 
@@ -71,12 +72,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of all of them. rows: see `row`. claims: see `answers`."""
+    """What came of all of them, or of those before an interrupt. rows: see `row`. claims: see `answers`."""
 
     machine: dict[str, Any]
     model: ModelFacts
     rows: list[dict[str, Any]] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
@@ -101,15 +103,33 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
         if isinstance(facts, Failure):
             raise AttnbenchError(facts.reason)
         _check(facts, asked.seq)
-        windows = asked.windows
-        for number, cache in enumerate(caches):
-            if cache.status == "ok":
-                left = asked.budget - (monotonic() - began)
-                _judge_one(server, asked, cache, baseline.instance, windows, left / (len(caches) - number))
-            if number == 0 and cache.answer:  # as many for each, where there is time
-                windows = len(cache.answer.windows)
-            say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
-    return Judgement(machine, facts, [row(cache, asked, facts) for cache in caches], answers(caches))
+        interrupted = False
+        try:
+            _judge_all(server, asked, caches, baseline.instance, began, say)
+        except KeyboardInterrupt:
+            interrupted = True
+            for cache in caches:
+                if cache.status == "ok" and not cache.answer:
+                    cache.status, cache.reason = "skipped", "interrupted"
+    return Judgement(machine, facts, [row(cache, asked, facts) for cache in caches], answers(caches), interrupted)
+
+
+def _judge_all(
+    server: Forkserver,
+    asked: Asked,
+    caches: Sequence[Judged],
+    baseline: CacheInstance,
+    began: float,
+    say: Callable[[str], None],
+) -> None:
+    windows = asked.windows
+    for number, cache in enumerate(caches):
+        if cache.status == "ok":
+            share = (asked.budget - (monotonic() - began)) / (len(caches) - number)
+            _judge_one(server, asked, cache, baseline, windows, share if number else share * _FIRST_SHARE)
+        if number == 0 and cache.answer:  # as many for each, where there is time
+            windows = len(cache.answer.windows)
+        say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
 
 
 def _spelled_out(caches: str, known: Mapping[str, Found]) -> str:
@@ -189,9 +209,9 @@ def _judge_one(
 
 _NUMBERS = (
     "bits_per_value", "bytes", "perplexity", "perplexity_low", "perplexity_high", "exact_perplexity",
-    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "kl_mean", "kl_p99", "top1_agreement",
-    "needle", "needles", "windows", "documents", "tokens", "step_s", "baseline_step_s", "step_speedup",
-    "step_speedup_low", "step_speedup_high", "implementation", "no_step",
+    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "kl_mean", "kl_mean_low",
+    "kl_mean_high", "kl_p99", "top1_agreement", "needle", "needles", "windows", "documents", "tokens", "step_s",
+    "baseline_step_s", "step_speedup", "step_speedup_low", "step_speedup_high", "implementation", "no_step",
 )  # fmt: skip
 
 
@@ -209,7 +229,6 @@ def row(cache: Judged, asked: Asked, facts: ModelFacts) -> dict[str, Any]:
         "bits_per_value": 8 * answer.kept_bytes / answer.numbers,
         "bytes": answer.kept_bytes,
         "exact_perplexity": _mean(answer.windows, lambda w: w.exact_nll).exp().mean,
-        "kl_mean": sum(w.kl for w in answer.windows) / tokens,
         "kl_p99": answer.kl_p99,
         "top1_agreement": sum(w.agreed for w in answer.windows) / tokens,
         "windows": len(answer.windows),
@@ -219,6 +238,7 @@ def row(cache: Judged, asked: Asked, facts: ModelFacts) -> dict[str, Any]:
         "no_step": answer.unread,
     }
     for name, mean in (
+        ("kl_mean", _mean(answer.windows, lambda w: w.kl)),
         ("perplexity", _mean(answer.windows, lambda w: w.nll).exp()),
         ("perplexity_ratio", _mean(answer.windows, lambda w: w.nll - w.exact_nll).exp()),
     ):
@@ -251,34 +271,45 @@ CLAIMS = (
     ("Do random rotation and best levels keep in 3 bits what plain 4 bits lose?", "turboquant:bits=3", "int4"),
     ("Is it better to keep the tokens attended to most than the last ones, as many of both?", "h2o", "window"),
 )  # fmt: skip
-"""Disputed claims: a question, and two caches, the ratio of whose perplexities on the same windows answers it."""
+"""Disputed claims: a question, and two caches, which on the same windows answer it."""
 
 
 def answers(caches: Sequence[Judged]) -> list[dict[str, Any]]:
-    """Of each claim whose caches were judged: "question", "first", "second", "ratio", "low", "high", "windows",
-    "documents" and "sentence". The ratio is perplexity(first) / perplexity(second)."""
+    """Of each claim whose caches were judged: "question", "first", "second", "windows", "documents", "sentence", and
+
+    "closer": "first", "second" or None, whose next tokens diverge less from the exact model's, where that can be told;
+    "kl_difference": KL(first) - KL(second), a token in nats, and "perplexity_ratio": first over second, both with
+    "_low" and "_high".
+    """
     found, by_name = [], {cache.instance.cache: cache for cache in caches if cache.answer}
     for question, first, second in CLAIMS:
         if first not in by_name or second not in by_name:
             continue
         pairs = list(zip(by_name[first].windows, by_name[second].windows, strict=False))
-        documents = [one.document for one, _ in pairs]
-        ratio = clustered_mean([a.nll - b.nll for a, b in pairs], [a.tokens for a, _ in pairs], documents).exp()
+        tokens, documents = [one.tokens for one, _ in pairs], [one.document for one, _ in pairs]
+        kl = clustered_mean([a.kl - b.kl for a, b in pairs], tokens, documents)
+        ratio = clustered_mean([a.nll - b.nll for a, b in pairs], tokens, documents).exp()
+        closer = None if kl.low is None or kl.high is None or kl.low <= 0 <= kl.high else kl.mean < 0
         found.append({
-            "question": question, "first": first, "second": second, "ratio": ratio.mean, "low": ratio.low,
-            "high": ratio.high, "windows": len(pairs), "documents": len(set(documents)),
-            "sentence": _sentence(first, second, ratio, len(pairs)),
+            "question": question, "first": first, "second": second, "windows": len(pairs),
+            "documents": len(set(documents)), "closer": None if closer is None else "first" if closer else "second",
+            "kl_difference": kl.mean, "kl_difference_low": kl.low, "kl_difference_high": kl.high,
+            "perplexity_ratio": ratio.mean, "perplexity_ratio_low": ratio.low, "perplexity_ratio_high": ratio.high,
+            "sentence": _sentence(first, second, closer, kl, ratio, len(pairs)),
         })  # fmt: skip
     return found
 
 
-def _sentence(first: str, second: str, ratio: Mean, windows: int) -> str:
-    if ratio.low is None or ratio.high is None:
-        return f"{first} has {ratio.mean:.4g}x the perplexity of {second} in one window: too few for an interval"
-    said = f"{ratio.mean:.4g}x the perplexity of {second} ({ratio.low:.4g} to {ratio.high:.4g}, {windows} windows)"
-    if ratio.low <= 1 <= ratio.high:
-        return f"can't tell: {first} has {said}"
-    return f"{'lower' if ratio.high < 1 else 'higher'}: {first} has {said}"
+def _sentence(first: str, second: str, closer: bool | None, kl: Mean, ratio: Mean, windows: int) -> str:
+    said = "can't be told from" if closer is None else f"is {'closer to' if closer else 'farther from'} exact than"
+    between, spread = (
+        "" if mean.low is None else f" [{mean.low:{form}}, {mean.high:{form}}]"
+        for mean, form in ((kl, "+.2g"), (ratio, ".4g"))
+    )
+    return (
+        f"{first} {said} {second}: KL {kl.mean:+.2g} nats{between}, perplexity {ratio.mean:.4g}x{spread}, "
+        f"{windows} windows"
+    )
 
 
 def _line(cache: Judged) -> str:
