@@ -53,13 +53,19 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_run_over_a_tiny_model(faulty: Path, tmp_path: Path) -> None:
-    """Rows of what ran and of what failed, a claim, bits as they are kept, and the files."""
+@pytest.fixture(scope="module")
+def model_and_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     pytest.importorskip("transformers")
     from tiny_models import decoder
 
-    model, text = decoder(tmp_path / "tiny"), tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog.\n" * 12)
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 12)
+    return decoder(folder / "tiny"), folder / "text.txt"
+
+
+def test_a_run_over_a_tiny_model(faulty: Path, model_and_text: tuple[Path, Path], tmp_path: Path) -> None:
+    """Rows of what ran and of what failed, a claim, bits as they are kept, and the files."""
+    model, text = model_and_text
     asked = [
         "--model",
         str(model),
@@ -100,6 +106,22 @@ def test_a_run_over_a_tiny_model(faulty: Path, tmp_path: Path) -> None:
     assert (claim["first"], claim["second"], claim["windows"]) == ("int4:values=false", "int4:keys=false", 3)
     for shown in ("bits", "int4:keys=false", "dies: crashed", "no time of a step", "Are keys more fragile"):
         assert shown in result.output
+
+
+def test_an_interrupt_keeps_what_was_judged(model_and_text: tuple[Path, Path]) -> None:
+    model, text = model_and_text
+
+    def interrupt(line: str) -> None:
+        if line.startswith("[1/"):
+            raise KeyboardInterrupt
+
+    found = caches.judge(
+        caches.Asked(model=str(model), caches="bf16,int8", seq=64, texts=[str(text)], windows=2, rounds=1), interrupt
+    )
+    assert found.interrupted
+    assert [(row["cache"], row["status"], row["reason"]) for row in found.rows] == [
+        ("exact", "ok", ""), ("bf16", "skipped", "interrupted"), ("int8", "skipped", "interrupted"),
+    ]  # fmt: skip
 
 
 REFUSED = (
