@@ -200,7 +200,7 @@ def test_what_is_captured_is_what_the_layer_computes(model: str, kept: Path, mon
         pytest.skip(f"could not import the model {model}: {command}")
     source = SOURCES[model]
     monkeypatch.setattr(capture, "_TOKENS", 512)
-    capture.capture(f"{model}:2", 256)
+    capture.capture(model, [2, 4], 256)
     w = Workload(
         seq=256, kv_seq=256, heads=source.heads, kv_heads=source.kv_heads, head_dim=source.head_dim,
         value_dim=source.head_dim, inputs=f"{model}:2", mask="causal" if source.causal else "full",

@@ -24,7 +24,7 @@ REQUESTS: list[m.AnyRequest] = [
     m.AskMachine(2),
     m.AskModel("smollm2", ["a.txt"], [512]),
     m.Calibrate("cpu", 2),
-    m.Capture("smollm2:3", 512),
+    m.Capture("smollm2", [3, 9], 512),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     DescribeCache("int4", "a:B", {"group": "32"}, True),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),

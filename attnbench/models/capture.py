@@ -1,7 +1,7 @@
 """Takes queries, keys and values out of a model's layer while it reads the shipped text. For a worker: it loads torch.
 
-What is taken is what the layer's attention gets: queries and keys behind RoPE, before heads are repeated. Later layers
-are not computed.
+What is taken is what the layer's attention gets: queries and keys behind RoPE, before heads are repeated. Layers behind
+the last one asked for are not computed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from attnbench import activations
+from attnbench import activations, home
+from attnbench.activations import Activations, Source
 from attnbench.errors import AttnbenchError, refusals
 from attnbench.models import known, loading, text
 from attnbench.task import captured
@@ -28,24 +30,26 @@ _TOKENS, _LEAST, _MOST = 8192, 4, 32  # of all windows together; how many window
 
 
 class _Taken(Exception):
-    """All that is wanted of this window is there."""
+    """All that is wanted of a window is there."""
 
 
-def capture(inputs: str, window: int) -> None:
-    """Makes the file that `task.captured` reads, where it is not there yet, or was made of other texts or weights.
+def capture(model: str, layers: Sequence[int], window: int) -> None:
+    """Makes the files that `task.captured` reads, where they are not there yet, or were made of other texts or weights.
 
-    inputs: a layer, such as "smollm2:3". window: tokens of each window of text.
+    layers: of the model, all in one pass. window: tokens of each window of text.
 
     Raises:
-        AttnbenchError: the model is not installed or is another, no text is long enough, or the file can't be written.
+        AttnbenchError: the model is not installed or is another, no text is long enough, or a file can't be written.
     """
-    found = activations.named(inputs, ())
-    path, made_of = captured.path(found, window), _made_of(found.source.model)
-    with refusals(f"write {path.parent}", "set XDG_CACHE_HOME to where there is room"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if _says(path) != made_of:
-                _save(_taken(found, window), path, made_of)
+    source, folder = activations.SOURCES[model], home.activations()
+    paths = {layer: captured.path(Activations(source, layer), window) for layer in layers}
+    made_of = _made_of(model)
+    with refusals(f"write {folder}", "set XDG_CACHE_HOME to where there is room"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{model}.lock"):
+            missing = [layer for layer, path in paths.items() if _says(path) != made_of]
+            for layer, tensors in _taken(source, missing, window).items() if missing else ():
+                _save(tensors, paths[layer], made_of)
 
 
 def _made_of(model: str) -> dict[str, str]:
@@ -79,9 +83,8 @@ def _save(tensors: dict[str, Tensor], path: Path, made_of: dict[str, str]) -> No
             os.unlink(name)
 
 
-def _taken(found: activations.Activations, window: int) -> dict[str, Tensor]:
-    """Of each window, in float32: query (windows, heads, window, head_dim), key and value (windows, kv_heads, ..)."""
-    source = found.source
+def _taken(source: Source, layers: Sequence[int], window: int) -> dict[int, dict[str, Tensor]]:
+    """Of each layer and window, in float32: query (windows, heads, window, head_dim), key and value of kv_heads."""
     loaded = loading.load(source.model)
     here = (loaded.layers, loaded.heads, loaded.kv_heads, loaded.head_dim, loaded.longest, not loaded.encoder)
     meant = (source.layers, source.heads, source.kv_heads, source.head_dim, source.longest, source.causal)
@@ -89,32 +92,31 @@ def _taken(found: activations.Activations, window: int) -> dict[str, Tensor]:
         raise AttnbenchError(f"{source.model} as installed has other sizes than attnbench knows: {here}, not {meant}")
     count = min(max(_LEAST, _TOKENS // window), _MOST)
     windows = text.windows(loaded.tokenizer, text.documents(), window)[:count]
-    torch.set_grad_enabled(False)
-    each = [_of_window(loaded.model.base_model, found.layer, shown.ids) for shown in windows]
+    each = [_of_window(loaded.model.base_model, layers, shown.ids) for shown in windows]
     return {
-        name: torch.cat(parts).contiguous()
-        for name, parts in zip(("query", "key", "value"), zip(*each, strict=True), strict=True)
+        layer: {name: torch.cat([taken[layer][i] for taken in each]) for i, name in enumerate(captured.NAMES)}
+        for layer in layers
     }
 
 
-def _of_window(model: Any, layer: int, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (1, window) -> query, key and value, (1, heads, window, head_dim)."""
+def _of_window(model: Any, layers: Sequence[int], ids: Tensor) -> dict[int, tuple[Tensor, ...]]:
+    """ids (1, window) -> of each layer query, key and value, (1, heads, window, head_dim)."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    taken: list[Tensor] = []
+    taken: dict[int, tuple[Tensor, ...]] = {}
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Any:
-        if module.layer_idx == layer:
-            taken.extend(x.detach().float().clone() for x in (query, key, value))
-            raise _Taken
+        if module.layer_idx in layers:
+            taken[module.layer_idx] = tuple(x.detach().float().clone() for x in (query, key, value))
+            if len(taken) == len(layers):
+                raise _Taken
         return sdpa_attention_forward(module, query, key, value, *others, **named)
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
-    with suppress(_Taken):
+    with torch.no_grad(), suppress(_Taken):
         model(input_ids=ids, use_cache=False)
-    query, key, value = taken
-    return query, key, value
+    return taken

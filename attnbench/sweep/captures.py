@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from attnbench import home
+from attnbench.activations import Activations
 from attnbench.errors import AttnbenchError
 from attnbench.models.known import find
 from attnbench.workers.ask import ask_captured
@@ -27,8 +28,12 @@ def capture(
     Raises:
         AttnbenchError: it can't be.
     """
-    each = {(w.inputs, w.window): found for w in workloads if (found := w.activations)}
-    for (inputs, window), found in sorted(each.items(), key=lambda item: item[0]):
-        if not (home.activations() / found.file(window)).exists():
-            tell(f"capturing {inputs} on windows of {window} tokens, once for all further runs")
-        ask_captured(server, inputs, window)
+    windows: dict[tuple[str, int], dict[int, Activations]] = {}
+    for w in workloads:
+        if found := w.activations:
+            windows.setdefault((found.source.model, w.window), {})[found.layer] = found
+    for (model, window), layers in windows.items():
+        new = [str(found) for found in layers.values() if not (home.activations() / found.file(window)).exists()]
+        if new:
+            tell(f"capturing {', '.join(new)} on windows of {window} tokens, once for all further runs")
+        ask_captured(server, model, list(layers), window)

@@ -19,7 +19,8 @@ from attnbench.activations import Activations
 from attnbench.errors import AttnbenchError
 from attnbench.workload import Workload
 
-_NAMES = ("query", "key", "value")
+NAMES = ("query", "key", "value")
+"""Of the tensors in a file, in the order in which attention takes them."""
 _FEW = 1 << 22  # values of all sets, up to which there are as many sets as new tokens to choose among
 
 
@@ -54,7 +55,7 @@ def fill(tensors: Sequence[Tensor], workload: Workload, draw: int) -> None:
             picks = [i for _ in range(turns) for i in drawn.sample(range(windows.count), windows.count)]
             shifts = [0] * count
         for entry in range(count):
-            for name, tensor in zip(_NAMES, tensors, strict=True):
+            for name, tensor in zip(NAMES, tensors, strict=True):
                 start = past if workload.decodes else max(0, workload.offset) if name == "query" else 0
                 windows.copy(name, picks[entry], start + shifts[entry], tensor[entry])
 
@@ -67,7 +68,7 @@ def fill_past(tensors: Sequence[Tensor], workload: Workload) -> None:
     """
     with _Windows(workload) as windows:
         for entry, pick in enumerate(windows.of_past()):
-            for name, tensor in zip(_NAMES[1:], tensors, strict=True):
+            for name, tensor in zip(NAMES[1:], tensors, strict=True):
                 windows.copy(name, pick, 0, tensor[entry])
 
 

@@ -93,7 +93,7 @@ def ask_ceilings(server: Forkserver, device: str, threads: int) -> Ceilings:
     return answer.ceilings
 
 
-def ask_captured(server: Forkserver, inputs: str, window: int) -> None:
+def ask_captured(server: Forkserver, model: str, layers: Sequence[int], window: int) -> None:
     """Sees that a model's activations lie in the user's cache: see `models.capture`.
 
     Raises:
@@ -101,9 +101,11 @@ def ask_captured(server: Forkserver, inputs: str, window: int) -> None:
     """
     worker = server.start()
     try:
-        answer = worker.request(Capture(inputs, window), _CAPTURE_SECONDS)
+        answer = worker.request(Capture(model, list(layers), window), _CAPTURE_SECONDS)
     except (Expired, Closed):
-        raise AttnbenchError(f"the process that captured {inputs} came to no end; is there memory for it?") from None
+        raise AttnbenchError(
+            f"the process that captured layers of {model} came to no end; is there memory for it?"
+        ) from None
     finally:
         worker.end()
     if isinstance(answer, Failure):

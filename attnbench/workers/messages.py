@@ -196,9 +196,10 @@ class Describe(Request[Described], frozen=True):
 
 
 class Capture(Request[Captured], frozen=True):
-    """Let a model read the shipped text, and keep what its layer's attention gets: see `models.capture`."""
+    """Let a model read the shipped text, and keep what its layers' attention gets: see `models.capture`."""
 
-    inputs: str
+    model: str
+    layers: list[int]
     window: int
 
 

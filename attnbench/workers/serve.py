@@ -74,8 +74,8 @@ class _Worker:
                 return messages.Facts(device.describe() | running, {name: _found(name) for name in DEVICES})
             case messages.Calibrate():
                 return _or("usage", lambda: messages.Calibrated(calibration.measure(request.device, request.threads)))
-            case messages.Capture(inputs, window):
-                return _capture(inputs, window)
+            case messages.Capture():
+                return _capture(request)
             case messages.Describe():
                 return _describe(request)
             case messages.Generate():
@@ -144,10 +144,10 @@ def _failure(problem: BaseException, stage: str) -> Failure:
     )
 
 
-def _capture(inputs: str, window: int) -> messages.Captured:
+def _capture(request: messages.Capture) -> messages.Captured:
     from attnbench.models.capture import capture
 
-    _or("usage", lambda: capture(inputs, window))
+    _or("usage", lambda: capture(request.model, request.layers, request.window))
     return messages.Captured()
 
 
