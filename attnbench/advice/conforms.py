@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, NoSuchExample
 
+from attnbench.devices import machine
+from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
 from attnbench.judge.cases import LAYS, Case
 from attnbench.plugin import Value
@@ -32,6 +34,7 @@ TIMEOUT = 120.0
 EXAMPLES = 40
 _ALONE = ("workspace", "compiled")  # trials that want a process of their own
 _SEARCH_SECONDS = 15.0  # for the case behind which another goes wrong
+_SMALLER_SECONDS = 20.0  # for the smallest shape that fails
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,17 @@ class Trials:
     def drawn(self, device: str, threads: int, examples: int = EXAMPLES) -> Iterator[Outcome]:
         """Shapes that Hypothesis draws, the same each time: those tried until one fails, and then the smallest such."""
         tried: dict[Case, Outcome] = {}
+        until = float("inf")
 
         def fails(case: Case) -> bool:
+            nonlocal until
             if case not in tried:
+                if time.monotonic() > until:
+                    return False
                 tried[case] = self.attempt(case)
+                if tried[case].failed:  # smaller ones are looked for, but not where each takes the time of a hang
+                    wait = 0.0 if tried[case].status == "timeout" else _SMALLER_SECONDS
+                    until = min(until, time.monotonic() + wait)
             return tried[case].failed
 
         try:
@@ -141,7 +151,10 @@ class Trials:
         yield tried[smallest]
 
     def _try(self, case: Case) -> Outcome:
-        worker = self._worker = self._worker or self._server.start(path=self._request.found.path)
+        if self._worker is None:
+            limit = machine.available_memory() // 2 if of(case.workload.device).limits_process else None
+            self._worker = self._server.start(limit, self._request.found.path)
+        worker = self._worker
         self._before.append(case)
         try:
             answer = worker.request(Try(case, self._request.found.target, self._options), self.timeout)

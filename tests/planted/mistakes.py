@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from attnbench.advice.conforms import Outcome, Trials, conform
+from attnbench.advice.conforms import TIMEOUT, Outcome, Trials, conform
 from attnbench.judge.cases import chosen
 from attnbench.registry import Found, Request
 from attnbench.workers.server import Forkserver
 
 PLUGINS = str(Path(__file__).parent / "plugins")
-TIMEOUT = 5.0
+PATIENCE = {"NeverDone": 15.0}  # seconds for a case
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,4 @@ def found(names: Iterable[str]) -> Iterator[tuple[Mistake, list[Outcome], str]]:
 
 def trials(server: Forkserver, name: str) -> Trials:
     request = Request(Found(name, f"mistakes:{name}", "planted", "1.0", path=PLUGINS))
-    return Trials(server, request, name, {}, TIMEOUT)
+    return Trials(server, request, name, {}, PATIENCE.get(name, TIMEOUT))

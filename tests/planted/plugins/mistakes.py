@@ -448,7 +448,7 @@ class NeverDone(Right):
         left = w.kv_seq
         while left != 0 and w.kv_seq > 16:
             left -= 16
-            time.sleep(1e-4 if left < 0 else 0)
+            time.sleep(1 if left < 0 else 0)
         return super().attend(w, query, key, value)
 
 
