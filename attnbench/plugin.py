@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 API_VERSION = "1.0"
 """Of this contract, major.minor: a minor version adds to it, a major one takes something away."""
 
-DEPRECATED: dict[str, str] = {}
-"""Attributes of a plugin that go with the next major version, and what takes their place. Each stands here, and is told
-of, for one minor version at least."""
-
 FAMILIES = ("exact", "sparse", "quantized", "kernel", "recurrent")
 
 Value: TypeAlias = str | int | float | bool

@@ -21,7 +21,7 @@ from attnbench.cache import KVCache
 from attnbench.errors import AttnbenchError, Failed
 from attnbench.packages import only_whole
 from attnbench.peers import DISTRIBUTION, PEERS
-from attnbench.plugin import API_VERSION, DEPRECATED, FAMILIES, Configured, Plugin, Value, of_function
+from attnbench.plugin import API_VERSION, FAMILIES, Configured, Plugin, Value, of_function
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Kind:
     flag: str
     word: str
 
+
+DEPRECATED: dict[str, str] = {}
+"""Attributes of a plugin that go with the next major version, and what takes their place. Each stands here, and is told
+of, for one minor version at least."""
 
 PLUGINS = Kind("attnbench.plugins", "--plugins", "plugin")
 CACHES = Kind("attnbench.caches", "--caches", "cache")

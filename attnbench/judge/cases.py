@@ -57,73 +57,75 @@ class Case:
         return Case(self.name, self.group, self.workload.replace(**changes), self.trial, self.lay, self.values)
 
 
+def _each(group: str, of: Mapping[str, Mapping[str, Any]], trial: str = "call", **both: Any) -> Iterator[Case]:
+    for name, changes in of.items():
+        given = both | dict(changes)
+        own = {n: given.pop(n) for n in ("lay", "values") if n in given}
+        yield Case(name, group, _SMALL.replace(**given), trial, **own)
+
+
+def _lengths(seq: int, kv_seq: int = 0, **more: Any) -> dict[str, Any]:
+    return {"seq": seq, "kv_seq": kv_seq or seq, **more}
+
+
 def _cases() -> Iterator[Case]:
-    def each(group: str, of: Mapping[str, Mapping[str, Any]], trial: str = "call", **both: Any) -> Iterator[Case]:
-        for name, changes in of.items():
-            given = both | dict(changes)
-            own = {n: given.pop(n) for n in ("lay", "values") if n in given}
-            yield Case(name, group, _SMALL.replace(**given), trial, **own)
-
-    def lengths(seq: int, kv_seq: int = 0, **more: Any) -> dict[str, Any]:
-        return {"seq": seq, "kv_seq": kv_seq or seq, **more}
-
     yield Case("said", "promises", _SMALL, "said")
-    yield from each("shapes", {
-        "one": lengths(1), "odd": lengths(17), "tail": lengths(257), "cache": lengths(100, 257),
-        "step": lengths(1, 300), "few-keys": lengths(100, 40), "grouped": lengths(130, heads=4),
-        "multi-query": lengths(100, 140, heads=4, kv_heads=1), "batch": lengths(65, batch=2, inputs="outlier"),
-        "value-dim": lengths(100, value_dim=48), "narrow-value": lengths(40, head_dim=64, value_dim=16),
-        **{f"head-dim-{n}": lengths(33, head_dim=n, value_dim=n) for n in (16, 64, 80, 128, 192, 256)},
-        "ragged": lengths(48, batch=3, lengths="48,1,17"),
+    yield from _each("shapes", {
+        "one": _lengths(1), "odd": _lengths(17), "tail": _lengths(257), "cache": _lengths(100, 257),
+        "step": _lengths(1, 300), "few-keys": _lengths(100, 40), "grouped": _lengths(130, heads=4),
+        "multi-query": _lengths(100, 140, heads=4, kv_heads=1), "batch": _lengths(65, batch=2, inputs="outlier"),
+        "value-dim": _lengths(100, value_dim=48), "narrow-value": _lengths(40, head_dim=64, value_dim=16),
+        **{f"head-dim-{n}": _lengths(33, head_dim=n, value_dim=n) for n in (16, 64, 80, 128, 192, 256)},
+        "ragged": _lengths(48, batch=3, lengths="48,1,17"),
     })  # fmt: skip
-    yield from each("layouts", {lay: lengths(49, batch=2, heads=4, lay=lay) for lay in LAYS[1:]})
-    yield from each("values", {v: lengths(65, values=v) for v in VALUES[1:]})
-    window = lengths(90, mask="window:24")
-    yield from each("beyond", {
-        "scale": lengths(70, softmax_scale=0.3, mask="causal"), "window": window,
+    yield from _each("layouts", {lay: _lengths(49, batch=2, heads=4, lay=lay) for lay in LAYS[1:]})
+    yield from _each("values", {v: _lengths(65, values=v) for v in VALUES[1:]})
+    window = _lengths(90, mask="window:24")
+    yield from _each("beyond", {
+        "scale": _lengths(70, softmax_scale=0.3, mask="causal"), "window": window,
         "window-1": window | {"mask": "window:1"},
-        "window-cache": window | {"seq": 30, "heads": 4}, "softcap": lengths(70, softcap=2.0),
-        "softcap-causal": lengths(70, softcap=2.0, mask="causal"), "sinks": lengths(70, sinks=True, heads=4),
-        "sinks-causal": lengths(40, 70, sinks=True, mask="causal"),
-        "all-of-it": lengths(80, softmax_scale=0.3, mask="window:24", softcap=2.0, sinks=True),
+        "window-cache": window | {"seq": 30, "heads": 4}, "softcap": _lengths(70, softcap=2.0),
+        "softcap-causal": _lengths(70, softcap=2.0, mask="causal"), "sinks": _lengths(70, sinks=True, heads=4),
+        "sinks-causal": _lengths(40, 70, sinks=True, mask="causal"),
+        "all-of-it": _lengths(80, softmax_scale=0.3, mask="window:24", softcap=2.0, sinks=True),
         "gradient-window": window | {"phase": "train"},
-        "gradient-softcap": lengths(40, softcap=2.0, mask="causal", phase="train"),
+        "gradient-softcap": _lengths(40, softcap=2.0, mask="causal", phase="train"),
     })  # fmt: skip
-    beyond = {"window-steps": window | {"seq": 1}, "softcap-steps": lengths(1, 40, softcap=2.0, mask="causal")}
-    yield from each("beyond", beyond, "steps", phase="decode")
-    yield Case("twice", "repeats", _SMALL.replace(**lengths(130, heads=4)), "twice")
+    beyond = {"window-steps": window | {"seq": 1}, "softcap-steps": _lengths(1, 40, softcap=2.0, mask="causal")}
+    yield from _each("beyond", beyond, "steps", phase="decode")
+    yield Case("twice", "repeats", _SMALL.replace(**_lengths(130, heads=4)), "twice")
     yield Case("no-batch", "shapes", _SMALL, "no-batch")
     steps = {
-        "steps": lengths(1, 40), "chunks": lengths(4, 61), "from-nothing": lengths(1, 6),
-        "grouped-steps": lengths(1, 70, heads=4), "batch-steps": lengths(1, 33, batch=2, value_dim=48),
+        "steps": _lengths(1, 40), "chunks": _lengths(4, 61), "from-nothing": _lengths(1, 6),
+        "grouped-steps": _lengths(1, 70, heads=4), "batch-steps": _lengths(1, 33, batch=2, value_dim=48),
     }  # fmt: skip
-    yield from each("decoding", steps, "steps", phase="decode", mask="causal")
-    yield from each("decoding", {"crossing": lengths(3, 50)}, phase="decode")
-    yield from each("gradients", {
-        "gradient": lengths(33), "gradient-grouped": lengths(40, heads=4, value_dim=48),
-        "gradient-cache": lengths(20, 70), "gradient-one": lengths(1, 5), "gradient-tail": lengths(129),
-        "gradient-transposed": lengths(33, batch=2, lay="transposed"),
-        "gradient-expanded": lengths(33, batch=2, lay="expanded"),
-        "gradient-huge": lengths(33, values="huge"),
+    yield from _each("decoding", steps, "steps", phase="decode", mask="causal")
+    yield from _each("decoding", {"crossing": _lengths(3, 50)}, phase="decode")
+    yield from _each("gradients", {
+        "gradient": _lengths(33), "gradient-grouped": _lengths(40, heads=4, value_dim=48),
+        "gradient-cache": _lengths(20, 70), "gradient-one": _lengths(1, 5), "gradient-tail": _lengths(129),
+        "gradient-transposed": _lengths(33, batch=2, lay="transposed"),
+        "gradient-expanded": _lengths(33, batch=2, lay="expanded"),
+        "gradient-huge": _lengths(33, values="huge"),
     }, phase="train")  # fmt: skip
-    blocks = {"encoder": lengths(40), "decoder-only": lengths(40, heads=4, mask="causal"),
-              "decoder": lengths(24, 40, mask="causal")}  # fmt: skip
+    blocks = {"encoder": _lengths(40), "decoder-only": _lengths(40, heads=4, mask="causal"),
+              "decoder": _lengths(24, 40, mask="causal")}  # fmt: skip
     inside = {"scope": "block", "norm": "pre"}
     for block, sizes in blocks.items():
-        yield from each("block", {block: sizes | {"block": block}}, **inside)
-    yield from each("block", {"stack-train": lengths(30, mask="causal", layers=2)}, phase="train", block="decoder-only",
-                    **inside)  # fmt: skip
+        yield from _each("block", {block: sizes | {"block": block}}, **inside)
+    stack = {"stack-train": _lengths(30, mask="causal", layers=2, block="decoder-only", phase="train")}
+    yield from _each("block", stack, **inside)
     for block, sizes in blocks.items():
-        yield from each("compile", {f"compiled-{block}": sizes | {"block": block}}, "compiled", **inside)
-    yield from each("workspace", {
-        "workspace": lengths(1024, 1024), "workspace-grouped": lengths(700, 1500, heads=8),
+        yield from _each("compile", {f"compiled-{block}": sizes | {"block": block}}, "compiled", **inside)
+    yield from _each("workspace", {
+        "workspace": _lengths(1024, 1024), "workspace-grouped": _lengths(700, 1500, heads=8),
     }, "workspace", head_dim=64, value_dim=64)  # fmt: skip
     yield Case("drawn", "drawn", _SMALL)
 
 
 CASES = {case.name: case for case in _cases()}
 
-_EACH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+_IN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "promises": ((), ()),
     "shapes": (("float32", "bfloat16"), MASKS),
     "layouts": (("float32", "bfloat16"), MASKS),
@@ -148,7 +150,7 @@ def listed(device: str, threads: int = 1, optional: Iterable[str] = ()) -> list[
     for case in CASES.values():
         if case.group == "drawn" or (case.group in OPTIONAL and case.group not in optional):
             continue
-        dtypes, masks = _EACH[case.group]
+        dtypes, masks = _IN[case.group]
         for dtype, mask in product(dtypes or (case.workload.dtype,), masks or (case.workload.mask,)):
             if _makes_sense(case, mask):
                 found[case.on(dtype=dtype, mask=mask, device=device, threads=threads)] = None

@@ -12,8 +12,8 @@ from attnbench import registry
 from attnbench.advice.conforms import Trials, conform, instances
 from attnbench.errors import AttnbenchError, Failed
 from attnbench.judge.cases import CASES, OPTIONAL, chosen, listed, parse
-from attnbench.plugin import API_VERSION, DEPRECATED, Plugin
-from attnbench.registry import find, requested
+from attnbench.plugin import API_VERSION, Plugin
+from attnbench.registry import DEPRECATED, find, requested
 from attnbench.workers.server import Forkserver
 
 pytest_plugins = ("pytester",)
