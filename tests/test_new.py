@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 import venv
 from importlib.metadata import Distribution, distribution
@@ -97,6 +97,12 @@ def lend(packages: Path, found: dict[str, Distribution]) -> None:
                 (packages / top).symlink_to(package.locate_file(top))
 
 
+def spent() -> float:
+    """Seconds that all processes which have ended used of the cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_from_new_to_a_first_report(tmp_path: Path) -> None:
     """With what attnbench and the package say that they need, and nothing else; installed as an index would."""
@@ -118,14 +124,14 @@ def test_from_new_to_a_first_report(tmp_path: Path) -> None:
 
     do(*pip, "install", "-q", "--no-deps", ROOT)
     attnbench, package = home / "bin" / "attnbench", tmp_path / "my-own"
-    began = time.monotonic()
+    began = spent()
     do(attnbench, "new", "my-own")
     do(*pip, "install", "-q", "--no-deps", "-e", package)
     checked = do(attnbench, "check", "my-own", "--threads", "1")
     quick = ("--scope", "attention", "--threads", "1", "--budget", "20", "--precision", "90%")
     do(attnbench, "run", "--plugins", "my-own,naive", "--seq", "128", *quick)
     do(attnbench, "report")
-    assert time.monotonic() - began < 180  # of the promise, with room for a machine that is busy
+    assert spent() - began < 180  # three minutes, were this machine not busy with other tests
     assert " well" in checked
     do(*pip, "check")
     script = "import attnbench, sys; print(attnbench.load(sys.argv[1]).to_json(orient='records'))"
