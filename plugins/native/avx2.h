@@ -50,6 +50,15 @@ INLINE void store_int8(void* x, Ints value, int64_t n) {  // beyond -128 .. 127:
     _mm_store_si128((__m128i*)tail.bytes, _mm_packs_epi16(narrow_shorts(value), __m128i{}));
     n >= LANES ? tail.put(x, 8) : tail.put(x, n);
 }
+// Four registers of values up to 255, as bytes, the middle ones of each four exchanged.
+INLINE void store_bytes_crossed(void* x, Ints a, Ints b, Ints c, Ints d) {
+    const __m256i low = _mm256_packs_epi32((__m256i)a, (__m256i)b), high = _mm256_packs_epi32((__m256i)c, (__m256i)d);
+    // Four of a, of b, of c, of d, and the same once more.
+    const __m256i bytes = _mm256_packus_epi16(low, high);
+    const __m256i cross = _mm256_broadcastsi128_si256(_mm_set_epi32(0x0f0d0e0c, 0x0b090a08, 0x07050604, 0x03010200));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i*)x, _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(bytes, cross), order));
+}
 INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
     _mm_storel_epi64((__m128i*)x, _mm_packus_epi16(narrow_shorts(value), __m128i{}));
 }
@@ -105,7 +114,6 @@ INLINE Floats totals(Floats x[LANES]) {
     return _mm256_permute2f128_ps(z[0], z[1], 0x20) + _mm256_permute2f128_ps(z[0], z[1], 0x31);
 }
 
-INLINE Ints crossed(Ints x) { return (Ints)_mm256_shuffle_epi32((__m256i)x, 0xd8); }  // lanes 1 and 2 of each four exchanged
 INLINE Ints upper_bytes(Ints x) { return (Ints)_mm256_srai_epi16((__m256i)x, 8); }  // of each 16 bits, as 16 bits
 
 INLINE Ints lower_of_pairs(Ints a, Ints b) { return (Ints)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b); }

@@ -37,6 +37,15 @@ INLINE void store_shorts(void* x, Ints value, int64_t n) {
 INLINE void store_int8(void* x, Ints value, int64_t n) {  // beyond -128 .. 127: the nearer of them
     _mm512_mask_cvtsepi32_storeu_epi8(x, lanes(n), (__m512i)value);
 }
+// Four registers of values up to 255, as bytes, the middle ones of each four exchanged.
+INLINE void store_bytes_crossed(void* x, Ints a, Ints b, Ints c, Ints d) {
+    const __m512i low = _mm512_packs_epi32((__m512i)a, (__m512i)b), high = _mm512_packs_epi32((__m512i)c, (__m512i)d);
+    // Four of a, of b, of c, of d, and so on.
+    const __m512i bytes = _mm512_packus_epi16(low, high);
+    const __m512i cross = _mm512_set4_epi32(0x0f0d0e0c, 0x0b090a08, 0x07050604, 0x03010200);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(x, _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(bytes, cross)));
+}
 INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
     _mm_storeu_si128((__m128i*)x, _mm512_cvtusepi32_epi8((__m512i)value));
 }
@@ -92,7 +101,6 @@ INLINE Ints narrow_pair(Floats low, Floats high) { return (Ints)_mm512_cvtne2ps_
 INLINE Floats dot2(Floats sum, Ints a, Ints b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 #endif
 
-INLINE Ints crossed(Ints x) { return (Ints)_mm512_shuffle_epi32((__m512i)x, _MM_PERM_DBCA); }  // lanes 1 and 2 of each four exchanged
 INLINE Ints upper_bytes(Ints x) { return (Ints)_mm512_srai_epi16((__m512i)x, 8); }  // of each 16 bits, as 16 bits
 
 INLINE Ints lower_of_pairs(Ints a, Ints b) { return (Ints)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b); }

@@ -213,9 +213,14 @@ class AsTheyAre {
         }
     }
 
-    // P of a block for the r-th row, and its sum.
-    float weigh(const Head&, int64_t, int64_t, const float* s, float scale, float top, int r, Weights& weights) const {
-        return powers<Product, !std::is_same_v<T, bf16>>(s, BLOCK, scale, top, weights.data + r * BLOCK);
+    // P of a block for R rows, and their sums.
+    template <int R>
+    void weigh(const Head&, int64_t, int64_t, const float* s, const float* scale, const float* top, float* sum,
+               Weights& weights) const {
+        for (int r = 0; r < R; ++r) {
+            const int64_t at = r * BLOCK;
+            sum[r] = powers<Product, !std::is_same_v<T, bf16>>(s + at, BLOCK, scale[r], top[r], weights.data + at);
+        }
     }
 
     // O += P V for R rows over a block's keys.

@@ -28,17 +28,24 @@ struct Group {
 class Ahead {
   public:
     Ahead(const void* first, int64_t row, int64_t rows, int64_t width)  // in bytes
-        : at_(static_cast<const char*>(first)), row_(row), width_(width), lines_(rows * ((width + LINE - 1) / LINE)) {}
+        : at_(static_cast<const char*>(first)), row_(row), width_(width), lines_(rows * ((width + LINE - 1) / LINE)) {
+        if (row == width) width_ = rows * row;  // rows that lie next to each other are one
+    }
 
     template <int LINES>
     INLINE void ask() {
+        if (lines_ <= 0) return;
+        lines_ -= LINES;
+        if (width_ - done_ >= LINES * LINE) {
 #pragma GCC unroll 16
-        for (int i = 0; i < LINES; ++i) {
-            if (lines_ <= 0) return;
-            --lines_;
-            __builtin_prefetch(at_ + done_);
-            done_ += LINE;
-            if (done_ >= width_) done_ = 0, at_ += row_;
+            for (int i = 0; i < LINES; ++i) __builtin_prefetch(at_ + done_ + LINE * i);
+            done_ += LINES * LINE;
+        } else {
+            for (int i = 0; i < LINES; ++i) {
+                if (done_ >= width_) done_ = 0, at_ += row_;
+                __builtin_prefetch(at_ + done_);
+                done_ += LINE;
+            }
         }
     }
 
@@ -85,14 +92,20 @@ void block(const Problem& p, const Cache& cache, const typename Cache::Head& hea
     constexpr int BLOCK = Cache::BLOCK;
     alignas(64) float s[R * BLOCK];
     typename Cache::Weights weights;
+    float scale[R], top[R], sum[R];
     cache.template scores<R>(head, row, key, rows, s, values);
+    for (int r = 0; r < R; ++r) hide(s + r * BLOCK, BLOCK, 0, std::min(rows, (row + r) % p.seq + p.high + 1 - key));
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-        Share& share = shares[r];
-        hide(s + r * BLOCK, BLOCK, 0, std::min(rows, (row + r) % p.seq + p.high + 1 - key));
-        const float scale = cache.scale(head, row + r);
-        raise(maximum(s + r * BLOCK, BLOCK) * scale, share.top, share.sum, out + r * columns, columns);
-        share.sum += cache.weigh(head, key, rows, s + r * BLOCK, scale, share.top, r, weights);
+        scale[r] = cache.scale(head, row + r);
+        top[r] = maximum(s + r * BLOCK, BLOCK) * scale[r];
     }
+    for (int r = 0; r < R; ++r) {
+        raise(top[r], shares[r].top, shares[r].sum, out + r * columns, columns);
+        top[r] = shares[r].top;
+    }
+    cache.template weigh<R>(head, key, rows, s, scale, top, sum, weights);
+    for (int r = 0; r < R; ++r) shares[r].sum += sum[r];
     cache.template accumulate<R>(head, key, rows, weights, out, columns, keys);
 }
 

@@ -65,62 +65,77 @@ class Eighths : public PackedCache {
     template <int R>
     void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s, Ahead& ahead) const {
         const Element* q = queries_ + (head.query + row) * width_;
-        for (int64_t j = 0; j < rows; j += 2 * LANES) {
-            const Pair pair(head, key, j, rows);
-            Floats sum[R][2] = {};
+        for (int64_t j = 0; j < rows; j += PANEL) {
+            const Several<VECTORS> keys(head, key, j, rows);
+            Floats sum[R][VECTORS] = {};
             for (int64_t d = 0; d < p_.head_dim; d += 4) {
-                const Ints x[2] = {load_ints(pair.bytes[0] + d * TILE), load_ints(pair.bytes[1] + d * TILE)};
-                ahead.ask<2 * LINE>();
+                Ints x[VECTORS];
+                ahead.ask<LINES>();
+#pragma GCC unroll 4
+                for (int t = 0; t < VECTORS; ++t) x[t] = load_ints(keys.bytes[t] + d * TILE);
                 products<R>(q + d, width_, x, sum);
             }
-            for (int t = 0; t < 2; ++t)
+#pragma GCC unroll 4
+            for (int t = 0; t < VECTORS; ++t)
+#pragma GCC unroll 4
                 for (int r = 0; r < R; ++r)
-                    store(s + r * BLOCK + j + LANES * t, sum[r][t] * head.key_scales(pair.key[t], 0));
+                    store(s + r * BLOCK + j + LANES * t, sum[r][t] * head.key_scales(keys.key[t], 0));
         }
     }
 
-    float weigh(const Head& head, int64_t key, int64_t rows, const float* s, float scale, float top, int r,
-                Weights& w) const {
-        const float sum = powers<Singles, !std::is_same_v<Value, bf16>>(s, BLOCK, scale, top, w.p);
-        for (int64_t j = 0; j < rows; j += 2 * LANES) {
-            const auto weight = [&](int64_t at) {
-                return load(w.p + at) * head.value_scales(key + at, 0, rows - at) * splat(UP);
-            };
-            Product::put(w.data[r] + j, weight(j), weight(j + LANES));
+    template <int R>
+    void weigh(const Head& head, int64_t key, int64_t rows, const float* s, const float* scale, const float* top,
+               float* sum, Weights& w) const {
+        alignas(64) float scales[BLOCK];
+        for (int64_t j = 0; j < BLOCK; j += LANES) store(scales + j, head.value_scales(key + j, 0, rows - j) * splat(UP));
+        for (int r = 0; r < R; ++r) {
+            sum[r] = powers<Singles, !std::is_same_v<Value, bf16>>(s + r * BLOCK, BLOCK, scale[r], top[r], w.p);
+            for (int64_t j = 0; j < BLOCK; j += 2 * LANES)
+                Product::put(w.data[r] + j, load(w.p + j) * load(scales + j),
+                             load(w.p + j + LANES) * load(scales + j + LANES));
         }
-        return sum;
     }
 
     template <int R>
     void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& w, float* o, int64_t o_row,
                     Ahead& ahead) const {
-        for (int64_t at = 0; at < columns(); at += 2 * LANES) {
-            Floats sum[R][2];
-            for (int r = 0; r < R; ++r)
-                for (int t = 0; t < 2; ++t) sum[r][t] = load(o + r * o_row + at + LANES * t);
-            for (int64_t j = 0; j < rows; j += 4) {
-                const char* v = head.values(key) + j / 4 * head.value_row() + 4 * at;
-                const Ints x[2] = {load_ints(v), load_ints(v + 4 * LANES)};
-                ahead.ask<2 * LINE>();
-                products<R>(w.data[0] + j, BLOCK, x, sum);
-            }
-            for (int r = 0; r < R; ++r)
-                for (int t = 0; t < 2; ++t) store(o + r * o_row + at + LANES * t, sum[r][t]);
-        }
+        for (int64_t at = 0; at < columns(); at += PANEL)
+            with_constant<VECTORS>((columns() - at) / LANES, [&](auto vectors) __attribute__((always_inline)) {
+                constexpr int V = vectors;
+                Floats sum[R][V];
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                    for (int t = 0; t < V; ++t) sum[r][t] = load(o + r * o_row + at + LANES * t);
+                for (int64_t j = 0; j < rows; j += 4) {
+                    const char* v = head.values(key) + j / 4 * head.value_row() + 4 * at;
+                    Ints x[V];
+                    ahead.ask<LINES>();
+#pragma GCC unroll 4
+                    for (int t = 0; t < V; ++t) x[t] = load_ints(v + 4 * LANES * t);
+                    products<R>(w.data[0] + j, BLOCK, x, sum);
+                }
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                    for (int t = 0; t < V; ++t) store(o + r * o_row + at + LANES * t, sum[r][t]);
+            });
     }
 
   private:
-    // sum += four elements of each of R rows times two registers of four bytes.
-    template <int R>
-    static INLINE void products(const Element* row, int64_t stride, const Ints (&x)[2], Floats (&sum)[R][2]) {
+    // sum += four elements of each of R rows times registers of four bytes.
+    template <int R, int V>
+    static INLINE void products(const Element* row, int64_t stride, const Ints (&x)[V], Floats (&sum)[R][V]) {
 #pragma GCC unroll 4
         for (int i = 0; i < Wide::PARTS; ++i) {
-            const Ints part[2] = {Wide::part(x[0], i), Wide::part(x[1], i)};
+            Ints part[V];
+#pragma GCC unroll 4
+            for (int t = 0; t < V; ++t) part[t] = Wide::part(x[t], i);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 const Ints element = spread(row + r * stride + PART * i);
-#pragma GCC unroll 2
-                for (int t = 0; t < 2; ++t) sum[r][t] = Product::dot(sum[r][t], part[t], element);
+#pragma GCC unroll 4
+                for (int t = 0; t < V; ++t) sum[r][t] = Product::dot(sum[r][t], part[t], element);
             }
         }
     }

@@ -18,11 +18,15 @@ class Integers : public PackedCache {
     static constexpr int OFFSET = HALVES ? 8 : RAISED;  // what numbers are stored, or multiplied, with more
     static constexpr bool COARSE = HALVES && std::is_same_v<Value, bf16> && SMALL_BITS == 8;
     static constexpr int MOST = COARSE ? 255 : 32767;  // of P
+    static constexpr bool SETTLES = SMALL < MAX_DIM;  // whether what dot4_small adds has to be settled on the way
+    // Registers of keys at a time. Of whole bytes there are few to keep memory busy: tiles that lie far apart would be
+    // waited for.
+    static constexpr int WIDE = HALVES ? VECTORS : 2;
     using Weight = std::conditional_t<COARSE, uint8_t, int16_t>;
 
   public:
     struct Weights {
-        alignas(64) float p[BLOCK];
+        alignas(64) float p[TOGETHER][BLOCK];
         alignas(64) Weight integers[GROUPS][TOGETHER][BLOCK];
         float unit[GROUPS][TOGETHER];
         int sum[GROUPS][TOGETHER];  // what a sum of columns begins with
@@ -44,16 +48,20 @@ class Integers : public PackedCache {
     template <int R>
     void scores(const Head& head, int64_t row, int64_t key, int64_t rows, float* s, Ahead& ahead) const {
         const int64_t first = head.query + row;
-        for (int64_t j = 0; j < rows; j += 2 * LANES) {
-            const Pair pair(head, key, j, rows);
+        for (int64_t j = 0; j < rows; j += WIDE * LANES) {
+            const Several<WIDE> keys(head, key, j, rows);
             for (int64_t d = 0; d < p_.head_dim; d += GROUP) {
                 const int64_t end = std::min<int64_t>(d + GROUP, width_);
-                Ints sum[R][2];
+                Ints sum[R][WIDE];
+#pragma GCC unroll 4
                 for (int r = 0; r < R; ++r)
-                    sum[r][0] = sum[r][1] = splat(shift_[(first + r) * GROUPS + d / GROUP]);
-                products<R>(queries_ + first * width_, pair, d, end, sum, ahead);
-                for (int t = 0; t < 2; ++t) {
-                    const Floats scale = head.key_scales(pair.key[t], d / GROUP);
+#pragma GCC unroll 4
+                    for (auto& x : sum[r]) x = splat(shift_[(first + r) * GROUPS + d / GROUP]);
+                products<R>(queries_ + first * width_, keys, d, end, sum, ahead);
+#pragma GCC unroll 4
+                for (int t = 0; t < WIDE; ++t) {
+                    const Floats scale = head.key_scales(keys.key[t], d / GROUP);
+#pragma GCC unroll 4
                     for (int r = 0; r < R; ++r) {
                         float* to = s + r * BLOCK + j + LANES * t;
                         store(to, fma(to_floats(sum[r][t]), scale, d ? load(to) : zero()));
@@ -63,46 +71,68 @@ class Integers : public PackedCache {
         }
     }
 
-    float weigh(const Head& head, int64_t key, int64_t rows, const float* s, float scale, float top, int r,
-                Weights& w) const {
-        const float sum = powers<Singles, !std::is_same_v<Value, bf16>>(s, BLOCK, scale, top, w.p);
+    template <int R>
+    void weigh(const Head& head, int64_t key, int64_t rows, const float* s, const float* scale, const float* top,
+               float* sum, Weights& w) const {
+        for (int r = 0; r < R; ++r)
+            sum[r] = powers<Singles, !std::is_same_v<Value, bf16>>(s + r * BLOCK, BLOCK, scale[r], top[r], w.p[r]);
         for (int64_t g = 0; g * GROUP < p_.value_dim; ++g) {
-            const auto weight = [&](int64_t j) { return load(w.p + j) * head.value_scales(key + j, g, rows - j); };
-            Floats peak = zero();
-            for (int64_t j = 0; j < rows; j += LANES) peak = max(peak, weight(j));
-            w.unit[g][r] = std::max(greatest(peak), TINIEST) / MOST;
-            const Floats factor = splat(1 / w.unit[g][r]);
-            Ints sums = {};
-            for (int64_t j = 0; j < rows; j += LANES) {
-                const Ints n = to_ints(weight(j) * factor);
-                put(w.integers[g][r] + j, n);
-                sums = sums + n;
+            alignas(64) float scales[BLOCK];
+            for (int64_t j = 0; j < BLOCK; j += LANES) store(scales + j, head.value_scales(key + j, g, rows - j));
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                Floats weight[BLOCK / LANES], peak[2] = {};
+#pragma GCC unroll 32
+                for (int j = 0; j < BLOCK / LANES; ++j) {
+                    weight[j] = load(w.p[r] + j * LANES) * load(scales + j * LANES);
+                    peak[j % 2] = max(peak[j % 2], weight[j]);
+                }
+                const float most = std::max(greatest(max(peak[0], peak[1])), TINIEST);
+                w.unit[g][r] = most * (1.f / MOST);
+                const Floats factor = splat(MOST / most);
+                Ints n[BLOCK / LANES];
+#pragma GCC unroll 32
+                for (int j = 0; j < BLOCK / LANES; ++j) n[j] = to_ints(weight[j] * factor);
+                w.sum[g][r] = HALVES ? -OFFSET * total_of(n) : 0;
+                put(w.integers[g][r], n);
             }
-            w.sum[g][r] = HALVES ? -OFFSET * total(sums) : 0;
         }
-        return sum;
     }
 
     template <int R>
     void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& w, float* o, int64_t o_row,
                     Ahead& ahead) const {
-        const char* v = head.values(key);
-        for (int64_t at = 0; at < columns(); at += 2 * LANES) {
-            // Registers of columns, of which the second lies in the high halves of the first's bytes, or behind them.
-            const int64_t column = HALVES ? at / 32 * 32 + at % 32 / 2 : at, g = column / GROUP;
-            float* to[2] = {o + column, o + column + (HALVES ? 16 : LANES)};
-            Ints sum[R][2];
-            for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = splat(w.sum[g][r]);
-            weighted<R>(w.integers[g][0], v + (HALVES ? 2 : 4) * at, head.value_row(), round_up(rows, 4) / 4, sum, ahead);
-            for (int r = 0; r < R; ++r)
-                for (int t = 0; t < 2; ++t) {
-                    float* out = to[t] + r * o_row;
-                    store(out, fma(to_floats(sum[r][t]), splat(w.unit[g][r]), load(out)));
-                }
-        }
+        for (int64_t at = 0; at < columns(); at += PANEL)
+            with_constant<VECTORS / 2>((columns() - at) / (2 * LANES), [&](auto pairs) __attribute__((always_inline)) {
+                // Pairs of registers of columns, of which the second lies in the high halves of the first's bytes, or
+                // behind them.
+                constexpr int V = 2 * pairs;
+                const char* v = head.values(key) + (HALVES ? 2 : 4) * at;
+                const int64_t g = at / GROUP, fours = round_up(rows, 4) / 4;
+                Ints sum[R][V];
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                    for (auto& x : sum[r]) x = splat(w.sum[g][r]);
+                weighted<R, V>(w.integers[g][0], v, head.value_row(), fours, sum, ahead);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                    for (int t = 0; t < V; ++t) {
+                        float* out = o + r * o_row + column(at, t);
+                        store(out, fma(to_floats(sum[r][t]), splat(w.unit[g][r]), load(out)));
+                    }
+            });
     }
 
   private:
+    // The first column of the t-th register from `at` on.
+    static int64_t column(int64_t at, int t) {
+        if (!HALVES) return at + LANES * t;
+        at += t / 2 * 2 * LANES;
+        return at / 32 * 32 + at % 32 / 2 + t % 2 * 16;
+    }
+
     // A query to integers, of which two dims of each four change places, as in keys.
     void pack(const Value* from, int64_t i) {
         int8_t* to = queries_ + i * width_;
@@ -112,99 +142,129 @@ class Integers : public PackedCache {
         for (int64_t d = 0; d < width_; d += 4) std::swap(to[d + 1], to[d + 2]);
     }
 
-    // sum += the products of R queries with two registers of keys, over the dims [d, end).
+    // sum += the products of R queries with registers of keys, over the dims [d, end).
     template <int R>
-    INLINE void products(const int8_t* q, const Pair& pair, int64_t d, int64_t end, Ints (&sum)[R][2],
+    INLINE void products(const int8_t* q, const Several<WIDE>& keys, int64_t d, int64_t end, Ints (&sum)[R][WIDE],
                          Ahead& ahead) const {
         if constexpr (HALVES) {
             const Ints low = splat(0x0f0f0f0f);
             while (d < end) {
-                Ints part[R][2] = {};
+                Ints apart[R][WIDE] = {};
+                auto& part = SETTLES ? apart : sum;
                 const int64_t stop = std::min<int64_t>(d + 4 * SMALL, end);  // two products of each are added
                 for (; d < stop; d += 8) {
-                    Ints x[2][2];
-                    ahead.ask<2 * LINE>();
-                    for (int t = 0; t < 2; ++t) {
-                        const Ints both = load_ints(pair.bytes[t] + d / 8 * 4 * TILE);
+                    Ints x[WIDE][2];
+                    ahead.ask<std::max(4 * WIDE * LANES / 64, 1)>();
+#pragma GCC unroll 4
+                    for (int t = 0; t < WIDE; ++t) {
+                        Ints both = load_ints(keys.bytes[t] + d * (TILE / 2));
+                        keep(both);
                         x[t][0] = both & low, x[t][1] = both >> 4 & low;
                     }
+#pragma GCC unroll 2
+                    for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 4
-                    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-                        for (int half = 0; half < 2; ++half) {
+                        for (int r = 0; r < R; ++r) {
                             const Ints row = spread(q + r * width_ + d + 4 * half);
-#pragma GCC unroll 2
-                            for (int t = 0; t < 2; ++t) part[r][t] = dot4_small(part[r][t], x[t][half], row);
+#pragma GCC unroll 4
+                            for (int t = 0; t < WIDE; ++t) part[r][t] = dot4_small(part[r][t], x[t][half], row);
                         }
                 }
-                for (int r = 0; r < R; ++r)
-                    for (int t = 0; t < 2; ++t) set_aside(sum[r][t]), sum[r][t] = sum[r][t] + settle(part[r][t]);
+                if (SETTLES) settle_all(sum, part);
             }
         } else {
             for (; d < end; d += 4) {
-                Ints x[2];
-                ahead.ask<2 * LINE>();
-                for (int t = 0; t < 2; ++t) x[t] = raised(load_ints(pair.bytes[t] + d * TILE));
+                Ints x[WIDE];
+                ahead.ask<std::max(4 * WIDE * LANES / 64, 1)>();
+#pragma GCC unroll 4
+                for (int t = 0; t < WIDE; ++t) x[t] = raised(load_ints(keys.bytes[t] + d * TILE));
 #pragma GCC unroll 4
                 for (int r = 0; r < R; ++r) {
                     const Ints row = spread(q + r * width_ + d);
-#pragma GCC unroll 2
-                    for (int t = 0; t < 2; ++t) sum[r][t] = dot4_raised(sum[r][t], x[t], row);
+#pragma GCC unroll 4
+                    for (int t = 0; t < WIDE; ++t) sum[r][t] = dot4_raised(sum[r][t], x[t], row);
                 }
             }
         }
     }
 
-    static INLINE void put(uint8_t* to, Ints n) { store_uint8(to, crossed(n)); }  // as keys lie
-    static INLINE void put(int16_t* to, Ints n) { store_shorts(to, n, LANES); }
+    // sum += what dot4_small has added.
+    template <int R, int V>
+    static INLINE void settle_all(Ints (&sum)[R][V], const Ints (&part)[R][V]) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int t = 0; t < V; ++t) set_aside(sum[r][t]), sum[r][t] = sum[r][t] + settle(part[r][t]);
+    }
 
-    // sum += weights times two registers of columns, over so many fours of keys.
-    template <int R>
-    INLINE void weighted(const uint8_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][2],
+    // Weights as V lies.
+    static INLINE void put(uint8_t* to, const Ints (&n)[BLOCK / LANES]) {
+#pragma GCC unroll 32
+        for (int j = 0; j < BLOCK / LANES; j += 4) store_bytes_crossed(to + j * LANES, n[j], n[j + 1], n[j + 2], n[j + 3]);
+    }
+    static INLINE void put(int16_t* to, const Ints (&n)[BLOCK / LANES]) {
+#pragma GCC unroll 32
+        for (int j = 0; j < BLOCK / LANES; ++j) store_shorts(to + j * LANES, n[j], LANES);
+    }
+    static INLINE int total_of(const Ints (&n)[BLOCK / LANES]) {
+        Ints sum[2] = {};
+#pragma GCC unroll 32
+        for (int j = 0; j < BLOCK / LANES; ++j) sum[j % 2] = sum[j % 2] + n[j];
+        return total(sum[0] + sum[1]);
+    }
+
+    // sum += weights times registers of columns, over so many fours of keys.
+    template <int R, int V>
+    INLINE void weighted(const uint8_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][V],
                          Ahead& ahead) const {
         const Ints low = splat(0x0f0f0f0f);
         for (int64_t j = 0; j < fours;) {
-            Ints part[R][2] = {};
+            Ints apart[R][V] = {};
+            auto& part = SETTLES ? apart : sum;
             const int64_t stop = std::min<int64_t>(j + SMALL / 2, fours);  // of up to 255, not 127
             for (; j < stop; ++j) {
-                ahead.ask<LINE>();
-                const Ints both = load_ints(v + j * v_row), x[2] = {both & low, both >> 4 & low};
+                ahead.ask<std::max(LINES / 2, 1)>();
+                Ints x[V];
+#pragma GCC unroll 2
+                for (int t = 0; t < V; t += 2) {
+                    Ints both = load_ints(v + j * v_row + 2 * LANES * t);
+                    keep(both);
+                    x[t] = both & low, x[t + 1] = both >> 4 & low;
+                }
 #pragma GCC unroll 4
                 for (int r = 0; r < R; ++r) {
                     const Ints row = spread(p + r * BLOCK + 4 * j);
-#pragma GCC unroll 2
-                    for (int t = 0; t < 2; ++t) part[r][t] = dot4_small(part[r][t], row, x[t]);
+#pragma GCC unroll 4
+                    for (int t = 0; t < V; ++t) part[r][t] = dot4_small(part[r][t], row, x[t]);
                 }
             }
-            for (int r = 0; r < R; ++r)
-                for (int t = 0; t < 2; ++t) set_aside(sum[r][t]), sum[r][t] = sum[r][t] + settle(part[r][t]);
+            if (SETTLES) settle_all(sum, part);
         }
     }
 
     // The same in 16 bits, the even bytes and the odd ones.
-    template <int R>
-    INLINE void weighted(const int16_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][2],
+    template <int R, int V>
+    INLINE void weighted(const int16_t* p, const char* v, int64_t v_row, int64_t fours, Ints (&sum)[R][V],
                          Ahead& ahead) const {
+        const Ints low = splat(0x000f000f);
         for (int64_t j = 0; j < fours; ++j) {
             const char* at = v + j * v_row;
-            ahead.ask<(HALVES ? 1 : 2) * LINE>();
-            Ints x[2][2];
-            if constexpr (HALVES) {
-                const Ints both = load_ints(at), low = splat(0x000f000f);
-                for (int t = 0; t < 2; ++t) x[t][0] = both >> 4 * t & low, x[t][1] = both >> (4 * t + 8) & low;
-            } else {
-                for (int t = 0; t < 2; ++t) {
-                    const Ints four = load_ints(at + 4 * LANES * t);
-                    x[t][0] = upper_bytes(four << 8), x[t][1] = upper_bytes(four);
-                }
-            }
+            ahead.ask<HALVES ? std::max(LINES / 2, 1) : LINES>();
+            Ints x[2][V];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r)
+            for (int t = 0; t < V; ++t) {
+                Ints four = load_ints(at + (HALVES ? t / 2 * 4 * LANES : t * 4 * LANES));
+                keep(four);
+                x[0][t] = HALVES ? four >> t % 2 * 4 & low : upper_bytes(four << 8);
+                x[1][t] = HALVES ? four >> (t % 2 * 4 + 8) & low : upper_bytes(four);
+            }
 #pragma GCC unroll 2
-                for (int odd = 0; odd < 2; ++odd) {
+            for (int odd = 0; odd < 2; ++odd)
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r) {
                     const Ints row = spread(p + r * BLOCK + 4 * j + 2 * odd);
-#pragma GCC unroll 2
-                    for (int t = 0; t < 2; ++t) sum[r][t] = dot2(sum[r][t], x[t][odd], row);
+#pragma GCC unroll 4
+                    for (int t = 0; t < V; ++t) sum[r][t] = dot2(sum[r][t], x[odd][t], row);
                 }
         }
     }

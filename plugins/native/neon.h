@@ -56,6 +56,13 @@ INLINE void store_uint8(void* x, Ints value) {  // all of it, up to 255
     tail.put(x, LANES);
 }
 
+// Four registers of values up to 255, as bytes, the middle ones of each four exchanged.
+INLINE void store_bytes_crossed(void* x, Ints a, Ints b, Ints c, Ints d) {
+    const Ints four[] = {a, b, c, d};
+    for (int i = 0; i < 4; ++i)
+        store_uint8(static_cast<uint8_t*>(x) + 4 * i, (Ints)__builtin_shufflevector(four[i], four[i], 0, 2, 1, 3));
+}
+
 INLINE Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }  // a b + c
 INLINE Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }
 INLINE Floats min(Floats a, Floats b) { return vminq_f32(a, b); }
@@ -91,7 +98,6 @@ INLINE Ints narrow_pair(Floats low, Floats high) { return (Ints)vcvtq_high_bf16_
 INLINE Floats dot2(Floats sum, Ints a, Ints b) { return vbfdotq_f32(sum, (bfloat16x8_t)a, (bfloat16x8_t)b); }
 #endif
 
-INLINE Ints crossed(Ints x) { return (Ints)__builtin_shufflevector(x, x, 0, 2, 1, 3); }  // lanes 1 and 2 of each four exchanged
 INLINE Ints upper_bytes(Ints x) { return (Ints)vshrq_n_s16((int16x8_t)x, 8); }  // of each 16 bits, as 16 bits
 
 // As in x86.h. Signed bytes are multiplied as such, and so are small ones.

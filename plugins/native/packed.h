@@ -12,7 +12,6 @@
 namespace attnbench {
 
 constexpr int TILE = 16;  // keys that lie together, a multiple of LANES; mirrored in quantized_cache.py
-constexpr int LINE = std::max(4 * LANES / 64, 1);  // cache lines of a register, or what is next to it
 
 // Mirrored in attention.py: of key and value, in elements; a row is that of 16 keys.
 struct Scales {
@@ -79,14 +78,22 @@ class PackedCache {
     const Scales& scales_;
 };
 
-// Two registers of keys, from the j-th of a block on; where there is no second one, the first stands for it.
-struct Pair {
-    Pair(const PackedCache::Head& head, int64_t start, int64_t j, int64_t rows)
-        : key{start + j, start + std::min<int64_t>(j + LANES, (rows - 1) / LANES * LANES)},
-          bytes{head.keys(key[0]), head.keys(key[1])} {}
+// So many registers, of keys or of columns, are multiplied together, that their sums for TOGETHER rows fill half of all
+// registers or more: there are as many then as products begin before the first one is done.
+constexpr int LINES = std::max(4 * PANEL / 64, 1);  // cache lines of them
 
-    int64_t key[2];
-    const char* bytes[2];
+// Registers of keys, from the j-th of a block on; where there is no further one, the last stands for it.
+template <int N>
+struct Several {
+    Several(const PackedCache::Head& head, int64_t start, int64_t j, int64_t rows) {
+        for (int t = 0; t < N; ++t) {
+            key[t] = start + std::min<int64_t>(j + LANES * t, (rows - 1) / LANES * LANES);
+            bytes[t] = head.keys(key[t]);
+        }
+    }
+
+    int64_t key[N];
+    const char* bytes[N];
 };
 
 }  // namespace attnbench
