@@ -35,6 +35,7 @@ class Isa:
 
     lanes: float32 values in a register. needs, flag: features of the CPU by Linux's names, and what tells the compiler.
     more: likewise, what is used where the CPU has it; what begins with + is put behind the flag.
+    pairs, bytes: those of `more` that multiply bfloat16 as such, and 8 bits with 8.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Isa:
     needs: tuple[str, ...]
     flag: str
     more: Mapping[str, str]
+    pairs: str
+    bytes: str
 
     def flags(self) -> tuple[str, ...]:
         more = [flag for feature, flag in self.more.items() if feature in features()]
@@ -52,10 +55,13 @@ class Isa:
 ISAS = (
     Isa(
         "AVX-512", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl"), "-march=x86-64-v4",
-        {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"},
+        {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}, "avx512_bf16", "avx512_vnni",
     ),
-    Isa("AVX2", 8, ("avx2", "fma", "f16c", "bmi2"), "-march=x86-64-v3", {"avx_vnni": "-mavxvnni"}),
-    Isa("NEON", 4, ("asimd",), "-march=armv8.2-a", {"asimddp": "+dotprod", "i8mm": "+i8mm", "bf16": "+bf16"}),
+    Isa("AVX2", 8, ("avx2", "fma", "f16c", "bmi2"), "-march=x86-64-v3", {"avx_vnni": "-mavxvnni"}, "", "avx_vnni"),
+    Isa(
+        "NEON", 4, ("asimd",), "-march=armv8.2-a", {"asimddp": "+dotprod", "i8mm": "+i8mm", "bf16": "+bf16"},
+        "bf16", "i8mm",
+    ),
 )  # fmt: skip
 
 
@@ -130,13 +136,13 @@ def multiplies_int8() -> bool:
 def multiplies_pairs() -> bool:
     """Whether the kernels multiply bfloat16 as such; else they widen it to float32."""
     using = isa()
-    return using is not None and "bf16" in " ".join(using.flags())
+    return using is not None and using.pairs in features()
 
 
 def multiplies_bytes() -> bool:
     """Whether the kernels multiply 8 bits with 8; else 7 with 8, as pairs of products are added in 16 bits."""
     using = isa()
-    return using is not None and any(name in " ".join(using.flags()) for name in ("vnni", "i8mm"))
+    return using is not None and using.bytes in features()
 
 
 def load(source: str, dtype: str) -> ctypes.CDLL:
