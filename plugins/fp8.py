@@ -28,7 +28,7 @@ def _format(name: str, dtype: torch.dtype) -> cache.Format:
     def value(codes: Tensor) -> Tensor:
         return codes.view(dtype).float()
 
-    return cache.Format("decode_fp8.cpp", f"decode_{name}", info.max, code, value)
+    return cache.Format("decode_fp8.cpp", name, info.max, code, value)
 
 
 FORMATS = {"e4m3": _format("e4m3", torch.float8_e4m3fn), "e5m2": _format("e5m2", torch.float8_e5m2)}

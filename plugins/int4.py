@@ -30,7 +30,7 @@ def _value(codes: Tensor) -> Tensor:
     return codes.float() - OFFSET
 
 
-FORMAT = cache.Format("decode_int4.cpp", "decode_int4", LEVELS, _code, _value, bits=4, group=64, query_levels=127)
+FORMAT = cache.Format("decode_int4.cpp", "int4", LEVELS, _code, _value, bits=4, group=64, query_levels=127)
 
 
 class Int4(Choice):

@@ -22,11 +22,12 @@ from attnbench.workload import Workload
 from .native import attention as kernels
 from .native import compiler
 from .pieces import hidden, parts
+from .quantization import TINIEST, quantize
 from .sdpa import Sdpa
 
 KEYS = 4096  # keys widened at a time in torch
 TILE = 16  # tokens, and columns, that lie together, as in packed.h
-_TINIEST = 1e-30
+Kernel = Callable[..., int]
 IMPL = Option("auto", "what computes a step", ("auto", "native", "torch"))
 
 
@@ -34,14 +35,15 @@ IMPL = Option("auto", "what computes a step", ("auto", "native", "torch"))
 class Format:
     """How numbers are kept: each divided by a scale, which is the peak of its group over `levels`, in bfloat16.
 
-    kernel: what reads it, a function of a source in native/. levels: the largest number.
+    source, name: what reads and writes it, decode_name and append_name of a source in native/.
+    levels: the largest number.
     group: numbers of a row that share a scale; 0: all. bits: of a number.
     query_levels: where queries are quantized too, a row by its peak; 0: they are not.
     code, value: numbers, float32 of up to `levels`, to bytes; and back.
     """
 
     source: str
-    kernel: str
+    name: str
     levels: float
     code: Callable[[Tensor], Tensor]
     value: Callable[[Tensor], Tensor]
@@ -49,15 +51,11 @@ class Format:
     group: int = 0
     query_levels: int = 0
 
-    @property
-    def name(self) -> str:
-        return self.kernel.removeprefix("decode_")
-
     def narrow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x, float32 (.., length, dim), as bytes (.., length, dim), one a number, and scales (.., length, groups)."""
         groups = _groups(x, self.group or x.shape[-1])  # (.., length, groups, group)
         peak = torch.maximum(groups.amax(-1), groups.amin(-1).neg_())  # (.., length, groups)
-        scale = (peak.clamp_(min=_TINIEST) / self.levels).bfloat16()
+        scale = (peak.clamp_(min=TINIEST) / self.levels).bfloat16()
         numbers = (groups / scale.float()[..., None]).flatten(-2)[..., : x.shape[-1]]  # (.., length, dim)
         return self.code(numbers), scale
 
@@ -70,9 +68,8 @@ class Format:
         """What is made of queries (.., seq, head_dim), in float64."""
         if not self.query_levels:
             return x.double()
-        x = x.float()
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=_TINIEST) / self.query_levels  # (.., seq, 1)
-        return (x / scale).round().double() * scale.double()
+        numbers, scale = quantize(x.float(), 1, self.query_levels)  # (.., seq, head_dim), (.., seq, 1)
+        return numbers.double() * scale.double()
 
     def operands(self, workload: Workload, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the cache makes of query, key and value, each of its input's shape: the definition of a step."""
@@ -112,8 +109,8 @@ class PackedCache(NamedTuple):
     length: int
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, capacity: int, form: Format) -> PackedCache:
-        """A cache with these tokens in it, and room for `capacity` in all."""
+    def of(cls, key: Tensor, value: Tensor, capacity: int, form: Format, kernel: Kernel | None = None) -> PackedCache:
+        """A cache with these tokens in it, and room for `capacity` in all; kernel: as of `append`."""
         tiles, sizes = -(-capacity // TILE), (key.shape[-1], value.shape[-1])
         scales = [
             key.new_zeros(*key.shape[:2], tiles, -(-size // (form.group or size)), TILE, dtype=torch.bfloat16)
@@ -122,10 +119,12 @@ class PackedCache(NamedTuple):
         fours, columns = (-(-size // n) * n * form.bits // 8 for size, n in zip(sizes, (8, 2 * TILE), strict=True))
         made = key.new_zeros(*key.shape[:2], tiles, fours // 4, TILE, 4, dtype=torch.uint8)
         values = key.new_zeros(*key.shape[:2], tiles * TILE // 4, columns, 4, dtype=torch.uint8)
-        return cls(made, values, scales[0], scales[1], past_mean(key), 0).append(key, value, form)
+        return cls(made, values, scales[0], scales[1], past_mean(key), 0).append(key, value, form, kernel)
 
-    def append(self, key: Tensor, value: Tensor, form: Format) -> PackedCache:
+    def append(self, key: Tensor, value: Tensor, form: Format, kernel: Kernel | None = None) -> PackedCache:
         """With these tokens behind what is there, written in place.
+
+        kernel: of append.h, for this format and dtype; None: torch writes the same, in many small calls.
 
         Raises:
             AttnbenchError: there is no room for them.
@@ -133,6 +132,11 @@ class PackedCache(NamedTuple):
         end = self.length + key.shape[2]
         if end > self.key.shape[2] * TILE:
             raise AttnbenchError(f"a cache of {self.key.shape[2] * TILE} tokens has no room for {end}")
+        if kernel is not None:
+            kernels.append(
+                kernel, key, value, self.length, self.mean, self.key, self.value, self.key_scale, self.value_scale
+            )
+            return self._replace(length=end)
         for part in parts(key.shape[2], KEYS):  # what is made on the way is as large as float32
             codes, scale = form.narrow(key[:, :, part].float() - self.mean)
             rows = _fours(codes, form)
@@ -202,13 +206,13 @@ def implementations(form: Format) -> Sequence[Implementation]:
         return kernels.unsupported(workload, form.source)
 
     def native(workload: Workload) -> Decoding:
-        kernel = getattr(compiler.load(form.source, workload.dtype), form.kernel)
-        decode = kernels.packed_decoder(kernel, workload)
+        library = compiler.load(form.source, workload.dtype)
+        decode = kernels.packed_decoder(getattr(library, f"decode_{form.name}"), workload)
 
         def read(cache: PackedCache, query: Tensor) -> Tensor:
             return decode(query, cache.key, cache.value, cache.key_scale, cache.value_scale)
 
-        return _decoding(form, read, kernels.described("float32"))
+        return _decoding(form, read, kernels.described("float32"), getattr(library, f"append_{form.name}"))
 
     def plain(workload: Workload) -> Decoding:
         return _decoding(form, partial(in_torch, workload, form), "plain torch")
@@ -232,14 +236,14 @@ def implementations(form: Format) -> Sequence[Implementation]:
     )
 
 
-def _decoding(form: Format, read: Reader, how: str) -> Decoding:
+def _decoding(form: Format, read: Reader, how: str, append: Kernel | None = None) -> Decoding:
     """A step quantizes its own tokens alone."""
 
     def start(key: Tensor, value: Tensor, capacity: int) -> PackedCache:
-        return PackedCache.of(key, value, capacity, form)
+        return PackedCache.of(key, value, capacity, form, append)
 
     def step(state: PackedCache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, PackedCache]:
-        state = state.append(key, value, form)
+        state = state.append(key, value, form, append)
         return read(state, query), state
 
     return Decoding(start, step, f"{how}, over a cache of {form.name}")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from attnbench_plugins.int8.quantization import quantize
 from attnbench_plugins.native import attention as kernels
 from attnbench_plugins.native import compiler
 from attnbench_plugins.native.attention import KEYS, round_up
+from attnbench_plugins.quantization import quantize
 from instructions import BEST, hold_to
 from torch import Tensor
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from attnbench_plugins.int8 import Int8, plain
-from attnbench_plugins.int8.quantization import quantize, smooth
 from attnbench_plugins.native import compiler
+from attnbench_plugins.quantization import quantize, smooth
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

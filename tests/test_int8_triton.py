@@ -15,7 +15,7 @@ import pytest
 import torch
 import triton_compiler
 from attnbench_plugins.int8 import Int8
-from attnbench_plugins.int8.quantization import quantize, smooth
+from attnbench_plugins.quantization import quantize, smooth
 from test_int8 import errors, make, rel_l2
 from triton_compiler import DIMS, DTYPES, kernels, slow
 

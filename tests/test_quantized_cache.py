@@ -10,7 +10,7 @@ import torch
 from attnbench_plugins import quantized_cache as caches
 from attnbench_plugins.fp8 import FORMATS as FLOATS
 from attnbench_plugins.int4 import FORMAT as INT4
-from attnbench_plugins.int8.quantization import FORMAT as INT8
+from attnbench_plugins.int8 import FORMAT as INT8
 from attnbench_plugins.native import attention as kernels
 from attnbench_plugins.native import compiler
 from test_cpu_kernels import EXACT, make, rel_l2
@@ -59,7 +59,7 @@ def check(name: str, shape: str, dtype: str) -> None:
     held = cache.widened(form, slice(0, w.kv_seq), w.head_dim, w.value_dim)
     assert all(torch.equal(one.double(), other.double()) for one, other in zip(held, operands[1:], strict=True))
     wanted = exact(w, *operands, torch.arange(w.seq))
-    kernel = getattr(compiler.load(form.source, dtype), form.kernel)
+    kernel = getattr(compiler.load(form.source, dtype), f"decode_{form.name}")
     arguments = cache.key, cache.value, cache.key_scale, cache.value_scale
     found = kernels.packed_decoder(kernel, w)(query, *arguments)
     limit = max(EXACT[dtype], 1e-4 if form.bits else 0)
@@ -79,6 +79,24 @@ def test_tokens_one_by_one_make_the_same_cache(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(grown[:5], whole[:5], strict=True))
     with pytest.raises(AttnbenchError, match="a cache of 80 tokens has no room for 140"):
         grown.append(key, value, form)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_kernel_appends_what_torch_does(name: str, dtype: str, isa: str) -> None:
+    form = FORMATS[name]
+    kernel = getattr(compiler.load(form.source, dtype), f"append_{form.name}")
+    for head_dim, value_dim in ((128, 128), (40, 24), (7, 256), (129, 1)):
+        x = [torch.randn(2, 70, 3, dim, generator=torch.Generator().manual_seed(dim)) for dim in (head_dim, value_dim)]
+        x[0][:, :40] *= torch.logspace(-6, 4, 40)[:, None, None]
+        x[1][0, 5], x[1][1, :, 0, : value_dim // 2] = 0, 0
+        key, value = (each.to(getattr(torch, dtype)).transpose(1, 2) for each in x)  # (2, 3, 70, dim), strided
+        wanted, found = (caches.PackedCache.of(key[:, :, :33], value[:, :, :33], 90, form, k) for k in (None, kernel))
+        for start, stop in ((33, 34), (34, 36), (36, 70)):
+            new = key[:, :, start:stop], value[:, :, start:stop]
+            wanted, found = wanted.append(*new, form), found.append(*new, form, kernel)
+        assert found.length == 70
+        assert all(torch.equal(one, other) for one, other in zip(found[:5], wanted[:5], strict=True))
 
 
 @pytest.mark.parametrize(("name", "error"), [("int8", 0.012), ("int4", 0.16), ("e4m3", 0.04), ("e5m2", 0.1)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnbench_plugins.int8.quantization import quantize
+from attnbench_plugins.quantization import quantize
 from sageattention import sageattn
 from torch import Tensor
 

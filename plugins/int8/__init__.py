@@ -6,14 +6,25 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from attnbench.plugin import Attention, Choice, Definition, Implementation, Option, Softmax
 from attnbench.workload import Workload
 
 from .. import quantized_cache, triton_kit
+from ..quantization import LEVELS, quantize, smooth
 from . import native, plain
-from .quantization import FORMAT, LEVELS, quantize, smooth
+
+FORMAT = quantized_cache.Format(
+    "decode_int8.cpp",
+    "int8",
+    LEVELS,
+    code=lambda numbers: numbers.round().to(torch.int8).view(torch.uint8),
+    value=lambda codes: codes.view(torch.int8).float(),
+    query_levels=LEVELS,
+)
+"""Of what a decoder keeps: a scale for each token."""
 
 
 class Int8(Choice):

@@ -11,7 +11,7 @@ from attnbench.workload import Workload
 
 from ..native import attention as kernels
 from ..native import compiler
-from .quantization import LEVELS
+from ..quantization import LEVELS
 
 STRIP_ROWS = 192  # the kernels' tile
 PRODUCTS = {"qk": "int8 Q K^T", "qkpv": "int8 Q K^T and P V"}

@@ -14,7 +14,7 @@ from attnbench.workload import Workload
 from ..native import attention as kernels
 from ..native import compiler
 from ..pieces import hidden_part, strips
-from .quantization import LEVELS, quantize, smooth
+from ..quantization import LEVELS, quantize, smooth
 
 SCORES = 1 << 21  # scores held at a time: 8 MiB, about what a CPU's caches hold
 QUANTIZED = 1 << 19  # elements of Q or K quantized at a time

@@ -270,6 +270,27 @@ def packed_decoder(kernel: Callable[..., int], workload: Workload) -> Call:
     return call
 
 
+_TOKENS = ("batch", "kv_heads", "count", "start", "head_dim", "value_dim", "threads")
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = (
+        *((n, _Tensor) for n in ("key", "value", "keys", "values", "key_scales", "value_scales")),
+        ("mean", ctypes.c_void_p),
+        *((n, ctypes.c_int64) for n in _TOKENS),
+    )
+
+
+def append(kernel: Callable[..., int], key: Tensor, value: Tensor, start: int, mean: Tensor, *cache: Tensor) -> None:
+    """A kernel of append.h on new tokens (batch, kv_heads, count, dim), which become those from `start` on of a cache.
+
+    mean: of keys, dense. cache: keys, values and their scales, as they lie in quantized_cache.py; they change in place.
+    """
+    key, value = dense_rows(key, value)
+    sizes = *key.shape[:3], start, key.shape[3], value.shape[3], torch.get_num_threads()
+    _run(kernel, _Tokens(*map(_tensor, (key, value, *cache)), mean.data_ptr(), *sizes))
+
+
 def workspace_bytes(workload: Workload, rows: int, keys: int, packed: int, weight: int | None = None) -> int:
     """What a call holds beside inputs and output.
 

@@ -3,7 +3,7 @@
 //
 // Sign, exponent and mantissa stand in the same order in bf16 and in float32, whose exponents are longer: a shift to the
 // right, sign apart, gives the number times a power of two, which is put right at the end. Subnormal numbers are not kept.
-#include "packed.h"
+#include "append.h"
 
 namespace attnbench {
 
@@ -155,4 +155,16 @@ extern "C" int decode_e4m3(const attnbench::Problem* problem, const attnbench::S
 extern "C" int decode_e5m2(const attnbench::Problem* problem, const attnbench::Scales* scales) {
     using namespace attnbench;
     return run_decode<Eighths<2>>(*problem, *scales);
+}
+
+extern "C" int append_e4m3(const attnbench::Tokens* tokens) {
+    using namespace attnbench;
+    append<FloatForm<3>>(*tokens);
+    return 0;
+}
+
+extern "C" int append_e5m2(const attnbench::Tokens* tokens) {
+    using namespace attnbench;
+    append<FloatForm<2>>(*tokens);
+    return 0;
 }

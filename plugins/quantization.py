@@ -6,18 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..quantized_cache import Format
-
 LEVELS = 127
-FORMAT = Format(
-    "decode_int8.cpp",
-    "decode_int8",
-    LEVELS,
-    code=lambda numbers: numbers.round().to(torch.int8).view(torch.uint8),
-    value=lambda codes: codes.view(torch.int8).float(),
-    query_levels=LEVELS,
-)
-"""Of what a decoder keeps: a scale for each token."""
+TINIEST = 1e-30  # a row's peak, at least: zeros have a scale too
 
 
 def quantize(x: Tensor, rows: int, levels: int = LEVELS) -> tuple[Tensor, Tensor]:
@@ -30,7 +20,7 @@ def quantize(x: Tensor, rows: int, levels: int = LEVELS) -> tuple[Tensor, Tensor
         length = x.shape[-2]
         blocks = pad(peak, (0, 0, 0, -length % rows)).view(*x.shape[:-2], -1, rows, 1)  # (..., blocks, rows, 1)
         peak = blocks.amax(-2, keepdim=True).expand_as(blocks).flatten(-3, -2)[..., :length, :]  # (..., length, 1)
-    scale = peak.clamp(min=1e-30) / levels  # (..., length, 1)
+    scale = peak.clamp(min=TINIEST) / levels  # (..., length, 1)
     return (x / scale).round_().to(torch.int8), scale
 
 
