@@ -58,10 +58,7 @@ class Pages(NamedTuple):
 
 
 class Paged(Plugin):
-    """Exact attention that reads keys and values through a table of pages, on a CPU: `tiled`, but for that.
-
-    A single query is computed like many: keys and values are packed for it, which `tiled` leaves out.
-    """
+    """Exact attention that reads keys and values through a table of pages, on a CPU: `tiled`, but for that."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     phases: ClassVar[tuple[str, ...]] = ("decode", "forward")
@@ -89,7 +86,7 @@ class Paged(Plugin):
         return Attention(call, made.implementation)
 
     def decoding(self, workload: Workload) -> Decoding:
-        kernel, plan, keys = Tiled(impl="native").kernel(workload, paged=True)
+        kernel, plan, keys = Tiled(impl="native").kernel(workload)
         call = kernels.paged(kernel, workload, plan, keys)
 
         def start(key: Tensor, value: Tensor, capacity: int) -> Pages:

@@ -23,6 +23,7 @@ namespace attnbench {
 
 using Value = VALUE;
 constexpr int MAX_DIM = 256;  // of heads and values
+constexpr int SHORTEST_PAGE = 16;  // tokens
 
 // (batch, heads, length, dim) with strides in elements; the last dimension is dense.
 struct Tensor {
@@ -82,6 +83,8 @@ struct Problem {
     Rows<T> rows(const Tensor& x, int64_t entry, int64_t head, int64_t start) const {
         return {x, entry, head, start, pages ? pages + entry * pages_row : nullptr, page_bits};
     }
+    // Keys that lie one after the other, from a multiple of it on.
+    int64_t run() const { return pages ? int64_t(1) << page_bits : kv_seq; }
     int64_t packed_keys() const { return round_up(kv_seq, KEYS); }
     int64_t columns() const { return round_up(value_dim, LANES); }
 };

@@ -171,7 +171,7 @@ class AsTheyAre {
 
     struct Head {
         const Query* queries;
-        const T *key, *value;
+        Rows<T> key, value;
     };
 
     explicit AsTheyAre(const Problem& p)
@@ -189,12 +189,13 @@ class AsTheyAre {
     float factor() const { return 1; }  // of the output
     Head head(int64_t i) const {
         const int64_t batch = i / p_.kv_heads, own = i % p_.kv_heads;
-        return {queries_ + i * group_.rows * width_, p_.key.at<T>(batch, own, 0), p_.value.at<T>(batch, own, 0)};
+        return {queries_ + i * group_.rows * width_, p_.rows<T>(p_.key, batch, own, 0),
+                p_.rows<T>(p_.value, batch, own, 0)};
     }
 
-    Ahead keys_ahead(const Head& head, int64_t key, int64_t rows) const { return ahead(head.key, p_.key, key, rows, p_.head_dim); }
+    Ahead keys_ahead(const Head& head, int64_t key, int64_t rows) const { return ahead(head.key, key, rows, p_.head_dim); }
     Ahead values_ahead(const Head& head, int64_t key, int64_t rows) const {
-        return ahead(head.value, p_.value, key, rows, p_.value_dim);
+        return ahead(head.value, key, rows, p_.value_dim);
     }
 
     // The products of R rows with a block's keys: s[R][BLOCK].
@@ -203,7 +204,8 @@ class AsTheyAre {
         constexpr int C = LANES / (R == 3 ? 4 : R);  // keys at a time
         for (int64_t j = 0; j < rows; j += C) {
             const T* keys[C];
-            for (int c = 0; c < C; ++c) keys[c] = head.key + (key + std::min(j + c, rows - 1)) * p_.key.row;
+            const T* first = head.key(key + j);  // no page ends among C keys
+            for (int c = 0; c < C; ++c) keys[c] = first + std::min<int64_t>(c, rows - 1 - j) * p_.key.row;
             Floats sum[LANES];
             for (auto& x : sum) x = zero();
             Multiply<T>::template add<R, C>(head.queries + row * width_, width_, keys, p_.head_dim, sum, ahead);
@@ -227,21 +229,26 @@ class AsTheyAre {
     template <int R>
     void accumulate(const Head& head, int64_t key, int64_t rows, const Weights& weights, float* o, int64_t o_row,
                     Ahead& ahead) const {
-        const T* v = head.value + key * p_.value.row;
         along(p_.value_dim, [&](auto whole, int64_t at, int64_t left) __attribute__((always_inline)) {
             Floats sum[R][2];
             for (int r = 0; r < R; ++r)
                 for (int t = 0; t < 2; ++t) sum[r][t] = load(o + r * o_row + at + LANES * t);
-            Multiply<T>::template columns<R, whole>(weights.data, v + at, p_.value.row, rows, left, sum, ahead);
+            for (int64_t j = 0; j < rows; j += p_.run())
+                Multiply<T>::template columns<R, whole>(weights.data + j, head.value(key + j) + at, p_.value.row,
+                                                        std::min(rows - j, p_.run()), left, sum, ahead);
             for (int r = 0; r < R; ++r)
                 for (int t = 0; t < 2; ++t) store(o + r * o_row + at + LANES * t, sum[r][t]);
         });
     }
 
   private:
-    static Ahead ahead(const T* x, const Tensor& of, int64_t key, int64_t rows, int64_t dim) {
+    Ahead ahead(const Rows<T>& x, int64_t key, int64_t rows, int64_t dim) const {
         constexpr int64_t SIZE = sizeof(T);
-        return {x + key * of.row, of.row * SIZE, rows, dim * SIZE};
+        const int64_t run = p_.run();
+        if (rows <= 0) return {nullptr, 0, 0, 0};
+        Ahead made(x(key), x.x.row * SIZE, std::min(rows, run), dim * SIZE);
+        for (int64_t j = run; j < rows; j += run) made.then(x(key + j));
+        return made;
     }
 
     const Problem& p_;

@@ -30,11 +30,15 @@ class Ahead {
     Ahead(const void* first, int64_t row, int64_t rows, int64_t width)  // in bytes
         : at_(static_cast<const char*>(first)), row_(row), width_(width), lines_(rows * ((width + LINE - 1) / LINE)) {
         if (row == width) width_ = rows * row;  // rows that lie next to each other are one
+        each_ = lines_;
     }
+
+    // As many rows from here on next.
+    void then(const void* first) { starts_[runs_++] = static_cast<const char*>(first); }
 
     template <int LINES>
     INLINE void ask() {
-        if (lines_ <= 0) return;
+        if (lines_ <= 0 && !next_run()) return;
         lines_ -= LINES;
         if (width_ - done_ >= LINES * LINE) {
 #pragma GCC unroll 16
@@ -50,9 +54,17 @@ class Ahead {
     }
 
   private:
+    bool next_run() {
+        if (run_ == runs_) return false;
+        at_ = starts_[run_++];
+        lines_ = each_, done_ = 0;
+        return true;
+    }
+
     static constexpr int64_t LINE = 64;
-    const char* at_;
-    int64_t row_, width_, lines_, done_ = 0;
+    const char *at_, *starts_[KEYS / SHORTEST_PAGE];
+    int64_t row_, width_, lines_, each_, done_ = 0;
+    int run_ = 0, runs_ = 0;
 };
 
 // One row over one part of the keys: its output before division, the maximum and the sum that it is relative to.

@@ -85,12 +85,9 @@ class Tiled(Choice):
         sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes, honours=Sdpa.honours)
         return (native, strip, sdpa) if compiler.multiplies_bfloat16() else (native, sdpa, strip)
 
-    def kernel(self, workload: Workload, paged: bool = False) -> tuple[Callable[..., int], kernels.Plan, int]:
-        """What computes it without gradients, over which strips of rows, and the keys of a block.
-
-        paged: over pages, of which the kernel for few queries does not know.
-        """
-        name = "decode" if _few(workload) and not paged else "tiled"
+    def kernel(self, workload: Workload) -> tuple[Callable[..., int], kernels.Plan, int]:
+        """What computes it without gradients, over which strips of rows, and the keys of a block."""
+        name = "decode" if _few(workload) else "tiled"
         plan = kernels.dense(workload, self._rows(workload, ROWS))
         return getattr(compiler.load(f"{name}.cpp", workload.dtype), name), plan, self._keys(workload)
 
