@@ -9,6 +9,8 @@ constexpr int64_t GROUPS = 64;  // of 4 bytes: the panel and the rows lie in the
 
 template <class Product, class Sum>
 void repeat(int64_t times) {
+    constexpr int ROWS = Product::ROWS;
+    const Tiles tiles;
     alignas(64) static thread_local char rows[ROWS * GROUPS * 4], panel[PANEL * GROUPS * 4], out[ROWS * PANEL * 4];
     volatile int64_t known_late = GROUPS;  // as in the kernels: the compiler would unroll all of it
     const int64_t groups = known_late;
@@ -31,7 +33,10 @@ void repeat(int64_t times) {
 
 extern "C" {
 // Multiplications and additions of one repetition, by elements in a group.
-int64_t tile_operations(int64_t elements) { return 2 * ROWS * PANEL * GROUPS * elements; }
+int64_t tile_operations(int64_t elements) {
+    const int64_t rows = elements == 1 ? ROWS : elements == 4 ? Bytes<true>::ROWS : Multiplied<bf16>::Product::ROWS;
+    return 2 * rows * PANEL * GROUPS * elements;
+}
 
 void tile_float32(int64_t times) { repeat<Singles, Floats>(times); }
 void tile_int8(int64_t times) { repeat<Bytes<true>, Ints>(times); }

@@ -91,7 +91,7 @@ def test_a_kernel_computes_what_it_defines(kernel: str, shape: str, dtype: str, 
     check(kernel, shape, dtype, mask)
 
 
-@pytest.mark.parametrize("isa", ["avx512_core", "avx2_vnni"], indirect=True)
+@pytest.mark.parametrize("isa", ["avx512_core_bf16", "avx512_core", "avx2_vnni"], indirect=True)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_it_does_so_with_the_products_of_other_cpus(kernel: str, isa: str) -> None:
     check(kernel, "tail", "bfloat16", "causal")
@@ -264,11 +264,16 @@ def test_concurrent_first_uses_compile_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("isa", "dtype"), [("", "bfloat16"), ("avx2", "float32")], indirect=["isa"])
 def test_sanitizers_find_nothing(tmp_path: Path, dtype: str, isa: str) -> None:
+    sanitize(tmp_path, dtype)
+
+
+def sanitize(tmp_path: Path, dtype: str, *more: str) -> None:
+    """more: for the compiler."""
     program = tmp_path / "sanitize"
     flags = [f for f in compiler.flags(dtype) if f not in ("-O3", "-fPIC")]
     subprocess.run(
         ["g++", *flags, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-         f"-I{compiler.HERE}", str(HERE / "sanitize.cpp"), "-o", str(program)],
+         f"-I{compiler.HERE}", str(HERE / "sanitize.cpp"), *more, "-o", str(program)],
         check=True,
     )  # fmt: skip
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)

@@ -117,6 +117,24 @@ def test_values_are_packed_by_groups_of_keys(stages: Stages, rows: int, width: i
     assert torch.equal(out, torch.cat([panel.reshape(-1) for panel in panels]))
 
 
+@pytest.mark.parametrize("rows", [1, 7, 35])
+@pytest.mark.parametrize("length", [1, 33, 64])
+@pytest.mark.parametrize("columns", [16, 64, 144])
+def test_products_are_those_of_torch(stages: Stages, rows: int, length: int, columns: int) -> None:
+    check_products(stages, rows, length, columns)
+
+
+def check_products(stages: Stages, rows: int, length: int, columns: int) -> None:
+    a, b = torch.randn(rows, KEYS).to(stages.wide), stages.random(length, columns)
+    packed, before = torch.empty(KEYS * columns).to(stages.wide), torch.randn(rows + 1, columns)
+    stages("pack_panels", b, length, columns, columns, packed)
+    c = before.clone()
+    stages("accumulate", a, rows, packed, length, columns, c)
+    wanted = before[:-1].double() + a[:, :length].double() @ b.double()
+    torch.testing.assert_close(c[:-1].double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(c[-1], before[-1])  # nothing is written beyond the end
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, 128), (-5, 200), (3, 70), (64, 64), (130, 200), (-9, -1), (100, 20)])
 def test_what_is_hidden_is_minus_infinity(bfloat16: Stages, start: int, end: int) -> None:
     s, at = torch.randn(128), torch.arange(128)

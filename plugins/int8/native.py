@@ -33,6 +33,8 @@ def implementation(kind: str, rows: int) -> Implementation:
     def build(w: Workload) -> Attention:
         library, plan = compiler.load("int8.cpp", w.dtype), kernels.dense(w, min(STRIP_ROWS, w.seq))
         bits = "by VNNI" if compiler.multiplies_bytes() else "with 7 bits of K" + (" and P" if kind == "qkpv" else "")
+        if compiler.has_tiles("int8"):
+            bits = "by AMX"
         call = kernels.caller(getattr(library, f"int8_{kind}"), w, plan, block_keys(kind))
         return Attention(call, f"{kernels.described(w.dtype)}, {PRODUCTS[kind]} {bits}")
 

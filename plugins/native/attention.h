@@ -126,13 +126,17 @@ struct Packed {
     Values values;
 };
 
+// That are computed together.
+template <class Keys, class Values>
+constexpr int SCORE_ROWS = std::max(Keys::ROWS, Values::ROWS);
+
 // What one thread works in: a strip's queries, running output, maximum and sum; a tile's scores and weights.
 template <class Keys, class Values>
 struct Workspace {
     explicit Workspace(const Problem& p)
         : queries(p),
-          scores(ROWS * p.keys),
-          weights(ROWS * p.keys),
+          scores(SCORE_ROWS<Keys, Values> * p.keys),
+          weights(SCORE_ROWS<Keys, Values> * p.keys),
           out(p.strip_rows * p.columns()),
           top(p.strip_rows),
           sum(p.strip_rows) {}
@@ -168,6 +172,7 @@ void tile(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys, 
 template <class Keys, class Values>
 void attend(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys, Values>& w, int64_t batch,
             int64_t head, const Strip& strip) {
+    constexpr int ROWS = SCORE_ROWS<Keys, Values>;
     const int64_t rows = strip.end - strip.start, columns = p.columns();
     w.queries.pack(p, batch, head, strip);
     std::fill(w.top + 0, w.top + rows, LOWEST);
@@ -209,6 +214,7 @@ void attention(const Problem& p) {
     }
 #pragma omp parallel num_threads(p.threads)
     {
+        const Tiles tiles;
         const int thread = omp_get_thread_num();
         auto& work = *works[thread];
 #pragma omp for schedule(dynamic)

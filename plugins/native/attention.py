@@ -17,7 +17,7 @@ from ..autograd import Backward, Forward, dense_rows, differentiable
 from ..pieces import strips
 from . import compiler
 
-KEYS, ROWS = 64, 6  # as in vectors.h
+KEYS, ROWS, TILE_ROWS = 64, 6, 16  # as in vectors.h and amx.h
 MAX_DIM = 256
 HONOURS = ("scale", "window")  # of the kernels that take a plan
 _FAR = 1 << 40
@@ -59,6 +59,10 @@ def described(dtype: str) -> str:
     """What multiplies values of this dtype in the kernels."""
     using = compiler.isa()
     name = using.name if using else "of no kind"
+    if pairs(dtype) and compiler.has_tiles("bf16"):
+        name += " and AMX"
+    elif reason := compiler.tiles_refused():
+        name += f" (no AMX: {reason})"
     return f"C++ {name}" + ("" if dtype == "float32" else " in bfloat16" if pairs(dtype) else " in float32")
 
 
@@ -297,10 +301,12 @@ def workspace_bytes(workload: Workload, rows: int, keys: int, packed: int, weigh
     rows: of the tallest strip. packed: bytes of a packed key with its value. weight: bytes of one, if not an operand's.
     """
     w, operand = workload, operand_bytes(workload.dtype)
-    weight = operand if weight is None else weight
+    with_bytes, weight = weight is not None, operand if weight is None else weight
     heads = w.batch * w.kv_heads
     length = round_up(w.kv_seq, KEYS)
-    work = rows * (4 * columns(w.value_dim) + operand * w.head_dim + 8) + ROWS * keys * (4 + weight)
+    in_tiles = compiler.has_tiles("int8") if with_bytes else pairs(w.dtype) and compiler.has_tiles("bf16")
+    tile = (TILE_ROWS if in_tiles else ROWS) * keys * (4 + weight)
+    work = rows * (4 * columns(w.value_dim) + operand * w.head_dim + 8) + tile
     return (w.threads if heads >= w.threads else 1) * length * packed + w.threads * work
 
 

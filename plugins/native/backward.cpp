@@ -202,6 +202,7 @@ inline void all_gradients(const Problem& p, const Gradients& g) {
     }
 #pragma omp parallel num_threads(p.threads)
     {
+        const Tiles tiles;
         const int thread = omp_get_thread_num();
         auto& room = *rooms[thread];
         auto& own = *sums[thread];

@@ -8,6 +8,7 @@ namespace attnbench::gradient {
 using Product = Multiplied<Value>::Product;
 using Element = Product::Element;
 constexpr int GROUP = Product::GROUP;
+constexpr int ROWS = Product::ROWS;  // of its tile, not of Singles'
 constexpr bool FINE = !std::is_same_v<Value, bf16>;
 
 // Of one key with KEYS queries, where nothing else is said.

@@ -26,7 +26,14 @@ TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "f16"}  # of tensors
 TIMEOUT = 300  # seconds
 HIDE = "ATTNBENCH_MAX_CPU_ISA"  # hides what is beyond it from us, as ATEN_CPU_CAPABILITY does from torch
 # oneDNN's names for what may be left, and how what is hidden then begins.
-_HIDDEN = {"avx2": ("avx512", "avx_", "amx"), "avx2_vnni": ("avx512", "amx"), "avx512_core": ("avx512_", "avx_", "amx")}
+_HIDDEN: Mapping[str, tuple[str, ...]] = {
+    "avx2": ("avx512", "avx_", "amx"),
+    "avx2_vnni": ("avx512", "amx"),
+    "avx512_core": ("avx512_", "avx_", "amx"),
+    "avx512_core_bf16": ("avx512_fp16", "amx"),
+    "avx512_core_amx": (),
+}
+AMX = frozenset(("amx_tile", "amx_bf16", "amx_int8"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class Isa:
     bytes: str
 
     def flags(self) -> tuple[str, ...]:
-        more = [flag for feature, flag in self.more.items() if feature in features()]
+        has = features() - (AMX if tiles_refused() else frozenset())
+        more = [flag for feature, flag in self.more.items() if feature in has]
         behind = [flag for flag in more if flag.startswith("+")]
         return ("".join((self.flag, *behind)), *(flag for flag in more if flag not in behind))
 
@@ -55,7 +63,9 @@ class Isa:
 ISAS = (
     Isa(
         "AVX-512", 16, ("avx512f", "avx512bw", "avx512dq", "avx512vl"), "-march=x86-64-v4",
-        {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}, "avx512_bf16", "avx512_vnni",
+        {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni", "amx_tile": "-mamx-tile",
+         "amx_bf16": "-mamx-bf16", "amx_int8": "-mamx-int8"},
+        "avx512_bf16", "avx512_vnni",
     ),
     Isa("AVX2", 8, ("avx2", "fma", "f16c", "bmi2"), "-march=x86-64-v3", {"avx_vnni": "-mavxvnni"}, "", "avx_vnni"),
     Isa(
@@ -78,7 +88,7 @@ def features() -> frozenset[str]:
     most = os.environ.get(HIDE, "").lower()
     if most and most not in _HIDDEN:
         raise AttnbenchError(f"{HIDE}={most!r}: the instruction sets to stop at are {', '.join(_HIDDEN)}")
-    return frozenset(f for f in _all_features() if not f.startswith(_HIDDEN.get(most, "none")))
+    return frozenset(f for f in _all_features() if not f.startswith(_HIDDEN.get(most, ())))
 
 
 _ABOUT = ("model", "flags", "CPU part", "Features")
@@ -143,6 +153,28 @@ def multiplies_bytes() -> bool:
     """Whether the kernels multiply 8 bits with 8; else 7 with 8, as pairs of products are added in 16 bits."""
     using = isa()
     return using is not None and using.bytes in features()
+
+
+def has_tiles(of: str) -> bool:
+    """Whether the kernels multiply these in AMX's tiles: pairs of "bf16", or bytes, "int8"."""
+    using = isa()
+    return using is not None and f"-mamx-{of}" in using.flags()
+
+
+def tiles_refused() -> str | None:
+    """None, or why the kernels must do without the tiles that this CPU has."""
+    return _permission() if "amx_tile" in features() else None
+
+
+@cache
+def _permission() -> str | None:
+    """Asks Linux for AMX's tiles, for all threads of this process; None, or why it got none.
+
+    Nobody has them unasked, as they make what a signal puts on a stack 8 KiB larger (docs.kernel.org, x86/xstate).
+    """
+    arch_prctl, request, tile_data = map(ctypes.c_long, (158, 0x1023, 18))
+    system = ctypes.CDLL(None, use_errno=True)
+    return os.strerror(ctypes.get_errno()) if system.syscall(arch_prctl, request, tile_data) else None
 
 
 def load(source: str, dtype: str) -> ctypes.CDLL:

@@ -12,6 +12,8 @@ namespace attnbench {
 template <class T>
 class Int8Keys {
   public:
+    static constexpr int ROWS = Bytes<true>::ROWS;
+
     class Queries {
       public:
         explicit Queries(const Problem& p)
@@ -99,6 +101,7 @@ class Int8Values {
   public:
     using Value = T;
     using Weight = uint8_t;
+    static constexpr int ROWS = Bytes<false>::ROWS;
 
     explicit Int8Values(const Problem& p)
         : length_(p.packed_keys()), columns_(p.columns()), data_(length_ * columns_), scale_(columns_) {}

@@ -8,10 +8,35 @@
 
 namespace attnbench {
 
+// How groups are multiplied in tiles, where the CPU has such; none: they are multiplied in registers.
+enum class Dot { none, pairs, signed_unsigned, unsigned_signed };
+
+}  // namespace attnbench
+
+#ifdef __AMX_TILE__
+#include "amx.h"
+#else
+namespace attnbench {
+
+constexpr int TILE_ROWS = 0;
+struct Tiles {};  // none are held
+
+template <Dot dot, int R, int V, bool add>
+void multiply_tiles(const void* a, int64_t a_row, const void* b, int64_t b_step, int64_t groups, void* c, int64_t c_row);
+
+}  // namespace attnbench
+#endif
+
+namespace attnbench {
+
+constexpr int rows_of(Dot dot) { return dot == Dot::none ? ROWS : TILE_ROWS; }  // that are multiplied together
+
 // float32, to which narrower values are widened while they are packed.
 struct Singles {
     using Element = float;
     static constexpr int GROUP = 1;  // elements
+    static constexpr Dot DOT = Dot::none;
+    static constexpr int ROWS = rows_of(DOT);
 
     static INLINE Floats dot(Floats sum, Ints b, Ints a) { return fma((Floats)a, (Floats)b, sum); }
 
@@ -33,6 +58,12 @@ struct Singles {
 struct Pairs {
     using Element = bf16;
     static constexpr int GROUP = 2;
+#ifdef __AMX_BF16__
+    static constexpr Dot DOT = Dot::pairs;
+#else
+    static constexpr Dot DOT = Dot::none;
+#endif
+    static constexpr int ROWS = rows_of(DOT);
 
     static INLINE Floats dot(Floats sum, Ints b, Ints a) { return dot2(sum, b, a); }
 
@@ -64,6 +95,12 @@ template <bool unsigned_panel>
 struct Bytes {
     using Element = uint8_t;
     static constexpr int GROUP = 4;
+#if defined(__AMX_INT8__) && defined(VNNI)
+    static constexpr Dot DOT = unsigned_panel ? Dot::signed_unsigned : Dot::unsigned_signed;
+#else
+    static constexpr Dot DOT = Dot::none;
+#endif
+    static constexpr int ROWS = rows_of(DOT);
 
     static INLINE Ints dot(Ints sum, Ints b, Ints a) { return unsigned_panel ? dot4(sum, b, a) : dot4(sum, a, b); }
 
@@ -71,10 +108,12 @@ struct Bytes {
 };
 
 // sum += A B for R rows and V registers of columns. Strides are in bytes: a_row and a_step from row to row and from group to
-// group of A, b_step from group to group of B.
+// group of A, b_step from group to group of B. In tiles groups of A lie one after the other.
 template <class Product, int R, int V, class Sum>
 INLINE void multiply(const void* a, int64_t a_row, int64_t a_step, const void* b, int64_t b_step, int64_t groups,
                      Sum (&sum)[R][V]) {
+    if constexpr (Product::DOT != Dot::none)
+        return multiply_tiles<Product::DOT, R, V, true>(a, a_row, b, b_step, groups, sum, 4 * V * LANES);
     auto *left = static_cast<const char*>(a), *right = static_cast<const char*>(b);
     for (int64_t group = 0; group < groups; ++group, left += a_step, right += b_step) {
         Ints columns[V];
@@ -94,12 +133,15 @@ INLINE void multiply(const void* a, int64_t a_row, int64_t a_step, const void* b
 template <class Product, int R, int V, bool add>
 INLINE void product(const typename Product::Element* a, int64_t a_row, const typename Product::Element* b,
                     int64_t groups, float* c, int64_t c_row) {
+    constexpr int64_t A = sizeof *a, B = 4 * V * LANES, C = sizeof *c;
+    if constexpr (Product::DOT != Dot::none)
+        return multiply_tiles<Product::DOT, R, V, add>(a, A * a_row, b, B, groups, c, C * c_row);
     Floats sum[R][V];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int t = 0; t < V; ++t) sum[r][t] = add ? load(c + r * c_row + LANES * t) : zero();
-    multiply<Product>(a, a_row * int64_t(sizeof *a), 4, b, 4 * V * LANES, groups, sum);
+    multiply<Product>(a, A * a_row, 4, b, B, groups, sum);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -107,15 +149,19 @@ INLINE void product(const typename Product::Element* a, int64_t a_row, const typ
 }
 
 // f with min(n, most) as a constant: a loop over what is known at run time becomes one over registers.
-template <int most, class F>
+template <int most, int least = 1, class F>
 INLINE void with_constant(int64_t n, F f) {
     switch (n) {
-        case 1: f(std::integral_constant<int, 1>()); break;
-        case 2: f(std::integral_constant<int, std::min(2, most)>()); break;
-        case 3: f(std::integral_constant<int, std::min(3, most)>()); break;
-        case 4: f(std::integral_constant<int, std::min(4, most)>()); break;
-        case 5: f(std::integral_constant<int, std::min(5, most)>()); break;
-        default: f(std::integral_constant<int, most>());
+        case least: f(std::integral_constant<int, std::min(least, most)>()); break;
+        case least + 1: f(std::integral_constant<int, std::min(least + 1, most)>()); break;
+        case least + 2: f(std::integral_constant<int, std::min(least + 2, most)>()); break;
+        case least + 3: f(std::integral_constant<int, std::min(least + 3, most)>()); break;
+        case least + 4: f(std::integral_constant<int, std::min(least + 4, most)>()); break;
+        default:
+            if constexpr (most > least + 5)
+                with_constant<most, least + 5>(n, f);
+            else
+                f(std::integral_constant<int, most>());
     }
 }
 
@@ -124,6 +170,11 @@ INLINE void with_constant(int64_t n, F f) {
 template <class Product, int R>
 INLINE void accumulate(const typename Product::Element* a, int64_t a_row, const typename Product::Element* b,
                        int64_t length, int64_t start, int64_t n, int64_t columns, float* c, int64_t c_row) {
+    if constexpr (R > Product::ROWS) {  // as where keys are multiplied in tiles and values in registers
+        constexpr int MOST = Product::ROWS;
+        accumulate<Product, MOST>(a, a_row, b, length, start, n, columns, c, c_row);
+        return accumulate<Product, R - MOST>(a + MOST * a_row, a_row, b, length, start, n, columns, c + MOST * c_row, c_row);
+    }
     for (int64_t at = 0; at < columns; at += PANEL) {
         const int64_t width = std::min<int64_t>(PANEL, columns - at);
         with_constant<VECTORS>(width / LANES, [&](auto vectors) __attribute__((always_inline)) {

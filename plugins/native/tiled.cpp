@@ -9,6 +9,8 @@ class FloatKeys {
     using Element = typename Product::Element;
 
   public:
+    static constexpr int ROWS = Product::ROWS;
+
     // A strip's queries, each padded to whole groups.
     class Queries {
       public:

@@ -12,6 +12,7 @@ class FloatValues {
   public:
     using Value = T;
     using Weight = typename Product::Element;
+    static constexpr int ROWS = Product::ROWS;
 
     explicit FloatValues(const Problem& p)
         : length_(p.packed_keys()), columns_(p.columns()), data_(length_ * columns_) {}

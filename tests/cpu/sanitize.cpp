@@ -1,5 +1,8 @@
 // The kernels over odd shapes, with operands that end where their memory ends: for AddressSanitizer and UBSan.
 // Each result is compared with attention in double; the program ends with 1 where one is off.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <random>
 
@@ -10,6 +13,8 @@
 #include "tiled.cpp"
 
 using namespace attnbench;
+
+extern "C" __attribute__((weak)) void tiles_emulate();  // tiles.cpp, where that is compiled with it
 
 namespace {
 
@@ -170,6 +175,9 @@ double gradient_error(const Shape& c) {
 }  // namespace
 
 int main() {
+#ifdef __AMX_TILE__  // asked for as compiler.py does
+    if (syscall(SYS_arch_prctl, 0x1023, 18) && tiles_emulate) tiles_emulate();
+#endif
     const Shape shapes[] = {
         {1, 1, 1, 1, 1, 1, 1, 1, 1, 64, 0, false},        {1, 2, 1, 5, 67, 33, 17, 2, 4, 64, 0, true},
         {2, 3, 3, 70, 130, 64, 64, 2, 13, 128, 0, true},  {1, 4, 2, 97, 97, 16, 80, 3, 96, 64, 0, false},

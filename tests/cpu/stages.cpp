@@ -37,6 +37,16 @@ void stage_pack_panels(const Value* from, int64_t rows, int64_t width, int64_t c
     pack_panels<Product>(Dense<Value>{from, width}, rows, width, columns, KEYS, 0, to);
 }
 
+// c (rows, columns) += a (rows, KEYS) b, of whose rows there are n; b: as stage_pack_panels makes it
+void stage_accumulate(const Element* a, int64_t rows, const Element* b, int64_t n, int64_t columns, float* c) {
+    const Tiles tiles;
+    constexpr int ROWS = Product::ROWS;
+    for (int64_t row = 0; row < rows; row += ROWS)
+        with_constant<ROWS>(rows - row, [&](auto r) {
+            accumulate<Product, r>(a + row * KEYS, KEYS, b, KEYS, 0, n, columns, c + row * columns, columns);
+        });
+}
+
 void stage_hide(float* s, int64_t n, int64_t from, int64_t to) { hide(s, n, from, to); }
 
 float stage_quantize(const Value* x, const float* mean, int64_t n, float levels, int8_t* to) {
