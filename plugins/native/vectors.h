@@ -45,7 +45,7 @@ struct Tail {
 
 namespace attnbench {
 
-constexpr int ROWS = 6;                 // of a tile
+constexpr int ROWS = 6;                 // of a tile in registers
 constexpr int PANEL = VECTORS * LANES;  // columns of a tile
 constexpr int KEYS = 64;                // that are packed together, a multiple of PANEL; mirrored in attention.py
 
