@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from attnbench.models.needles import needles
 from attnbench.models.text import documents
 from attnbench.plugin import Plugin, expand_kv, visible
 from attnbench.stats.clusters import clustered_mean
-from attnbench.sweep.model import _numbers
+from attnbench.sweep.model import Asked, _numbers, _Rooms
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelJudged
 from attnbench.workers.model import facts, judge
 
@@ -165,6 +166,18 @@ def test_an_interval_over_documents_is_students_of_their_means() -> None:
     assert (found.low, found.high) == pytest.approx((means.mean() - half, means.mean() + half), rel=1e-6)
     assert clustered_mean([1.0], [1], [0]).low is None
     assert clustered_mean([1.0, 3.0], [1, 1], [5, 5]).low is not None  # windows of the only document
+
+
+def test_each_cell_has_its_part_of_the_budget() -> None:
+    asked, key = Asked(models=["a"], plugins="all", seqs=[64], budget=100.0), ("a", 64)
+    rooms = _Rooms(asked, monotonic(), left=4, memory=0)
+    assert rooms.seconds(key) == pytest.approx(0.7 * 25, rel=0.01)  # exact attention
+    rooms.took[key] = 20.0
+    assert rooms.seconds(key) == pytest.approx(30)
+    rooms.took[key] = 90.0
+    assert rooms.seconds(key) == pytest.approx(100, rel=0.01)  # all that there is
+    rooms.took[key] = 101.0
+    assert rooms.seconds(key) is None
 
 
 def run(*arguments: str) -> Any:

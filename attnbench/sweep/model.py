@@ -24,6 +24,7 @@ from attnbench.workload import Workload
 REFERENCE = "sdpa"
 _DEPTHS = {4096: (0.0, 0.25, 0.5, 0.75, 1.0), 1 << 40: (0.0, 0.5, 1.0)}  # of needles, up to so many tokens
 _MEMORY_SHARE = 0.8  # of what is free
+_EXACT_SHARE, _SLOWER = 0.7, 1.5  # of a cell's share of the budget; times as long as exact
 _LOAD_SECONDS = 600.0  # unpacking a model, at the first time
 
 
@@ -131,15 +132,15 @@ def _cells(server: Forkserver, requests: Sequence[Request], workload: Workload) 
     cells = [cell for r in requests for cell in cells_of(r, ask(server, r, [workload]), [workload])]
     for cell in cells:
         if cell.status is None and cell.family == "recurrent":
-            cell.end("unsupported", "a recurrence with gates that a model with attention has no weights for")
+            cell.end("unsupported", "a recurrence approximates no softmax, which the model's weights are made for")
     return cells
 
 
 @dataclass
 class _Rooms:
-    """How much of the budget each cell may take: an even part of what is left, and as many windows as exact took.
+    """How much of the budget each cell may take, so that all are judged on as many windows as exact attention is.
 
-    left: cells to come. memory: bytes that each may allocate.
+    left: cells to come. memory: bytes that each may allocate. windows, took: exact's, and its seconds.
     """
 
     asked: Asked
@@ -150,8 +151,17 @@ class _Rooms:
     took: dict[tuple[str, int], float] = field(default_factory=dict)
 
     @property
-    def seconds(self) -> float:
-        return (self.asked.budget - (monotonic() - self.began)) / max(1, self.left)
+    def over(self) -> float:
+        """Seconds that are left of the budget."""
+        return self.asked.budget - (monotonic() - self.began)
+
+    def seconds(self, key: tuple[str, int]) -> float | None:
+        """For the next cell; None where it does not fit. Exact takes a part of its share, the others may be slower."""
+        share, took = max(0.0, self.over) / max(1, self.left), self.took.get(key)
+        self.left -= 1
+        if took is None:
+            return _EXACT_SHARE * share
+        return None if self.over < took else min(self.over, _SLOWER * took)
 
 
 def _judged(server: Forkserver, name: str, cell: Cell, rooms: _Rooms) -> ModelJudged | None:
@@ -159,17 +169,17 @@ def _judged(server: Forkserver, name: str, cell: Cell, rooms: _Rooms) -> ModelJu
     if cell.status is not None:
         return None
     asked, w, key = rooms.asked, cell.workload, (name, cell.workload.seq)
-    seconds, left = rooms.seconds, asked.budget - (monotonic() - rooms.began)
-    rooms.left -= 1
-    if left < (least := rooms.took.get(key, 0.0)):
-        cell.end("skipped", f"exact attention took {least:.0f} s, {max(0, left):.0f} s are left: a higher --budget")
+    seconds = rooms.seconds(key)
+    if seconds is None:
+        took, left = rooms.took[key], max(0.0, rooms.over)
+        cell.end("skipped", f"exact attention took {took:.0f} s, {left:.0f} s are left: a higher --budget")
         return None
     depths = next(depths for up_to, depths in _DEPTHS.items() if w.seq <= up_to)
     windows = rooms.windows.get(key, asked.windows)
     worker, began = server.start(rooms.memory, cell.path), monotonic()
     try:
         answer = worker.request(
-            JudgeModel(name, list(asked.texts), w, cell.target, cell.options, windows, max(0.0, seconds), list(depths),
+            JudgeModel(name, list(asked.texts), w, cell.target, cell.options, windows, seconds, list(depths),
                        asked.tokens),
             asked.timeout,
         )  # fmt: skip
@@ -184,7 +194,7 @@ def _judged(server: Forkserver, name: str, cell: Cell, rooms: _Rooms) -> ModelJu
         return None
     if cell.variant == REFERENCE:
         rooms.windows.setdefault(key, len(answer.windows))
-        rooms.took.setdefault(key, min(monotonic() - began, seconds))
+        rooms.took.setdefault(key, monotonic() - began)
     return answer
 
 
