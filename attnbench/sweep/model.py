@@ -93,7 +93,8 @@ def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], 
 
 def _facts(server: Forkserver, name: str, asked: Asked, say: Callable[[str], None]) -> ModelFacts:
     worker = server.start()
-    say(f"{name}: loading; at the first time its weights are unpacked, which takes up to a minute")
+    packed = not find_model(name).paths()[0].is_dir()
+    say(f"{name}: loading" + ("; its weights are unpacked if they never were, in up to a minute" if packed else ""))
     try:
         answer = worker.request(AskModel(name, list(asked.texts), list(asked.seqs)), _LOAD_SECONDS)
     except (Expired, Closed):
