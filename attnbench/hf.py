@@ -236,7 +236,7 @@ def _attention(
         return AttnbenchError(f"{variant.spec} in {layer}: {what}")
 
     seen = _read(attention_mask, module, is_causal, query, key)
-    if problem := _asked_in_vain(module, dropout, kwargs) or seen.problem:
+    if problem := asked_in_vain(module, dropout, kwargs) or seen.problem:
         raise can_not(problem)
     sinks = s_aux if sinks is None else sinks
     if scaling is None or math.isclose(scaling, query.shape[3] ** -0.5, rel_tol=1e-6):
@@ -263,7 +263,7 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _asked_in_vain(module: torch.nn.Module, dropout: float, given: Mapping[str, Any]) -> str | None:
+def asked_in_vain(module: torch.nn.Module, dropout: float, given: Mapping[str, Any]) -> str | None:
     """What a model asks for that no variant has."""
     if dropout:
         return f"dropout of {dropout} on the weights, which no variant has; set the model's to 0 or eval()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -177,6 +178,13 @@ def judged(spec: str, ratios: list[float], documents: list[int]) -> caches.Judge
 
 
 ASKED = caches.Asked(model="tiny", caches="all", seq=64)
+
+
+def test_an_exact_cache_that_changes_the_model_is_no_reference() -> None:
+    exact = judged("exact", [1.0, 1.0], [0, 1])  # with a KL of 0.05 a token
+    caches.check_exact(dataclasses.replace(ASKED, dtype="bfloat16"), exact)
+    with pytest.raises(AttnbenchError, match=r"tiny can't be judged: .* diverge by 5.0e-02 nats"):
+        caches.check_exact(ASKED, exact)
 
 
 def test_a_row_has_what_was_measured() -> None:

@@ -24,6 +24,15 @@ MODELS = {
     "llama": ("Llama", {}),
     "window": ("Mistral", {"sliding_window": 12}),
     "softcap, mixed": ("Gemma2", {"sliding_window": 12, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 9}),
+    "sinks": (
+        "GptOss",
+        {
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+        },
+    ),
     "mixed": ("Gemma3", {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}),
 }
 LENGTH = 40

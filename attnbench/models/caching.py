@@ -21,6 +21,7 @@ from torch import Tensor
 
 from attnbench.cache import Kept, KVCache, State, kept_bytes
 from attnbench.errors import AttnbenchError
+from attnbench.hf import asked_in_vain
 
 IMPLEMENTATION = "attnbench-cache"
 
@@ -108,6 +109,7 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -117,8 +119,8 @@ def _attend(
     """An attention function of transformers: query (batch, heads, n, head_dim), key (batch, kv_heads, kept, head_dim),
     value (.., kept, value_dim) -> (batch, n, heads, value_dim). Softmax in float32, as its "eager" does it."""
     layer = _RUNNING.get()[module.layer_idx]
-    if s_aux is not None:
-        raise AttnbenchError("attention with sinks of its own in the softmax is not judged here")
+    if problem := "a mask of its own" if attention_mask is not None else asked_in_vain(module, dropout, kwargs):
+        raise AttnbenchError(f"layer {module.layer_idx} ({type(module).__name__}) asks for {problem}")
     assert layer.kept is not None
     cache, positions, n = layer.cache, layer.kept.positions, query.shape[2]
     rows = torch.arange(layer.seen - n, layer.seen, device=query.device)[:, None]  # (n, 1)
@@ -134,7 +136,11 @@ def _attend(
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     hidden = ~visible if visible.ndim == 2 else ~visible[:, :, None]
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)  # (batch, kv_heads, group, n, kept)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if s_aux is not None:  # a logit of each head that takes part in the sum, and has no value
+        sinks = s_aux.float().view(key.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]  # (batch, kv_heads, group, n, kept)
     layer.state = cache.settle(layer.state, weights.sum((2, 3)) if cache.weighs else None)
     layer.kept = None
     out = weights.to(value.dtype).flatten(2, 3) @ value  # (batch, kv_heads, group * n, value_dim)

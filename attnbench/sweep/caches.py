@@ -28,6 +28,7 @@ ALL = (
 )
 """What "all" stands for, beside other caches that are installed: each format, and what disputed claims are about."""
 _FIRST_SHARE = 2 / 3  # of what each may take: others take longer for the windows that the exact one sets
+_ALIKE = {"float32": 1e-4, "bfloat16": 5e-2}  # KL in nats up to which two ways of one computation may differ
 _DEPTHS = (0.0, 0.5, 1.0)  # of needles
 _DESCRIBE_SECONDS, _LOAD_SECONDS = 60.0, 600.0  # the latter: unpacking a model, at the first time
 
@@ -127,8 +128,9 @@ def _judge_all(
         if cache.status == "ok":
             share = (asked.budget - (monotonic() - began)) / (len(caches) - number)
             _judge_one(server, asked, cache, baseline, windows, share if number else share * _FIRST_SHARE)
-        if number == 0 and cache.answer:  # as many for each, where there is time
-            windows = len(cache.answer.windows)
+        if number == 0 and cache.answer:
+            check_exact(asked, cache)
+            windows = len(cache.answer.windows)  # as many for each, where there is time
         say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
 
 
@@ -188,6 +190,16 @@ def _check(facts: ModelFacts, seq: int) -> None:
         raise AttnbenchError(f"{facts.name} was made for {facts.longest} tokens at most; a shorter --seq")
     if facts.windows[seq] < 2:
         raise AttnbenchError(f"the text has no two windows of {seq} tokens: a longer --text, or a shorter --seq")
+
+
+def check_exact(asked: Asked, exact: Judged) -> None:
+    """Raises: AttnbenchError: with nothing lost the model says something else than without a cache."""
+    off = _mean(exact.windows, lambda w: w.kl).mean
+    if not off <= _ALIKE[asked.dtype]:
+        raise AttnbenchError(
+            f"{asked.model} can't be judged: with an exact cache its next tokens diverge by {off:.1e} nats from those "
+            "without; its attention has something that attnbench doesn't know"
+        )
 
 
 def _judge_one(
