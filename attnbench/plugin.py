@@ -236,6 +236,14 @@ class Plugin(Configured):
         spends little on it."""
         return False
 
+    def ragged(self, workload: Workload) -> bool:
+        """Whether `build` takes this batch of entries with lengths of their own, `Workload.lengths`, all in one call.
+
+        Its call then gets tensors that are padded to the longest entry, and puts out 0 behind each entry's end;
+        `Workload.entries` says what each is. Where not, and in phase decode, the harness calls it entry by entry.
+        """
+        return False
+
     def gates(self, workload: Workload) -> tuple[int, ...]:
         """Further inputs that a block projects from each token beside key and value: numbers for each kv head.
 
@@ -290,6 +298,7 @@ class Implementation:
     workspace_bytes, flops: as those of `Plugin`. emulated: as `Plugin.emulated`, whatever the workload.
     decoding: as `Plugin.decoding`; None where that is right, over `build`'s call.
     honours: as `Plugin.honours`, which of a `Choice` says nothing.
+    ragged: as `Plugin.ragged`, of the workload that this implementation was made for.
     """
 
     name: str
@@ -301,6 +310,7 @@ class Implementation:
     decoding: Callable[[Workload], Decoding] | None = None
     emulated: bool = False
     honours: tuple[str, ...] = ()
+    ragged: bool = False
 
 
 class Choice(Plugin):
@@ -342,6 +352,9 @@ class Choice(Plugin):
 
     def emulated(self, workload: Workload) -> bool:
         return self._certain(workload)[0].emulated
+
+    def ragged(self, workload: Workload) -> bool:
+        return self._certain(workload)[0].ragged
 
     def build(self, workload: Workload) -> Attention:
         chosen, reason = self._certain(workload)

@@ -75,6 +75,9 @@ class Paged(Plugin):
         pages = 0 if w.decodes else w.batch * w.kv_heads * length * (w.head_dim + w.value_dim) * w.itemsize
         return None if held is None else held + pages
 
+    def ragged(self, workload: Workload) -> bool:
+        return Tiled(impl="native").ragged(workload)
+
     def build(self, workload: Workload) -> Attention:
         """As a server's first pass over a prompt: all tokens are put into pages, and read from there."""
         made = self.decoding(workload)
@@ -86,8 +89,11 @@ class Paged(Plugin):
         return Attention(call, made.implementation)
 
     def decoding(self, workload: Workload) -> Decoding:
-        kernel, plan, keys = Tiled(impl="native").kernel(workload)
-        call = kernels.paged(kernel, workload, plan, keys)
+        if workload.lengths:
+            call, _ = Tiled(impl="native").over_entries(workload)
+        else:
+            kernel, plan, keys = Tiled(impl="native").kernel(workload)
+            call = kernels.paged(kernel, workload, plan, keys)
 
         def start(key: Tensor, value: Tensor, capacity: int) -> Pages:
             return Pages.of(key, value, capacity, self.page, workload.seed)

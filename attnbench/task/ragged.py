@@ -1,4 +1,4 @@
-"""A ragged batch, entry by entry: any variant computes each as a problem of its own, without the padding."""
+"""A ragged batch: at once where a variant takes lengths, else entry by entry, each a problem of its own, unpadded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from attnbench.workload import Workload
 
 
 def build(plugin: Plugin, workload: Workload) -> Attention:
-    """The plugin's call for each entry, one after the other."""
+    """The plugin's call, for all entries or for each of them, one after the other; rows behind an entry's end are 0."""
+    if plugin.ragged(workload):
+        return built(plugin, workload)
     entries = workload.entries()
     made = {entry: built(plugin, entry) for entry in dict.fromkeys(entries)}
 

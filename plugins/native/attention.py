@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -199,6 +199,31 @@ def paged(
         (query,) = dense_rows(query)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         _run(kernel, problem(query, key, value, out, table=table))
+        return out
+
+    return call
+
+
+def ragged(kernel: Callable[..., int], entries: Sequence[Workload], rows: int, keys: int) -> Callable[..., Tensor]:
+    """A kernel over all entries of a ragged batch in one call, as a function of query, key, value and maybe a table.
+
+    entries: each as a problem of its own, of which query, key and value, padded, are the batch; or key and value are
+        pools of pages, and the table says whose. Rows behind an entry's end are put out as 0.
+    rows: of a strip. keys: of a block.
+    """
+    problems = [_Problems(entry, dense(entry, min(rows, entry.seq)), keys) for entry in entries]
+
+    def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor | None = None) -> Tensor:
+        query, key, value = dense_rows(query, key, value)
+        out = query.new_empty(*query.shape[:3], value.shape[3])
+        made = (_Problem * len(entries))()
+        for b, (problem, entry) in enumerate(zip(problems, entries, strict=True)):
+            own = slice(b, b + 1)
+            where = (key[own], value[own], None) if table is None else (key, value, table[own])
+            made[b] = problem(query[own], *where[:2], out[own], table=where[2])
+            out[b, :, entry.seq :] = 0
+        if kernel(made, ctypes.c_int64(len(entries))):
+            raise MemoryError("the kernel's workspace could not be allocated")
         return out
 
     return call

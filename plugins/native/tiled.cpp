@@ -1,4 +1,5 @@
 // Exact attention: softmax(Q K^T * scale) V with products of float32, or of bf16 pairs, and float32 sums.
+#include "ragged.h"
 #include "values.h"
 
 namespace attnbench {
@@ -62,4 +63,10 @@ class FloatKeys {
 extern "C" int tiled(const attnbench::Problem* problem) {
     using namespace attnbench;
     return run<FloatKeys<Value>, FloatValues<Value>>(*problem);
+}
+
+// As `tiled`, of a batch whose entries have lengths of their own: ragged.h.
+extern "C" int tiled_ragged(const attnbench::Problem* problems, int64_t count) {
+    using namespace attnbench;
+    return run_ragged<FloatKeys<Value>, FloatValues<Value>>(problems, count);
 }

@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+from torch import Tensor
+
 from attnbench.plugin import Attention, Choice, Implementation, Option
 from attnbench.workload import Workload
 
@@ -76,6 +78,7 @@ class Tiled(Choice):
             _no_kernel,
             workspace_bytes=self._native_bytes,
             honours=("scale", "window", "sinks"),
+            ragged=not workload.trains and not all(map(_few, workload.entries())),  # of few each is a call of its own
         )
         emulated = kernels.has_slow_products(workload)
         honours = ("scale", "window") if workload.trains else ("scale", "window", "softcap", "sinks")
@@ -91,8 +94,17 @@ class Tiled(Choice):
         plan = kernels.dense(workload, self._rows(workload, ROWS))
         return getattr(compiler.load(f"{name}.cpp", workload.dtype), name), plan, self._keys(workload)
 
+    def over_entries(self, workload: Workload) -> tuple[Callable[..., Tensor], str]:
+        """All entries of a ragged batch in one call, and in what pieces."""
+        w, rows, keys = workload, self.rows or ROWS, self._keys(workload)
+        kernel = compiler.load("tiled.cpp", w.dtype).tiled_ragged
+        return kernels.ragged(kernel, w.entries(), rows, keys), f"all entries together, strips of {rows} rows"
+
     def _native(self, workload: Workload) -> Attention:
         w = workload
+        if w.lengths:
+            call, how = self.over_entries(w)
+            return Attention(call, f"{kernels.described(w.dtype)}, {how}")
         kernel, plan, keys = self.kernel(w)
         how = f"strips of {self._rows(w, ROWS)} rows, blocks of {keys} keys"
         if w.phase == "train":
