@@ -1,0 +1,53 @@
+"""What a variant may define: the mathematical function that its implementation error is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Definition: softmax over the keys that are visible, of Q K^T * scale, times V.
+
+    allowed: keys a query may see beside the workload's mask; gets broadcastable int64 row and key indices and
+        returns a bool tensor, True where the key takes part. None allows all.
+    operands: what the variant makes of query, key and value before it multiplies them, such as quantization.
+        Gets and returns (query, key, value); what it returns is taken to float64 as it is.
+    """
+
+    allowed: Callable[[Tensor, Tensor], Tensor] | None = None
+    operands: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Definition: phi(q) . sum phi(k) v^T / phi(q) . sum phi(k), over the keys that the workload's mask shows.
+
+    query, key: phi for each side, on float64 tensors (..., head_dim) -> (..., features).
+    """
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """Definition: a state S (batch, kv_heads, head_dim, value_dim), 0 at first, that each token changes: out = q_t S_t.
+
+    query, key: what is made of either side before, on float64 tensors (..., head_dim), such as a scale or a norm.
+    update: (S, k_t, v_t, *gates_t) -> the next S, in float64; k_t (batch, kv_heads, head_dim), v_t (batch, kv_heads,
+        value_dim), and of each gate (batch, kv_heads, n). Not in place: it is differentiated.
+    """
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+    update: Callable[..., Tensor]
+
+
+Definition: TypeAlias = Softmax | FeatureMap | Recurrence
+"""The mathematical function that a variant computes; the implementation error is measured against it."""
