@@ -278,7 +278,7 @@ def sanitize(tmp_path: Path, dtype: str, *more: str) -> None:
     )  # fmt: skip
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 41
+    assert len(done.stdout.splitlines()) == 57
 
 
 @pytest.mark.slow
@@ -296,4 +296,4 @@ def test_a_64_bit_arm_computes_the_same(tmp_path: Path, arch: str, dtype: str) -
     subprocess.run(command, check=True)
     done = subprocess.run([emulator, "-cpu", "max", str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 41
+    assert len(done.stdout.splitlines()) == 57

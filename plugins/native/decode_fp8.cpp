@@ -70,7 +70,7 @@ class Eighths : public PackedCache {
             Floats sum[R][VECTORS] = {};
             for (int64_t d = 0; d < p_.head_dim; d += 4) {
                 Ints x[VECTORS];
-                ahead.ask<LINES>();
+                ahead.ask<PANEL_LINES>();
 #pragma GCC unroll 4
                 for (int t = 0; t < VECTORS; ++t) x[t] = load_ints(keys.bytes[t] + d * TILE);
                 products<R>(q + d, width_, x, sum);
@@ -110,7 +110,7 @@ class Eighths : public PackedCache {
                 for (int64_t j = 0; j < rows; j += 4) {
                     const char* v = head.values(key) + j / 4 * head.value_row() + 4 * at;
                     Ints x[V];
-                    ahead.ask<LINES>();
+                    ahead.ask<PANEL_LINES>();
 #pragma GCC unroll 4
                     for (int t = 0; t < V; ++t) x[t] = load_ints(v + 4 * LANES * t);
                     products<R>(w.data[0] + j, BLOCK, x, sum);

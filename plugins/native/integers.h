@@ -223,7 +223,7 @@ class Integers : public PackedCache {
             auto& part = SETTLES ? apart : sum;
             const int64_t stop = std::min<int64_t>(j + SMALL / 2, fours);  // of up to 255, not 127
             for (; j < stop; ++j) {
-                ahead.ask<std::max(LINES / 2, 1)>();
+                ahead.ask<std::max(PANEL_LINES / 2, 1)>();
                 Ints x[V];
 #pragma GCC unroll 2
                 for (int t = 0; t < V; t += 2) {
@@ -249,7 +249,7 @@ class Integers : public PackedCache {
         const Ints low = splat(0x000f000f);
         for (int64_t j = 0; j < fours; ++j) {
             const char* at = v + j * v_row;
-            ahead.ask<HALVES ? std::max(LINES / 2, 1) : LINES>();
+            ahead.ask<HALVES ? std::max(PANEL_LINES / 2, 1) : PANEL_LINES>();
             Ints x[2][V];
 #pragma GCC unroll 4
             for (int t = 0; t < V; ++t) {

@@ -80,7 +80,7 @@ class PackedCache {
 
 // So many registers, of keys or of columns, are multiplied together, that their sums for TOGETHER rows fill half of all
 // registers or more: there are as many then as products begin before the first one is done.
-constexpr int LINES = std::max(4 * PANEL / 64, 1);  // cache lines of them
+constexpr int PANEL_LINES = std::max(4 * PANEL / 64, 1);  // cache lines of them
 
 // Registers of keys, from the j-th of a block on; where there is no further one, the last stands for it.
 template <int N>

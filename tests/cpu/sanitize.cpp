@@ -8,6 +8,9 @@
 
 #include "backward.cpp"
 #include "decode.cpp"
+#include "decode_fp8.cpp"
+#include "decode_int4.cpp"
+#include "decode_int8.cpp"
 #include "int8.cpp"
 #include "linear.cpp"
 #include "tiled.cpp"
@@ -172,6 +175,46 @@ double gradient_error(const Shape& c) {
     return std::max({off(dq, exact_q), off(dk, exact_k), off(dv, exact_v)});
 }
 
+// A cache of the shape's keys and values in few bits, made by `append` and read by `decode`: relative L2 from attention over
+// the values as they were. The cache ends where its memory does, but for room for whole tiles.
+double packed_error(const Shape& c, int bits, int group, int (*append)(const Tokens*),
+                    int (*decode)(const Problem*, const Scales*)) {
+    std::mt19937 random(1);
+    auto q = make(c.batch * c.heads * c.seq * c.head_dim, random);
+    auto k = make(c.batch * c.kv_heads * c.kv_seq * c.head_dim, random);
+    auto v = make(c.batch * c.kv_heads * c.kv_seq * c.value_dim, random);
+    std::vector<Value> out(c.batch * c.heads * c.seq * c.value_dim);
+    const int64_t heads = c.batch * c.kv_heads, tiles = round_up(c.kv_seq, TILE) / TILE;
+    const int64_t key_row = round_up(c.head_dim, 8) * bits / 8 * TILE;
+    const int64_t value_row = round_up(c.value_dim, 32) * bits / 8 * 4;
+    const auto groups = [&](int64_t dim) { return group ? (dim + group - 1) / group : 1; };
+    std::vector<char> keys(heads * tiles * key_row), values(heads * tiles * 4 * value_row);
+    std::vector<bf16> key_scales(heads * tiles * TILE * groups(c.head_dim));
+    std::vector<bf16> value_scales(heads * tiles * TILE * groups(c.value_dim));
+    std::vector<float> mean(heads * c.head_dim);
+    const auto lies = [&](void* data, int64_t rows, int64_t row) {
+        return Tensor{data, c.kv_heads * rows * row, rows * row, row};
+    };
+    const Tensor in_keys = lies(keys.data(), tiles, key_row), in_values = lies(values.data(), tiles * 4, value_row);
+    const Scales scales{lies(key_scales.data(), tiles, TILE * groups(c.head_dim)),
+                        lies(value_scales.data(), tiles, TILE * groups(c.value_dim))};
+    const Tensor key = tensor(k, c.kv_heads, c.kv_seq, c.head_dim), value = tensor(v, c.kv_heads, c.kv_seq, c.value_dim);
+    const Tokens tokens{key, value, in_keys, in_values, scales.key, scales.value, mean.data(), c.batch, c.kv_heads, c.kv_seq,
+                        0, c.head_dim, c.value_dim, c.threads};
+    const Tensor query = tensor(q, c.heads, c.seq, c.head_dim), to = tensor(out, c.heads, c.seq, c.value_dim);
+    const Case made(c, query, in_keys, in_values, to);
+    if (append(&tokens) || decode(&made.problem, &scales)) return 1;
+    auto exact = out;
+    const Case plain(c, query, key, value, tensor(exact, c.heads, c.seq, c.value_dim));
+    if (::decode(&plain.problem)) return 1;
+    double off = 0, all = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+        off += std::pow(double(widen(out[i])) - widen(exact[i]), 2);
+        all += std::pow(widen(exact[i]), 2);
+    }
+    return std::sqrt(off / all);
+}
+
 }  // namespace
 
 int main() {
@@ -210,6 +253,23 @@ int main() {
         bad |= !(off < 6e-3);
     }
     for (const auto& shape : few) check("decode", decode, 6e-3, shape);
+    const struct {
+        const char* name;
+        int bits, group;
+        int (*append)(const Tokens*);
+        int (*decode)(const Problem*, const Scales*);
+        double limit;
+    } caches[] = {{"int8", 8, 0, append_int8, decode_int8, 3e-2},
+                  {"int4", 4, 64, append_int4, decode_int4, 4e-1},
+                  {"e4m3", 8, 0, append_e4m3, decode_e4m3, 1e-1},
+                  {"e5m2", 8, 0, append_e5m2, decode_e5m2, 2e-1}};
+    for (const auto& cache : caches)
+        for (const auto& shape : few) {
+            const double off = packed_error(shape, cache.bits, cache.group, cache.append, cache.decode);
+            std::printf("%s, %ld x %ld, dims %ld, %ld: %.1e\n", cache.name, shape.seq, shape.kv_seq, shape.head_dim,
+                        shape.value_dim, off);
+            bad |= !(off < cache.limit);
+        }
     for (const auto& shape : shapes)
         if (!shape.window) check("linear", linear, 6e-3, shape, true);
     return bad;
