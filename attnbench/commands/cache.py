@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @option("--chunk", type=COUNT, default=32, help="Tokens that go in together; 1 is decoding token by token, and slow.")
 @option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="What the model computes in.")
 @option("--windows", type=click.IntRange(2), default=64, help="Of text, at most.")
-@option("--budget", type=Seconds(1, 1e7), default=600, help="Seconds for all; two windows each are judged in any case.")
+@option("--budget", type=Seconds(1, 1e7), default=600, help="Seconds for all; a cache that is begun gets two windows.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=600, help="Seconds for one cache.")
 @THREADS
 @ISA
