@@ -1,14 +1,13 @@
 """`attnbench cache`."""
 
 import sys
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import to_builtins
 
+from attnbench.commands.kept import Kept
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
@@ -26,10 +25,9 @@ from attnbench.commands.options import (
     warn_of_threads,
 )
 from attnbench.devices.machine import default_threads
-from attnbench.errors import refusals
 
 if TYPE_CHECKING:
-    from attnbench.sweep.caches import Asked, Judgement
+    from attnbench.sweep.caches import Judgement
 
 
 @click.command()
@@ -72,15 +70,19 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
     texts = [str(path.absolute()) for path in given.pop("texts")]
     asked = Asked(texts=texts, threads=given.pop("threads") or default_threads(), **given)
     warn_of_threads(asked.threads)
-    found = judge(asked, tell)
+    kept = Kept(asked, out, name, "cache.json")
+    try:
+        found = judge(asked, tell, lambda found: kept.write(_content(found)))
+    except KeyboardInterrupt:
+        tell(f"interrupted; what there is: {kept.folder}" if kept.folder else "interrupted")
+        sys.exit(INTERRUPTED)
+    _draw(found, kept)
     if as_json:
         print_json({"model": to_builtins(found.model), "rows": found.rows, "claims": found.claims})
     else:
         show(found)
-    where = write(found, asked, out, name)
-    (tell if as_json else click.echo)(f"written: {where}")
-    failed = any(row["status"] not in ("ok", "skipped") for row in found.rows)
-    sys.exit(INTERRUPTED if found.interrupted else CELL_FAILED if failed else 0)
+    (tell if as_json else click.echo)(f"written: {kept.folder}")
+    sys.exit(CELL_FAILED if any(row["status"] not in ("ok", "skipped") for row in found.rows) else 0)
 
 
 def show_offered(isa: str, as_json: bool) -> None:
@@ -147,25 +149,14 @@ def _ratio(row: dict[str, Any]) -> str:
     return f"{ratio:.4f}x" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
 
 
-def write(found: "Judgement", asked: "Asked", out: Path, name: str) -> Path:
-    """Writes cache.json, and a figure where a cache came to an end, into a new folder; gives the folder.
+def _content(found: "Judgement") -> dict[str, Any]:
+    return {
+        "machine": found.machine, "model": to_builtins(found.model), "rows": found.rows, "claims": found.claims,
+    }  # fmt: skip
 
-    Raises:
-        AttnbenchError: it can't be written.
-    """
-    from attnbench.records import strict
-    from attnbench.records.run import new_folder
-    from attnbench.report.drawing import save
+
+def _draw(found: "Judgement", kept: Kept) -> None:
     from attnbench.report.figures.caches import caches
 
-    folder = new_folder(out, name)
-    with refusals(f"write to {folder}", "choose another --out"):
-        content = {
-            "command": ["attnbench", *sys.argv[1:]], "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": found.machine, "asked": asdict(asked), "model": to_builtins(found.model), "rows": found.rows,
-            "claims": found.claims,
-        }  # fmt: skip
-        (folder / "cache.json").write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if done := [row for row in found.rows if row["status"] == "ok"]:
-            save(caches(done), folder / "cache")
-    return folder
+    if done := [row for row in found.rows if row["status"] == "ok"]:
+        kept.draw(caches(done))

@@ -1,14 +1,13 @@
 """`attnbench model`."""
 
 import sys
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import to_builtins
 
+from attnbench.commands.kept import Kept
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
@@ -26,7 +25,7 @@ from attnbench.commands.options import (
     warn_of_threads,
 )
 from attnbench.devices.machine import default_threads
-from attnbench.errors import AttnbenchError, refusals
+from attnbench.errors import AttnbenchError
 from attnbench.models.known import KNOWN
 from attnbench.report import units
 from attnbench.report.names import short_names
@@ -65,18 +64,19 @@ def command(models: str, seq: str | None, out: Path, name: str, as_json: bool, *
     attnbench model --model minilm --plugins int8,linear
     attnbench model --model ~/my-model --plugins int8 --text mine.txt
     """
+    from attnbench.records.models import FILE
     from attnbench.sweep.model import judge
 
     warn_of_packages()
     asked = _asked(models, seq, given)
     warn_of_threads(asked.threads)
-    kept = Kept(asked, out, name)
+    kept = Kept(asked, out, name, FILE)
     try:
-        found = judge(asked, tell, kept)
+        found = judge(asked, tell, lambda found: kept.write(_content(found)))
     except KeyboardInterrupt:
         tell(f"interrupted; what there is: {kept.folder}" if kept.folder else "interrupted")
         sys.exit(INTERRUPTED)
-    kept.draw(found)
+    _draw(found, kept)
     if as_json:
         print_json({"models": to_builtins(found.models), "rows": found.rows, "refused": found.refused})
     else:
@@ -161,41 +161,14 @@ def _times(row: dict[str, Any], name: str) -> tuple[str, str]:
     return units.seconds(row[f"{name}_s"]), units.ratio(*(row[f"{name}_speedup{end}"] for end in ("", "_low", "_high")))
 
 
-class Kept:
-    """A new folder DATE-NAME, made with the first row: model.json with all rows so far, and a figure at the end.
+def _content(found: "Judgement") -> dict[str, Any]:
+    return {
+        "machine": found.machine, "models": to_builtins(found.models), "rows": found.rows, "refused": found.refused,
+    }  # fmt: skip
 
-    Raises:
-        AttnbenchError: it can't be made or written.
-    """
 
-    def __init__(self, asked: "Asked", out: Path, name: str) -> None:
-        self._asked, self._out, self._name = asked, out, name
-        self._started = datetime.now(UTC)
-        self.folder: Path | None = None
+def _draw(found: "Judgement", kept: Kept) -> None:
+    from attnbench.report.figures.model import quality
 
-    def __call__(self, found: "Judgement") -> None:
-        """Writes model.json in one step: the old one stays whole until the new one is."""
-        from attnbench.records import strict
-        from attnbench.records.models import FILE
-        from attnbench.records.run import new_folder
-
-        self.folder = self.folder or new_folder(self._out, self._name)
-        with refusals(f"write to {self.folder}", "choose another --out"):
-            content = {
-                "command": ["attnbench", *sys.argv[1:]], "started": self._started.isoformat(timespec="seconds"),
-                "machine": found.machine, "asked": asdict(self._asked), "models": to_builtins(found.models),
-                "rows": found.rows, "refused": found.refused,
-            }  # fmt: skip
-            new = self.folder / f"{FILE}.new"
-            new.write_text(strict.dumps(content, indent=1) + "\n", encoding="utf-8")
-            new.replace(self.folder / FILE)
-
-    def draw(self, found: "Judgement") -> None:
-        """Draws the figure, where anything came to an end."""
-        from attnbench.report.drawing import save
-        from attnbench.report.figures.model import quality
-
-        done = [row for row in found.rows if row["status"] == "ok"]
-        if done and self.folder:
-            with refusals(f"write to {self.folder}", "choose another --out"):
-                save(quality(done), self.folder / "model")
+    if done := [row for row in found.rows if row["status"] == "ok"]:
+        kept.draw(quality(done))

@@ -27,7 +27,8 @@ ALL = (
     "kivi,kivi:bits=2,turboquant,turboquant:bits=3,turboquant:bits=2,window,h2o"
 )
 """What "all" stands for, beside other caches that are installed: each format, and what disputed claims are about."""
-_FIRST_SHARE = 2 / 3  # of what each may take: others take longer for the windows that the exact one sets
+_EXACT_SHARE, _SLOWER = 0.7, 1.5  # of a cache's share of the budget; times as long as the exact one
+_MEMORY_SHARE = 0.8  # of what is free
 _ALIKE = {"float32": 1e-4, "bfloat16": 5e-2}  # KL in nats up to which two ways of one computation may differ
 _DEPTHS = (0.0, 0.5, 1.0)  # of needles
 _DESCRIBE_SECONDS, _LOAD_SECONDS = 60.0, 600.0  # the latter: unpacking a model, at the first time
@@ -73,19 +74,18 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of all of them, or of those before an interrupt. rows: see `row`. claims: see `answers`."""
+    """What came of them so far. rows: see `row`. claims: see `answers`."""
 
     machine: dict[str, Any]
     model: ModelFacts
     rows: list[dict[str, Any]] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
-    interrupted: bool = False
 
 
-def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
+def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], None]) -> Judgement:
     """Judges each cache in a process of its own, the exact one first.
 
-    say: told a line where one ends, and where something takes long.
+    say: told a line where one ends, and where something takes long. keep: given what there is after each row.
 
     Raises:
         AttnbenchError: a cache or the model is unknown, the model is not installed, keeps no cache or is too short, or
@@ -96,7 +96,7 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
     requests = select(f"{REFERENCE},{_spelled_out(asked.caches, known)}", known, CACHES)
     find_model(asked.model).paths()
     with Forkserver(asked.threads, asked.isa) as server:
-        machine = ask_machine(server).machine
+        machine = ask_machine(server)
         caches = _described(server, requests)
         (baseline,) = _described(server, select(BASELINE, known, CACHES))
         say(f"{asked.model}: loading; at the first time its weights are unpacked, which takes up to a minute")
@@ -104,34 +104,45 @@ def judge(asked: Asked, say: Callable[[str], None]) -> Judgement:
         if isinstance(facts, Failure):
             raise AttnbenchError(facts.reason)
         _check(facts, asked.seq)
-        interrupted = False
-        try:
-            _judge_all(server, asked, caches, baseline.instance, began, say)
-        except KeyboardInterrupt:
-            interrupted = True
-            for cache in caches:
-                if cache.status == "ok" and not cache.answer:
-                    cache.status, cache.reason = "skipped", "interrupted"
-    return Judgement(machine, facts, [row(cache, asked, facts) for cache in caches], answers(caches), interrupted)
+        found, memory = Judgement(machine.machine, facts), int(_MEMORY_SHARE * machine.devices["cpu"].free_bytes)
+        room = _Room(asked, baseline.instance, began, len(caches), memory, asked.windows)
+        for number, cache in enumerate(caches):
+            if cache.status == "ok":
+                _judge_one(server, room, cache)
+            if number == 0 and cache.answer:
+                check_exact(asked, cache)
+            found.rows.append(row(cache, asked, facts))
+            found.claims[:] = answers(caches)
+            keep(found)
+            say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
+    return found
 
 
-def _judge_all(
-    server: Forkserver,
-    asked: Asked,
-    caches: Sequence[Judged],
-    baseline: CacheInstance,
-    began: float,
-    say: Callable[[str], None],
-) -> None:
-    windows = asked.windows
-    for number, cache in enumerate(caches):
-        if cache.status == "ok":
-            share = (asked.budget - (monotonic() - began)) / (len(caches) - number)
-            _judge_one(server, asked, cache, baseline, windows, share if number else share * _FIRST_SHARE)
-        if number == 0 and cache.answer:
-            check_exact(asked, cache)
-            windows = len(cache.answer.windows)  # as many for each, where there is time
-        say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
+@dataclass
+class _Room:
+    """How much of the budget each cache may take, so that all are judged on as many windows as the exact one is.
+
+    left: caches to come. memory: bytes that each may allocate. windows, took: the exact one's, and its seconds.
+    """
+
+    asked: Asked
+    baseline: CacheInstance
+    began: float
+    left: int
+    memory: int
+    windows: int
+    took: float = 0.0
+
+    @property
+    def over(self) -> float:
+        """Seconds that are left of the budget."""
+        return max(0.0, self.asked.budget - (monotonic() - self.began))
+
+    def seconds(self) -> float:
+        """For the next one. The exact one takes a part of its share, the others may be slower."""
+        share = self.over / max(1, self.left)
+        self.left -= 1
+        return min(self.over, _SLOWER * self.took) if self.took else _EXACT_SHARE * share
 
 
 def _spelled_out(caches: str, known: Mapping[str, Found]) -> str:
@@ -170,9 +181,9 @@ def _described(server: Forkserver, requests: Sequence[Named]) -> list[Judged]:
     return list(found.values())
 
 
-def _asked(server: Forkserver, question: Request[A], seconds: float) -> A | Failure:
-    """One question to a process of its own."""
-    worker = server.start()
+def _asked(server: Forkserver, question: Request[A], seconds: float, memory: int | None = None) -> A | Failure:
+    """One question to a process of its own, which may allocate so many bytes."""
+    worker = server.start(memory)
     try:
         return worker.request(question, seconds)
     except Expired:
@@ -202,21 +213,23 @@ def check_exact(asked: Asked, exact: Judged) -> None:
         )
 
 
-def _judge_one(
-    server: Forkserver, asked: Asked, cache: Judged, baseline: CacheInstance, windows: int, seconds: float
-) -> None:
-    if seconds <= 0:
-        cache.status, cache.reason = "skipped", f"the budget of {asked.budget:.0f} s is spent: a higher --budget"
+def _judge_one(server: Forkserver, room: _Room, cache: Judged) -> None:
+    asked, seconds, began = room.asked, room.seconds(), monotonic()
+    if room.over <= room.took:
+        cache.status = "skipped"
+        cache.reason = f"the exact one took {room.took:.0f} s, {room.over:.0f} s are left: a higher --budget"
         return
     question = JudgeCache(
-        asked.model, list(asked.texts), asked.seq, asked.chunk, asked.dtype, asked.threads, cache.instance, baseline,
-        windows, seconds, list(_DEPTHS), asked.rounds,
+        asked.model, list(asked.texts), asked.seq, asked.chunk, asked.dtype, asked.threads, cache.instance,
+        room.baseline, room.windows, seconds, list(_DEPTHS), asked.rounds,
     )  # fmt: skip
-    answer = _asked(server, question, asked.timeout)
+    answer = _asked(server, question, asked.timeout, room.memory)
     if isinstance(answer, Failure):
         cache.status, cache.reason = answer.status, answer.reason
-    else:
-        cache.answer = answer
+        return
+    cache.answer = answer
+    if not room.took:
+        room.took, room.windows = monotonic() - began, len(answer.windows)
 
 
 _NUMBERS = (
