@@ -84,6 +84,15 @@ def test_a_missing_library_is_named_and_breaks_its_own_peer_alone(name: str) -> 
         assert load(ENTRIES[name])().definition(Workload(seq=1, kv_seq=1))
 
 
+@pytest.mark.parametrize("asked", [{"mask": "window:20"}, {"mask": "window:9", "softcap": 1.5, "softmax_scale": 0.3}])
+@pytest.mark.parametrize(("name", "options"), [("onnxruntime-gqa", {}), ("ggml", {"cache": "q8_0"})])
+def test_windows_softcaps_and_scales(name: str, options: dict[str, Any], asked: dict[str, Any]) -> None:
+    plugin = peer(name)(**options)
+    for shape in ({"seq": 30, "kv_seq": 70}, {"seq": 1, "kv_seq": 70, "phase": "decode"}):
+        found = check(plugin, Workload(**shape, **asked, heads=2, kv_heads=2, head_dim=32, value_dim=32))
+        assert (found.status, found.reason) == ("ok", "")
+
+
 def test_sageattention_computes_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     peer("sageattention")
     monkeypatch.setenv("PYTHONOPTIMIZE", "1")

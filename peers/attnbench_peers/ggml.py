@@ -40,6 +40,7 @@ class Ggml(Plugin):
     family = "quantized"
     devices = ("cpu",)
     phases = ("forward", "decode")
+    honours = ("scale", "window", "softcap")
     options: ClassVar[Mapping[str, Option]] = {"cache": Option("f16", "type of the cache's keys and values", (*TYPES,))}
     cache: str
 
@@ -99,7 +100,7 @@ class Ggml(Plugin):
 
 
 def _masked(w: Workload) -> bool:
-    return w.is_causal and w.seq > 1
+    return (w.is_causal and w.seq > 1) or "window" in w.beyond
 
 
 class Kept(NamedTuple):
@@ -170,7 +171,7 @@ class _Graph:
             mask = self._tensor(ggml.GGML_TYPE_F16, length, w.seq, 1, 1)
             mask.contents.data = self._mask.data_ptr()
         (*_, keys), (*_, values) = self._caches
-        return ggml.ggml_flash_attn_ext(self._context, self._query, keys, values, mask, w.scale, 0.0, 0.0)
+        return ggml.ggml_flash_attn_ext(self._context, self._query, keys, values, mask, w.scale, 0.0, w.softcap)
 
     def __call__(self, state: Kept, query: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
         rows = [x.float().contiguous() for x in (key, value)]

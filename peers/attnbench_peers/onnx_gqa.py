@@ -36,6 +36,7 @@ class OnnxRuntimeGqa(Plugin):
     family = "quantized"
     devices = ("cpu",)
     phases = ("forward", "decode")
+    honours = ("scale", "window", "softcap")
     options: ClassVar[Mapping[str, Option]] = {
         "cache": Option("wide", "of keys and values: wide as the operator's inputs, or narrow", ("wide", *LEVELS))
     }
@@ -150,6 +151,8 @@ def _model(w: Workload, dtype: torch.dtype, kept: torch.dtype) -> bytes:
     names, attributes = list(inputs), {"num_heads": w.heads, "kv_num_heads": w.kv_heads, "scale": w.scale}
     if not w.is_causal:
         attributes["causal"] = 0
+    attributes |= {"softcap": w.softcap} if w.softcap else {}
+    attributes |= {"local_window_size": w.masked.window} if "window" in w.beyond else {}
     if kept != dtype:
         names += [*[""] * 5, "k_scale", "v_scale"]  # after inputs that there are none of
         inputs |= dict.fromkeys(("k_scale", "v_scale"), (TensorProto.FLOAT, 4))

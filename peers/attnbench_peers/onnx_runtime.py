@@ -21,6 +21,7 @@ class OnnxRuntime(Plugin):
 
     devices = ("cpu",)
     phases = ("forward",)
+    honours = ("scale",)
 
     def supports(self, workload: Workload) -> str | None:
         w = workload
