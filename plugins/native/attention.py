@@ -220,7 +220,7 @@ def ragged(kernel: Callable[..., int], entries: Sequence[Workload], rows: int, k
         for b, (problem, entry) in enumerate(zip(problems, entries, strict=True)):
             own = slice(b, b + 1)
             where = (key[own], value[own], None) if table is None else (key, value, table[own])
-            made[b] = problem(query[own], *where[:2], out[own], table=where[2])
+            made[b] = problem(query[own, :, : entry.seq], *where[:2], out[own], table=where[2])
             out[b, :, entry.seq :] = 0
         if kernel(made, ctypes.c_int64(len(entries))):
             raise MemoryError("the kernel's workspace could not be allocated")
