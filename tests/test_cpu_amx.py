@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import test_ragged
 import test_train
 import torch
 from attnbench_plugins.block_sparse import BlockSparse
@@ -84,6 +85,12 @@ def test_gradients_are_those_of_softmax_attention(shape: str, mask: str) -> None
     plugin, limit = test_train.EXACT["native"]
     w = test_train.workload(shape, dtype="bfloat16", mask=mask)
     test_train.check(plugin, w, limit, shape in test_train.STRIDED)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("batch", ["long and short", "window"])
+def test_a_ragged_batch_is_its_entries(batch: str) -> None:
+    test_ragged.test_one_call_computes_every_entry_and_puts_out_nothing_behind(batch, "bfloat16", BEST)
 
 
 @pytest.mark.usefixtures("tiles")

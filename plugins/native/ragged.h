@@ -65,6 +65,7 @@ void ragged(const Problem* problems, int64_t count) {
     std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads)
     {
+        const Tiles tiles;
         auto& work = *works[omp_get_thread_num()];
         size_t n = 0;
         for (int64_t task; (task = next.fetch_add(1)) < first.back();) {
