@@ -78,7 +78,7 @@ def _cases() -> Iterator[Case]:
         **{f"head-dim-{n}": _lengths(33, head_dim=n, value_dim=n) for n in (16, 64, 80, 128, 192, 256)},
         "ragged": _lengths(48, batch=3, lengths="48,1,17"),
     })  # fmt: skip
-    yield from _each("layouts", {lay: _lengths(49, batch=2, heads=4, lay=lay) for lay in LAYS[1:]})
+    yield from _each("layouts", {lay: _lengths(49, batch=2, lay=lay) for lay in LAYS[1:]})
     yield from _each("values", {v: _lengths(65, values=v) for v in VALUES[1:]})
     window = _lengths(90, mask="window:24")
     yield from _each("beyond", {
@@ -93,7 +93,7 @@ def _cases() -> Iterator[Case]:
     })  # fmt: skip
     beyond = {"window-steps": window | {"seq": 1}, "softcap-steps": _lengths(1, 40, softcap=2.0, mask="causal")}
     yield from _each("beyond", beyond, "steps", phase="decode")
-    yield Case("twice", "repeats", _SMALL.replace(**_lengths(130, heads=4)), "twice")
+    yield Case("twice", "repeats", _SMALL.replace(**_lengths(130)), "twice")
     yield Case("no-batch", "shapes", _SMALL, "no-batch")
     steps = {
         "steps": _lengths(1, 40), "chunks": _lengths(4, 61), "from-nothing": _lengths(1, 6),

@@ -158,6 +158,7 @@ class _Graph:
             ggml.ggml_build_forward_expand(graph, self._out)
         self._run = _Run(graph, w.threads)
         self._shape = (w.batch, w.seq, w.heads, w.value_dim)
+        self._takes = [(w.batch, w.kv_heads, new, w.head_dim), (w.batch, w.kv_heads, new, w.value_dim), w.shapes[0]]
 
     def _tensor(self, kind: int, *sizes: int) -> ctypes._Pointer[ggml.ggml_tensor]:
         return ggml.ggml_new_tensor_4d(self._context, kind, *sizes)
@@ -174,6 +175,10 @@ class _Graph:
         return ggml.ggml_flash_attn_ext(self._context, self._query, keys, values, mask, w.scale, 0.0, w.softcap)
 
     def __call__(self, state: Kept, query: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
+        given = [x for x in (key, value, query) if x is not None]
+        for x, shape in zip(given, self._takes, strict=False):
+            if x.shape != shape:  # ggml would read and write by its own sizes
+                raise AttnbenchError(f"built for a tensor of shape {shape}, not {tuple(x.shape)}")
         rows = [x.float().contiguous() for x in (key, value)]
         for place, x in zip(self._news, rows, strict=False):  # none where no token is new
             place.contents.data = x.data_ptr()
