@@ -10,6 +10,7 @@ from typing import Any, Self, TypeAlias
 
 from attnbench.activations import named
 from attnbench.errors import AttnbenchError
+from attnbench.style import STYLES
 from attnbench.workload import INPUTS, PHASES, SCOPES, Mask, Workload, flag
 
 STANDARD = "standard"
@@ -18,7 +19,7 @@ STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | float | None] = {
     "seq": (512, 1024, 2048, 4096, 8192), "kv_seq": None, "batch": (1,), "tokens": None, "heads": (8,),
     "kv_heads": None, "head_dim": (64,), "value_dim": None, "dtype": ("bfloat16",), "mask": ("full", "causal"),
     "softmax_scale": 0.0, "softcap": 0.0,
-    "phase": ("forward",), "scope": None, "block": None, "norm": "pre", "layers": (1,), "lengths": "",
+    "phase": ("forward",), "scope": None, "block": None, "norm": "pre", "style": "", "layers": (1,), "lengths": "",
     "inputs": "normal", "seed": 0,
 }  # fmt: skip
 """The one sweep by which two machines are compared. Whoever changes it counts STANDARD_VERSION up."""
@@ -175,6 +176,7 @@ class Sweep:
     scope: str | None = None
     block: str | None = None
     norm: str = "pre"
+    style: str = ""
     layers: tuple[int, ...] = (1,)
     lengths: str = ""
     inputs: str = "normal"
@@ -202,7 +204,7 @@ class Sweep:
         values: dict[str, Any] = {name: (getattr(w, name),) for name in sizes} | {
             name: getattr(w, name) for name in same
         }
-        return cls(**values, block=w.block or None, norm=w.norm or "pre")
+        return cls(**values, block=w.block or None, norm=w.norm or "pre", style=w.style)
 
     @property
     def standard(self) -> int | None:
@@ -218,6 +220,8 @@ class Sweep:
         """
         if self.scope not in (None, *SCOPES, "all"):
             raise AttnbenchError(f"--scope must be one of {', '.join(SCOPES)}, all, not {self.scope!r}")
+        if self.style not in ("", *STYLES):
+            raise AttnbenchError(f"--style must be one of {', '.join(STYLES)}, not {self.style!r}")
         sizes = (self.seq or DEFAULT_SEQ, self.kv_seq, self.batch, self.heads, self.kv_heads)
         axes = (*sizes, self.head_dim, self.value_dim, self.dtype, self.mask, self.phase, self.layers)
         count = prod(len(axis or (0,)) for axis in axes)
@@ -285,8 +289,9 @@ class Sweep:
         short = max(attention.seq, attention.kv_seq) <= DEFAULT_BLOCK_LIMIT
         if self.scope in ("block", "all") or (self.scope is None and short and fits):
             mask = attention.mask if block == "encoder" or attention.masked.window else "causal"
+            own = {"scope": "block", "block": block, "norm": self.norm, "style": self.style, "mask": mask}
             for layers in self.layers:
-                yield attention.replace(scope="block", block=block, norm=self.norm, mask=mask, layers=layers)
+                yield attention.replace(**own, layers=layers)
 
 
 def _size(w: Workload) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from attnbench.activations import Activations, named
 from attnbench.errors import AttnbenchError
+from attnbench.style import STYLES, Style
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Workload:
     softcap: scores s become softcap * tanh(s / softcap) before the mask (Gemma 2, arXiv 2408.00118); 0 for as they are.
     sinks: softmax sums over one more logit for each head, which has no value, so that a query may attend to nothing
         (gpt-oss; Xiao 2023, arXiv 2309.17453). The logits come as a last input, (heads,). Forward attention alone.
+    style: of the block, of `STYLES`; "" for classic. `styled` is it as an object.
     layers: blocks stacked on each other; 1 for attention alone.
     lengths: of a ragged batch, the keys of each entry, such as "512,300"; tensors are padded behind them to kv_seq.
         Where seq and kv_seq are the same, an entry has as many queries; what is put out behind them is 0.
@@ -159,6 +161,7 @@ class Workload:
     scope: str = "attention"
     block: str = ""
     norm: str = ""
+    style: str = ""
     layers: int = 1
     lengths: str = ""
     inputs: str = "normal"
@@ -176,6 +179,7 @@ class Workload:
             ("scope", SCOPES),
             ("block", BLOCKS if self.scope == "block" else ("",)),
             ("norm", NORMS if self.scope == "block" else ("",)),
+            ("style", ("", *STYLES) if self.scope == "block" else ("",)),
         ):
             if getattr(self, name) not in known:
                 raise AttnbenchError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -237,6 +241,10 @@ class Workload:
             return [self]
         each = [int(n) for n in self.lengths.split(",")]
         return [self.replace(batch=1, lengths="", kv_seq=n, seq=n if self._is_square else self.seq) for n in each]
+
+    @property
+    def styled(self) -> Style:
+        return STYLES[self.style or "classic"]
 
     @property
     def activations(self) -> Activations | None:
@@ -350,7 +358,8 @@ class Workload:
 
     def label(self) -> str:
         """A short name for people, such as "attention 1x8x4096x64 float32 causal"."""
-        what = self.scope if self.scope == "attention" else f"{self.block} block ({self.norm}-norm)"
+        block = f"{self.style} {self.block}".strip()
+        what = self.scope if self.scope == "attention" else f"{block} block ({self.norm}-norm)"
         what += f" x {self.layers}" if self.layers > 1 else ""
         what = what if self.phase == "forward" else f"{self.phase} {what}"
         heads = str(self.heads) if self.group == 1 else f"{self.heads}/{self.kv_heads}"

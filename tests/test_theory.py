@@ -216,6 +216,20 @@ def test_attention_alone_saves_its_softmax_or_its_logarithms(shape: str, attenti
     assert costs.saved_bytes(w, scores=attention == "naive") == saved_by_autograd(w, attention)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("style", ["bert", "llama"])
+def test_a_style_has_its_own_products_parameters_and_saved_bytes(style: str, block: str) -> None:
+    w = as_block(block, "grouped", style=style)
+    made, _, _, counted = run_block(w)
+    assert costs.flops(w) + hidden_flops(w) == counted
+    assert costs.parameters(w) == sum(p.numel() for p in made.parameters())
+    trained = w.replace(phase="train", layers=2)
+    saved, rope = saved_by_autograd(trained, "sdpa"), 0
+    if w.styled.rope:  # sines and cosines for query and key
+        rope = trained.layers * 2 * 2 * w.seq * w.head_dim * w.itemsize
+    assert saved - rope == costs.saved_bytes(trained, scores=False)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 4, 8])
 def test_a_layer_saves_twelve_vectors_for_each_token(layers: int) -> None:
     """As ZeRO counts; the first layer's input is not kept for it, and statistics come on top."""

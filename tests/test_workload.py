@@ -158,6 +158,8 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         ({"inputs": "ones"}, "--inputs must be one of normal, outlier or MODEL:LAYER, such as smollm2:3, not 'ones'"),
         ({"block": "encoder"}, "--block"),
         ({"norm": "pre"}, "--norm"),
+        ({"style": "bert"}, "--style"),
+        (BLOCK | {"style": "gpt"}, "--style must be one of"),
         (BLOCK | {"block": ""}, "--block must be one of encoder, decoder, decoder-only, not ''"),
         (BLOCK | {"norm": "rms"}, "--norm must be one of pre, post, not 'rms'"),
         (BLOCK | {"kv_seq": 16}, "--block encoder is self-attention: --kv-seq must equal --seq (16 is not 8)"),
@@ -193,6 +195,7 @@ def test_what_follows_from_a_workload() -> None:
         ({"kv_heads": 2, "kv_seq": 9, "value_dim": 32}, "attention 1x8/2x8->9x64/32 float32 full"),
         ({"inputs": "outlier", "mask": "causal"}, "attention 1x8x8x64 float32 causal outlier inputs"),
         (BLOCK, "encoder block (pre-norm) 1x8x8x64 float32 full"),
+        (BLOCK | {"style": "bert"}, "bert encoder block (pre-norm) 1x8x8x64 float32 full"),
         (
             {"mask": "window:3", "softmax_scale": 0.3, "softcap": 50.0, "sinks": True},
             "attention 1x8x8x64 float32 window:3 scale 0.3 softcap 50 sinks",

@@ -16,6 +16,7 @@ from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
 from attnbench.packages import left_out
 from attnbench.records import strict
+from attnbench.style import STYLES
 from attnbench.workload import BLOCKS, DEVICES, DTYPES, INPUTS, NORMS, PHASES
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ _WORKLOADS = (
     ),
     option("--block", type=click.Choice(BLOCKS), help="[default: decoder-only; with --mask encoder]"),
     option("--norm", type=click.Choice(NORMS), help="[default: pre]"),
+    option("--style", type=click.Choice(list(STYLES)), help="Of the block's layers.  [default: classic]"),
     option("--layers", help="Blocks stacked on each other.  [default: 1]"),
     option("--lengths", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn."),
     option("--inputs", help=f"{', '.join(INPUTS)} or a model's layer, smollm2:3; lists too.  [default: normal]"),

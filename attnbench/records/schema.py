@@ -42,6 +42,7 @@ SCHEMA_COLUMNS = (
     Column("scope", "name", "", "attention alone or inside a block"),
     Column("block", "text", "", "encoder, decoder or decoder-only; empty for attention alone"),
     Column("norm", "text", "", "pre or post, of the block"),
+    Column("style", "text", "", "of the block: llama or bert; empty for classic", "0.2.0"),
     Column("layers", "size", "", "blocks stacked on each other"),
     Column("phase", "name", "", "forward, decode or train"),
     Column("device", "name", "", "cpu or cuda"),

@@ -137,7 +137,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
     heads = units.count(int(row["heads"]), "head")
     return {
         "run": f"run {row['run']}" if apart else "",
-        "scope": "attention alone" if row["scope"] == "attention" else f"{row['block']} block ({row['norm']}-norm)",
+        "scope": _scope(row),
         "layers": f"{int(row['layers'])} layers" if row["layers"] > 1 else "",
         "phase": "" if row["phase"] == "forward" else str(row["phase"]),
         "device": str(row["device"]),
@@ -155,6 +155,13 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
         "threads": units.count(int(row["threads"]), "thread") if DEVICES[row["device"]].host else "",
         "l2": "L2 cache flushed" if row["l2"] == "flushed" else "",
     }
+
+
+def _scope(row: Row) -> str:
+    if row["scope"] == "attention":
+        return "attention alone"
+    style = row["style"] if isinstance(row["style"], str) else ""
+    return f"{style} {row['block']} block ({row['norm']}-norm)".lstrip()
 
 
 def _name_lengths(frame: pd.DataFrame, words: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
@@ -184,5 +191,7 @@ def _order(frame: pd.DataFrame) -> pd.Index:
     """The index in a report's order: names in the order they came, attention before block, small before large."""
     came = {name: pd.Series(pd.factorize(frame[name])[0], frame.index) for name in ("run", "device", "dtype", "phase")}
     keys = frame.assign(**came, mask=frame["mask"] != "full")
-    names = "run scope block norm layers phase device dtype mask batch heads kv_heads head_dim value_dim seq kv_seq"
+    names = (
+        "run scope block norm style layers phase device dtype mask batch heads kv_heads head_dim value_dim seq kv_seq"
+    )
     return keys.sort_values(names.split(), kind="stable").index

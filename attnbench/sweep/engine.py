@@ -258,6 +258,7 @@ def run(
     scope: str | None = None,
     block: str | None = None,
     norm: str | None = None,
+    style: str | None = None,
     layers: Sizes | None = None,
     lengths: str | None = None,
     inputs: Names | None = None,
@@ -279,7 +280,7 @@ def run(
     plugins: "all", names "a,b", patterns "block*", options "name:key=value", or "name:*" for each choice. seq, kv_seq:
     lengths, such as 1024, [512, 1000] or "512..16384", which doubles; batch, heads, kv_heads, head_dim, value_dim and
     layers likewise. tokens: of the whole batch at each length. preset: a model's sizes, or "standard". dtype, mask,
-    phase: one name or several. scope: "attention", "block" or "all". block, norm: of the block. scale, softcap: of the
+    phase: one name or several. scope: "attention", "block" or "all". block, norm, style: of it. scale, softcap: of the
     scores. lengths: of a ragged batch. inputs: how drawn, or a model's layer, "smollm2:3". baseline: what speedups
     refer to, or "none". precision: at which half-width an interval has converged. budget, timeout: seconds for the
     sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.

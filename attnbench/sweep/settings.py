@@ -30,7 +30,7 @@ from attnbench.workload import DTYPES, INPUTS, PHASES, flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
 _NAMES = {"dtype": tuple(DTYPES), "phase": tuple(PHASES)}
-_PLAIN = ("softcap", "tokens", "scope", "block", "norm", "lengths", "seed")
+_PLAIN = ("softcap", "tokens", "scope", "block", "norm", "style", "lengths", "seed")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
 BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
@@ -58,6 +58,7 @@ class Given(TypedDict, total=False):
     scope: str | None
     block: str | None
     norm: str | None
+    style: str | None
     layers: Sizes | None
     lengths: str | None
     inputs: Names | None
@@ -136,6 +137,7 @@ def _sweep(given: Given) -> Sweep:
     asked |= {name: as_names(values.get(name), name, known) for name, known in _NAMES.items()}
     asked |= {name: values.get(name) for name in _PLAIN}
     asked |= {"mask": as_masks(values.get("mask")), "softmax_scale": values.get("scale")}
+    asked["style"] = "" if asked["style"] == "classic" else asked["style"]
     asked["inputs"], source = _inputs(values.get("inputs"))
     asked = {name: value for name, value in asked.items() if value is not None}
     if preset == STANDARD:

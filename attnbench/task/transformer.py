@@ -41,10 +41,11 @@ def rotated(x: Tensor, base: float, start: int = 0) -> Tensor:
     # In float64, where a place of thousands leaves digits for the angle.
     places = torch.arange(start, start + length, dtype=torch.float64, device=x.device)
     pace = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=x.device) / dim)
-    angles = torch.outer(places, pace)  # (length, head_dim / 2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    angles = torch.outer(places, pace).repeat(1, 2)  # (length, head_dim)
     first, second = x.chunk(2, -1)  # (batch, heads, length, head_dim / 2) each
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    turned = torch.cat([-second, first], -1)  # (batch, heads, length, head_dim)
+    # x stands first, so that what comes out lies in memory as x does.
+    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)
 
 
 class MultiHead(nn.Module):
@@ -144,7 +145,7 @@ class Block(nn.Module):
         attention: the callable for each problem of `attentions(workload)`: "self", and for a decoder "cross".
         weights: a block's `state_dict` to use, in any dtype and on any device; None: `draw_weights`, in the workload's.
         gates: for each problem what `Plugin.gates` says; nothing for those left out.
-        style: what its layers are; weights are named alike in all.
+        style: what its layers are, whose weights have the same names in all; None: the workload's.
 
     Raises:
         AttnbenchError: the workload is of scope attention, or `attention` has other names than `attentions(workload)`.
@@ -156,7 +157,7 @@ class Block(nn.Module):
         attention: Mapping[str, Call],
         weights: Mapping[str, Tensor] | None = None,
         gates: Mapping[str, Sequence[int]] = MappingProxyType({}),
-        style: Style = STYLES["classic"],
+        style: Style | None = None,
     ) -> None:
         super().__init__()
         if workload.scope != "block":
@@ -167,7 +168,8 @@ class Block(nn.Module):
                 f"attention is needed for {', '.join(inside)}, not for {', '.join(attention) or 'none'}"
             )
         width, norm = workload.width, workload.norm
-        self.gates, self.style, self.decodes = gates, style, workload.decodes
+        self.gates, self.style, self.decodes = gates, style or workload.styled, workload.decodes
+        style = self.style
         with torch.device("meta"):  # shapes alone: neither memory nor torch's random state is touched
             layers = {
                 name: MultiHead(part, attention[name], gates.get(name, ()), style) for name, part in inside.items()
@@ -208,7 +210,7 @@ class Stack(nn.Module):
         attention: Sequence[Mapping[str, Call]],
         gates: Mapping[str, Sequence[int]] = MappingProxyType({}),
         weights: Sequence[Mapping[str, Tensor]] | None = None,
-        style: Style = STYLES["classic"],
+        style: Style | None = None,
     ) -> None:
         super().__init__()
         seeded = (workload.replace(layers=1, seed=workload.seed + layer) for layer in range(workload.layers))

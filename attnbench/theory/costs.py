@@ -10,6 +10,7 @@ variant computes once more in its backward pass is its own affair (those papers 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from attnbench.workload import Workload
 
@@ -17,16 +18,17 @@ from attnbench.workload import Workload
 def block_workspace(workload: Workload, attention: float) -> float:
     """Bytes that a block's forward pass (`task.transformer`) holds at its peak beside inputs, parameters and output.
 
-    Either while an attention runs (its workspace, query, key, value and output) or while ReLU does (d_ff twice), each
-    with what its sub-layer got, and pre-norm with that normalised. A stack holds one block's input more, however many
-    layers it has.
+    Either while an attention runs (its workspace, query, key, value and output) or while the FFN's activation does
+    (d_ff twice, gated three times), each with what its sub-layer got, and pre-norm with that normalised. A stack holds
+    one block's input more, however many layers it has.
 
     attention: workspace bytes of the attention alone.
     """
     w = workload
     x = w.batch * w.seq * w.width * w.itemsize
     norm = x if w.norm == "pre" else 0
-    stages: list[float] = [x + norm + 2 * FFN_EXPANSION * x]
+    hidden = w.batch * w.seq * w.styled.hidden(w.width) * w.itemsize
+    stages: list[float] = [x + norm + (3 if w.styled.gated else 2) * hidden]
     for name, a in attentions(w).items():
         rows, keys = a.batch * a.heads * a.seq, a.batch * a.kv_heads * a.kv_seq
         own = (rows + keys) * (a.head_dim + a.value_dim) * a.itemsize
@@ -70,7 +72,7 @@ def attentions(workload: Workload) -> dict[str, Workload]:
     causal, or in a window. A workload of scope attention is its own: "self". Decoding, both attentions of a decoder
     have kv_seq keys.
     """
-    alone = {"scope": "attention", "block": "", "norm": "", "layers": 1}
+    alone = {"scope": "attention", "block": "", "norm": "", "style": "", "layers": 1}
     if workload.block == "decoder":
         own = workload.kv_seq if workload.decodes else workload.seq
         cross = workload.replace(**alone, mask="full")
@@ -110,8 +112,11 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
 
     All that is counted here follows from this list. Decoding, keys and values are projected for new tokens alone.
 
-    d_ff: the FFN's inner width, 4 d_m unless given. gated: it has a third matrix (Shazeer 2020, "GLU variants").
+    d_ff: the FFN's inner width, the style's unless given. gated: it has a third matrix (Shazeer 2020, "GLU variants"),
+        as the style may say too.
     """
+    style = workload.styled
+    linear = partial(_linear, biases=style.biases)
     found: list[Product] = []
     for layer, w in attentions(workload).items():
         rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq
@@ -122,21 +127,21 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
             return [scores, mix]
         new = w.batch * (w.kv_seq - w.past)
         found += [
-            _linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim, w.heads),
-            _linear(layer, "W_K", new, w.width, w.kv_heads * w.head_dim, w.kv_heads),
-            _linear(layer, "W_V", new, w.width, w.kv_heads * w.value_dim, w.kv_heads),
+            linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim, w.heads),
+            linear(layer, "W_K", new, w.width, w.kv_heads * w.head_dim, w.kv_heads),
+            linear(layer, "W_V", new, w.width, w.kv_heads * w.value_dim, w.kv_heads),
             scores,
             mix,
-            _linear(layer, "W_O", w.batch * w.seq, w.heads * w.value_dim, w.width),
+            linear(layer, "W_O", w.batch * w.seq, w.heads * w.value_dim, w.width),
         ]
-    tokens, hidden = workload.batch * workload.seq, d_ff or FFN_EXPANSION * workload.width
-    inner = ("W_1", "W_3") if gated else ("W_1",)
-    found += [_linear("ffn", name, tokens, workload.width, hidden) for name in inner]
-    return [*found, _linear("ffn", "W_2", tokens, hidden, workload.width)]
+    tokens, hidden = workload.batch * workload.seq, d_ff or style.hidden(workload.width)
+    inner = ("W_1", "W_3") if gated or style.gated else ("W_1",)
+    found += [linear("ffn", name, tokens, workload.width, hidden) for name in inner]
+    return [*found, linear("ffn", "W_2", tokens, hidden, workload.width)]
 
 
-def _linear(layer: str, name: str, tokens: int, inner: int, outer: int, count: int = 1) -> Product:
-    weights = inner * outer + outer
+def _linear(layer: str, name: str, tokens: int, inner: int, outer: int, count: int = 1, biases: bool = True) -> Product:
+    weights = inner * outer + biases * outer
     moved = tokens * (inner + outer) + weights if tokens else 0
     return Product(layer, name, 2 * tokens * inner * outer, moved, count, weights)
 
@@ -167,14 +172,15 @@ def flops_by_part(workload: Workload) -> dict[str, int]:
 
 
 def parameters(workload: Workload) -> int:
-    """Weights and biases of all blocks, LayerNorms (two vectors of `width` a sub-layer) with them.
+    """Weights and biases of all blocks, norms (LayerNorm two vectors of `width` a sub-layer, RMSNorm one) with them.
 
     0 for scope attention, which has none.
     """
     if workload.scope == "attention":
         return 0
     sublayers = len(attentions(workload)) + 1
-    return workload.layers * (sum(p.parameters for p in products(workload)) + sublayers * 2 * workload.width)
+    norms = sublayers * (1 if workload.styled.rms else 2) * workload.width
+    return workload.layers * (sum(p.parameters for p in products(workload)) + norms)
 
 
 def cache_bytes(workload: Workload) -> int:
@@ -222,6 +228,8 @@ def saved_bytes(workload: Workload, scores: bool) -> int:
     with its means and standard deviations, and query, key and value. Of an encoder whose heads are all kv heads that is
     12 * d_m elements a token and layer, as in ZeRO (Rajbhandari 2020, section 3.2), less the first one's input. And:
 
+    Another activation than ReLU keeps what it took in, a gate both factors; RoPE's sines and cosines are not counted.
+
     scores: the softmax (batch, heads, seq, kv_seq), and key and value repeated for each head. Where false, attention is
         fused and keeps the logarithm of each row's sum of exponentials in float32 (Dao 2023, section 3.1).
     """
@@ -237,9 +245,14 @@ def saved_bytes(workload: Workload, scores: bool) -> int:
     if w.scope == "attention":
         return kept
     tokens, sublayers = w.batch * w.seq, len(attentions(w)) + 1
-    kept += tokens * (2 * sublayers + FFN_EXPANSION) * w.width * w.itemsize  # what norms, W_Q, W_1 and W_2 take in
+    style = w.styled
+    inner = 1 + (style.activation != "relu") + 2 * style.gated
+    # What norms, W_Q, W_1 and W_2 take in, and the activation.
+    kept += tokens * (2 * sublayers * w.width + inner * style.hidden(w.width)) * w.itemsize
     statistic = w.itemsize if w.on_host else 4  # torch keeps them in float32 on a GPU alone
-    kept += tokens * 2 * sublayers * statistic
+    kept += tokens * (1 if style.rms else 2) * sublayers * statistic
+    if style.rms and w.on_host:  # several operations there, of which one keeps what was normalised, too
+        kept += tokens * sublayers * w.width * w.itemsize
     return w.layers * kept - tokens * w.width * w.itemsize
 
 
