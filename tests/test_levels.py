@@ -43,6 +43,13 @@ def test_the_three_levels_stand_side_by_side() -> None:
     assert (row["perplexity_ratio"], row["kl_mean"]) == (1.004, 0.002)
 
 
+def test_a_block_in_a_models_style_counts_before_a_classic_one() -> None:
+    blocks = FRAME[FRAME.scope == "block"]
+    both = pd.concat([blocks.assign(style="llama", speedup=2.5), FRAME], ignore_index=True)
+    (row,) = joined(both)
+    assert (row["block"], row["attention"]) == (2.5, joined()[0]["attention"])
+
+
 @pytest.mark.parametrize(
     "changes",
     [

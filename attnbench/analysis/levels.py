@@ -38,7 +38,8 @@ def levels(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], models: Seque
     """
     machines = {str(run.get("name")): identity(dict(run.get("machine") or {})) for run in runs}
     measured: dict[tuple[Any, ...], Row] = {}
-    for row in as_rows(finished(frame)):
+    # A block in a published model's style comes last, and so counts where there is a classic one too.
+    for row in sorted(as_rows(finished(frame)), key=lambda row: bool(row["style"])):
         if _is_comparable(row):
             measured[
                 (machines.get(row["run"]), row["plugin"], row["scope"], row["seq"], *(row[name] for name in _SHAPE))
