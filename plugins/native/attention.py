@@ -219,8 +219,15 @@ def ragged(kernel: Callable[..., int], entries: Sequence[Workload], rows: int, k
         made = (_Problem * len(entries))()
         for b, (problem, entry) in enumerate(zip(problems, entries, strict=True)):
             own = slice(b, b + 1)
-            where = (key[own], value[own], None) if table is None else (key, value, table[own])
-            made[b] = problem(query[own, :, : entry.seq], *where[:2], out[own], table=where[2])
+            where = key, value
+            if table is None:
+                where = key[own, :, : entry.kv_seq], value[own, :, : entry.kv_seq]
+                _fits(where[0], entry.shapes[1])
+                _fits(where[1], entry.shapes[2])
+            rows = slice(0, entry.seq)
+            made[b] = problem(
+                query[own, :, rows], *where, out[own, :, rows], table=None if table is None else table[own]
+            )
             out[b, :, entry.seq :] = 0
         if kernel(made, ctypes.c_int64(len(entries))):
             raise MemoryError("the kernel's workspace could not be allocated")
