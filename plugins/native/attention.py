@@ -146,9 +146,7 @@ class _Problems:
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor | None = None,
         table: Tensor | None = None,
     ) -> _Problem:  # fmt: skip
-        w = self.workload
-        _fits(query, w.shapes[0])
-        tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(w, name) for name in _SIZES)
+        tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(self.workload, name) for name in _SIZES)
         paged = (None, 0, 0) if table is None else (table.data_ptr(), table.shape[1], key.shape[2].bit_length() - 1)
         return _Problem(
             *tensors, *sizes, *self.band, self.keys, self.tallest, torch.get_num_threads(), self.workload.scale,
@@ -197,6 +195,7 @@ def paged(
 
     def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
         (query,) = dense_rows(query)
+        _fits(query, w.shapes[0])
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         _run(kernel, problem(query, key, value, out, table=table))
         return out
@@ -212,9 +211,11 @@ def ragged(kernel: Callable[..., int], entries: Sequence[Workload], rows: int, k
     rows: of a strip. keys: of a block.
     """
     problems = [_Problems(entry, dense(entry, min(rows, entry.seq)), keys) for entry in entries]
+    longest = max(entry.seq for entry in entries)
 
     def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor | None = None) -> Tensor:
         query, key, value = dense_rows(query, key, value)
+        _fits(query, (len(entries), entries[0].heads, max(query.shape[2], longest), entries[0].head_dim))
         out = query.new_empty(*query.shape[:3], value.shape[3])
         made = (_Problem * len(entries))()
         for b, (problem, entry) in enumerate(zip(problems, entries, strict=True)):
@@ -242,8 +243,8 @@ def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: in
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         query, key, value = dense_rows(query, key, value)
-        _fits(key, w.shapes[1])
-        _fits(value, w.shapes[2])
+        for x, shape in zip((query, key, value), w.shapes, strict=True):
+            _fits(x, shape)
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32) if with_lse else None
         _run(kernel, problem(query, key, value, out, lse))
@@ -299,6 +300,7 @@ def packed_decoder(kernel: Callable[..., int], workload: Workload) -> Call:
 
     def call(query: Tensor, key: Tensor, value: Tensor, key_scale: Tensor, value_scale: Tensor) -> Tensor:
         (query,) = dense_rows(query)
+        _fits(query, w.shapes[0])
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
         _run(kernel, problem(query, key, value, out), _Scales(_tensor(key_scale), _tensor(value_scale)))
         return out
