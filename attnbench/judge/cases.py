@@ -76,7 +76,13 @@ def _cases() -> Iterator[Case]:
         "multi-query": _lengths(100, 140, heads=4, kv_heads=1), "batch": _lengths(65, batch=2, inputs="outlier"),
         "value-dim": _lengths(100, value_dim=48), "narrow-value": _lengths(40, head_dim=64, value_dim=16),
         **{f"head-dim-{n}": _lengths(33, head_dim=n, value_dim=n) for n in (16, 64, 80, 128, 192, 256)},
-        "ragged": _lengths(48, batch=3, lengths="48,1,17"),
+    })  # fmt: skip
+    ragged = _lengths(48, batch=3, lengths="48,1,17")
+    yield from _each("ragged", {
+        "ragged": ragged, "ragged-grouped": ragged | {"heads": 4, "value_dim": 48},
+        "ragged-transposed": ragged | {"lay": "transposed"},
+        "ragged-cache": _lengths(5, 48, batch=3, lengths="48,5,17"),
+        "ragged-gradient": ragged | {"phase": "train"},
     })  # fmt: skip
     yield from _each("layouts", {lay: _lengths(49, batch=2, lay=lay) for lay in LAYS[1:]})
     yield from _each("values", {v: _lengths(65, values=v) for v in VALUES[1:]})
@@ -129,6 +135,7 @@ _IN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "promises": ((), ()),
     "shapes": (("float32", "bfloat16"), MASKS),
     "layouts": (("float32", "bfloat16"), MASKS),
+    "ragged": (("float32", "bfloat16"), MASKS),
     "values": (tuple(DTYPES), MASKS),
     "beyond": (("float32", "bfloat16"), ()),
     "repeats": (tuple(DTYPES), MASKS),

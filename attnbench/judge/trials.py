@@ -27,6 +27,7 @@ from attnbench.workload import DEVICES, DTYPES, PHASES, Workload
 
 COARSE = 0.05  # relative L2 where rounding is blown up by large scores: finite, and about right
 _OURS = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(torch.__file__), "<")
+_GARBAGE = 100.0  # behind the end of an entry of a ragged batch, where nothing may be read
 _HULL = 1.05  # an average lies among what it is taken of
 
 
@@ -115,6 +116,7 @@ def called(plugin: Plugin, task: Task, lay: str = "contiguous", values: str = ""
             problem = form.overwritten(outs, earlier) or form.changed(tensors, kept) or form.disturbed(before)
         if not problem and laid.overrun(around):
             problem = "a call writes beside its inputs"
+        problem = problem or _padding(w, outs)
         if problem:
             return Checked("wrong", problem, said, measures)
         found, problem = _judged(task, plugin.family, tensors, raw, number, values)
@@ -125,6 +127,19 @@ def called(plugin: Plugin, task: Task, lay: str = "contiguous", values: str = ""
     return Checked("ok", "", said, measures)
 
 
+def _padding(workload: Workload, outs: Sequence[Tensor]) -> str | None:
+    """What is put out behind the end of a ragged batch's entries, where 0 should be: of the output, then gradients."""
+    if not workload.lengths or workload.scope == "block":
+        return None
+    for b, entry in enumerate(workload.entries()):
+        for i, out in enumerate(outs):
+            end = entry.seq if i < 2 else entry.kv_seq  # of output and query; of key and value
+            if bool(out[b, :, end:].count_nonzero()):
+                what = "a gradient" if i else "the output"
+                return f"{what} is not 0 behind the end of an entry of {entry.kv_seq} tokens"
+    return None
+
+
 def _laid(task: Task, lay: str) -> tuple[list[Tensor], draws.Laid]:
     """Contiguous tensors to draw into, and those that a call gets."""
     like = inputs.empty(task.workload, task.gates["self"] if task.workload.scope == "attention" else ())
@@ -133,6 +148,10 @@ def _laid(task: Task, lay: str) -> tuple[list[Tensor], draws.Laid]:
 
 def _drawn(like: list[Tensor], workload: Workload, number: int, values: str) -> None:
     inputs.fill(like, workload, number)
+    for b, entry in enumerate(workload.entries() if workload.lengths and workload.scope == "attention" else ()):
+        ends = (entry.seq, *(entry.kv_seq for _ in like[1:]))
+        for x, end in zip(like[:3], ends, strict=False):
+            x[b, :, end:] = _GARBAGE
     if values:
         draws.VALUES[values].change(*like[:3])
 

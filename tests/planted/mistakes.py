@@ -54,6 +54,8 @@ MISTAKES = {
         Mistake("FirstEntry", "shapes", "batch", _OFF),
         Mistake("QueryShaped", "shapes", "value-dim", "shape"),
         Mistake("HalfSums", "shapes", "tail", _OFF),
+        Mistake("Padding", "ragged", "ragged", _OFF),
+        Mistake("Behind", "ragged", "ragged", "not 0 behind the end"),
         Mistake("AlwaysFloat", "shapes", "one", "output is torch.float32"),
         Mistake("Dense", "layouts", "transposed", _OFF),
         Mistake("DenseRows", "layouts", "columns", "NaN"),

@@ -222,6 +222,38 @@ class HalfSums(Right):
         return out
 
 
+class Padding(Right):
+    """Of a ragged batch the padding behind an entry's keys takes part."""
+
+    def ragged(self, workload: Workload) -> bool:
+        return True
+
+    def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor, *sinks: Tensor) -> Tensor:
+        out = super().attend(w, query, key, value, *sinks)
+        if w.lengths and w.seq == w.kv_seq:
+            ends = torch.tensor([entry.seq for entry in w.entries()])[:, None, None, None]
+            out = out.masked_fill(torch.arange(w.seq)[:, None] >= ends, 0.0)
+        return out
+
+
+class Behind(Right):
+    """Of a ragged batch rows behind an entry's end are computed, where 0 is asked for."""
+
+    def ragged(self, workload: Workload) -> bool:
+        return bool(workload.lengths)
+
+    def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor, *sinks: Tensor) -> Tensor:
+        if not w.lengths:
+            return super().attend(w, query, key, value, *sinks)
+        outs = []
+        for b, entry in enumerate(w.entries()):
+            k, v = (x[b : b + 1, :, : entry.kv_seq] for x in (key, value))
+            outs.append(
+                super().attend(w.replace(batch=1, lengths="", kv_seq=entry.kv_seq, mask="full"), query[b : b + 1], k, v)
+            )
+        return torch.cat(outs)
+
+
 class AlwaysFloat(Right):
     """The output is float32, whatever the inputs are."""
 
