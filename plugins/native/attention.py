@@ -220,15 +220,14 @@ def ragged(kernel: Callable[..., int], entries: Sequence[Workload], rows: int, k
         made = (_Problem * len(entries))()
         for b, (problem, entry) in enumerate(zip(problems, entries, strict=True)):
             own = slice(b, b + 1)
-            where = key, value
+            k, v, pages = key, value, None
             if table is None:
-                where = key[own, :, : entry.kv_seq], value[own, :, : entry.kv_seq]
-                _fits(where[0], entry.shapes[1])
-                _fits(where[1], entry.shapes[2])
-            rows = slice(0, entry.seq)
-            made[b] = problem(
-                query[own, :, rows], *where, out[own, :, rows], table=None if table is None else table[own]
-            )
+                k, v = (x[own, :, : entry.kv_seq] for x in (key, value))
+                _fits(k, entry.shapes[1])
+                _fits(v, entry.shapes[2])
+            else:
+                pages = table[own]
+            made[b] = problem(query[own, :, : entry.seq], k, v, out[own, :, : entry.seq], table=pages)
             out[b, :, entry.seq :] = 0
         if kernel(made, ctypes.c_int64(len(entries))):
             raise MemoryError("the kernel's workspace could not be allocated")
