@@ -73,7 +73,7 @@ def test_any_field_of_a_case_may_be_another() -> None:
 def test_groups_names_and_patterns_are_all_cases_of_theirs() -> None:
     each = {text: len(chosen([text], "cpu")) for text in ("shapes", "odd", "gradient*", "compile")}
     assert each["odd"] == 4  # two dtypes, two masks
-    assert each["shapes"] > 70
+    assert each["shapes"] > 60
     assert each["gradient*"] == len([case for case in listed("cpu") if case.name.startswith("gradient")])
     assert each["compile"] == 3
     assert not [case for case in listed("cpu") if case.group in OPTIONAL]
