@@ -56,7 +56,8 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def model_and_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="could not import 'transformers'")
+    pytest.importorskip("safetensors", reason="could not import 'safetensors'")
     from tiny_models import decoder
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -121,6 +122,25 @@ def test_an_interrupt_keeps_what_was_judged(model_and_text: tuple[Path, Path]) -
     with pytest.raises(KeyboardInterrupt):
         caches.judge(asked, interrupt, lambda found: kept.extend(row["cache"] for row in found.rows))
     assert kept == ["exact"]
+
+
+@pytest.mark.slow
+def test_int8_keeps_smollm2_and_its_keys_do_not_stand_4_bits(tmp_path: Path) -> None:
+    from attnbench.models.known import KNOWN
+
+    if missing := KNOWN["smollm2"].missing:
+        pytest.skip(f"could not import SmolLM2: {missing}")
+    specs = "int8,int4:values=false,int4:keys=false"
+    asked = ("--caches", specs, "--seq", "256", "--windows", "2", "--threads", "1", "--json", "--out", str(tmp_path))
+    result = CliRunner().invoke(main, ["cache", *asked])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    exact, int8, keys, values = found["rows"]
+    assert [row["bits_per_value"] for row in found["rows"]] == [32, 8.25, 10.125, 10.125]
+    assert exact["needle"] == int8["needle"] == 1
+    assert exact["kl_mean"] < 1e-5 < int8["kl_mean"] < 0.005 < values["kl_mean"] < 0.05 < keys["kl_mean"]
+    assert 0.98 < int8["perplexity_ratio"] < 1.02 < 1.1 < keys["perplexity_ratio"]
+    assert keys["kl_mean"] > 5 * values["kl_mean"]
 
 
 REFUSED = (

@@ -12,7 +12,7 @@ from torch import Tensor
 from attnbench.cache import KVCache
 from attnbench.registry import create_cache
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="could not import 'transformers'")
 
 from attnbench.models.caching import IMPLEMENTATION, Reading, _name  # noqa: E402
 
