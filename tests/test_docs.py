@@ -94,6 +94,7 @@ SMALL = [
     (r"(?<=--lengths )\S+", "64,30,7,9"),
     (r"(?<=--layers )1,\S+", "1,2"),
     (r"(?<=--layers )4(?!\S)", "2"),
+    (r",smollm2:3", ""),  # it takes a minute to capture, where the model is installed: see test_activations.py
     (r"--preset standard", "--preset standard --dry-run"),  # one fixed sweep, which can't be cut
     # All variants are in the first command, and in test_lecture.py in every phase; the others, about other options, would
     # spend their seconds on starting eleven and skip most of them.

@@ -20,7 +20,8 @@ def by_inputs(panels: Sequence[Panel], style: Style) -> list[Table]:
 def _table(panels: Sequence[Panel], style: Style) -> Table:
     frame = pd.concat([panel.frame for panel in panels], ignore_index=True)
     names, found = sorts(frame), error_by_inputs(frame)
-    last = f"{' or '.join(compared(names))} over {names[0]}"
+    others = compared(names)
+    last = f"{others[0] if len(others) == 1 else 'the worst of a model'} over {names[0]}"
     rows = [
         [
             units.length(row["length"]),
