@@ -243,4 +243,4 @@ def test_a_claim_is_answered_by_pairs() -> None:
 def test_the_figure_is_drawn_of_any_rows(ratios: list[list[float]]) -> None:
     found = [caches.row(judged(f"int8:group={i}", each, [0, 1]), ASKED, FACTS) for i, each in enumerate(ratios)]
     for ax in draw(found).axes:
-        assert {text.get_text() for text in ax.texts} == {"int8"} if len(ratios) == 1 else len(ax.texts) == 3
+        assert {text.get_text() for text in ax.texts} == {f"int8 group={i}" for i in range(len(ratios))}

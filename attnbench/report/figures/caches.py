@@ -1,6 +1,7 @@
 """The figure of KV caches: what a cache keeps of each number against what the model loses, with the Pareto front."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -32,6 +33,8 @@ def caches(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """rows: of `attnbench cache` that are ok, of one model and length. The reference is the axis, and not drawn."""
     frame = _named(pd.DataFrame(rows))
     style = Style.of(frame[["plugin", "variant", "family"]])
+    # Options count also where a cache is there once: 3 bits are not 4.
+    style = replace(style, names={name: name.replace(":", " ") for name in style.names})
     figure, axes = drawing.grid(2, height=4.6)
     panels = [_placed(frame, column) for column in _LEAST]
     for ax, part in zip(axes, panels, strict=True):
@@ -57,7 +60,7 @@ def _fill(ax: Axes, frame: pd.DataFrame, style: Style) -> None:
         ax.vlines(row["x"], row["low"], row["high"], color=colour, linewidth=1.2, zorder=2)
         ax.plot(row["x"], row["lost"], linestyle="", marker=style.markers[row["plugin"]], markersize=7,
                 markerfacecolor=inside, markeredgecolor=edge, markeredgewidth=width, zorder=3)  # fmt: skip
-    scales.log_axis(ax, frame["x"].min() / 1.15, frame["x"].max() * 1.5, lambda x: f"{x:g}", 2, ((1,), (1, 1.5)), "x")
+    scales.log_axis(ax, frame["x"].min() / 1.5, frame["x"].max() * 1.5, lambda x: f"{x:g}", 2, ((1,), (1, 1.5)), "x")
     least, most = float(frame["low"].min()), float(frame[["lost", "high"]].to_numpy().max())
     if frame.attrs["column"] == "kl_mean":
         scales.error_axis(ax, least, max(10 * least, most))
