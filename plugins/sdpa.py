@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv
 from attnbench.workload import Workload
 
-from .autograd import differentiable
+from .autograd import dense_rows, differentiable
 from .pieces import hidden
 
 BACKENDS = {
@@ -163,6 +163,7 @@ class _PastAndPresent:
     def backward(
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = dense_rows(query, key, value)
         n, operator = self.past, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
         flash = partial(operator, scale=self.scale)
         past = flash(out_gradient, query, key[:, :, :n], value[:, :, :n], out, lse, 0.0, False)  # dQ, dK, dV
@@ -172,7 +173,9 @@ class _PastAndPresent:
 
     def _merged(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The output, and the log-sum-exp of each part."""
-        # The operator that scaled_dot_product_attention dispatches to; called directly for its log-sum-exp.
+        # The operator that scaled_dot_product_attention dispatches to; called directly, for its log-sum-exp, it takes
+        # rows for dense without a look.
+        query, key, value = dense_rows(query, key, value)
         flash = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, scale=self.scale)
         n = self.past
         past, past_lse = flash(query, key[:, :, :n], value[:, :, :n])  # (batch, heads, seq, dim), (batch, heads, seq)

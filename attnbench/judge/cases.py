@@ -85,6 +85,7 @@ def _cases() -> Iterator[Case]:
         "ragged-gradient": ragged | {"phase": "train"},
     })  # fmt: skip
     yield from _each("layouts", {lay: _lengths(49, batch=2, lay=lay) for lay in LAYS[1:]})
+    yield from _each("layouts", {"columns-cache": _lengths(20, 70, lay="columns")}, mask="causal")
     yield from _each("values", {v: _lengths(65, values=v) for v in VALUES[1:]})
     window = _lengths(90, mask="window:24")
     yield from _each("beyond", {

@@ -85,7 +85,7 @@ MISTAKES = {
 
 def row(mistake: Mistake, last: Outcome) -> str:
     """Of the table in docs/plugins.md."""
-    what = (getattr(import_module("tests.planted.plugins.mistakes"), mistake.name).__doc__ or "").strip()
+    what = (getattr(import_module(".plugins.mistakes", __package__), mistake.name).__doc__ or "").strip()
     by = " behind ".join(f"`{case.spec}`" for case in (last.case, *last.after)) if last.failed else "nothing"
     return f"| {what} | {last.status} at {by} | {last.reason.partition('; it fits ')[2]} |"
 
