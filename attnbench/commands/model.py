@@ -158,7 +158,9 @@ def _between(row: dict[str, Any], name: str) -> str:
 
 
 def _times(row: dict[str, Any], name: str) -> tuple[str, str]:
-    return units.seconds(row[f"{name}_s"]), units.ratio(*(row[f"{name}_speedup{end}"] for end in ("", "_low", "_high")))
+    speedup, low, high = (row[f"{name}_speedup{end}"] for end in ("", "_low", "_high"))
+    unsure = " ±?" if low is None and speedup is not None else ""  # too few windows for an interval
+    return units.seconds(row[f"{name}_s"]), units.ratio(speedup, low, high) + unsure
 
 
 def _content(found: "Judgement") -> dict[str, Any]:
