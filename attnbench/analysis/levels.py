@@ -12,14 +12,8 @@ from attnbench.records.run import identity
 from attnbench.records.schema import Row
 
 LEVELS = {"attention": "attention alone", "block": "in the block", "whole": "the whole model"}
-_SHAPE = (
-    "dtype",
-    "mask",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "threads",
-)  # what a row of a model has in common with a run's
+# What a row of a model has in common with a run's.
+_SHAPE = ("dtype", "mask", "heads", "kv_heads", "head_dim", "threads")
 _OVER = "sdpa"  # what a model's speedups refer to
 QUALITY = (
     "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "kl_mean", "top1_agreement", "cosine",

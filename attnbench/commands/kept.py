@@ -29,16 +29,13 @@ class Kept:
     def write(self, found: dict[str, Any]) -> None:
         """Writes the file in one step: the old one stays whole until the new one is."""
         from attnbench.records import strict
-        from attnbench.records.run import new_folder
+        from attnbench.records.run import new_folder, replace_file
 
         self.folder = self.folder or new_folder(self._out, self._name)
         with refusals(f"write to {self.folder}", "choose another --out"):
             said = {"command": ["attnbench", *sys.argv[1:]], "started": self._started.isoformat(timespec="seconds")}
-            new = self.folder / f"{self._file}.new"
-            new.write_text(
-                strict.dumps(said | {"asked": asdict(self._asked)} | found, indent=1) + "\n", encoding="utf-8"
-            )
-            new.replace(self.folder / self._file)
+            text = strict.dumps(said | {"asked": asdict(self._asked)} | found, indent=1) + "\n"
+            replace_file(self.folder / self._file, text.encode())
 
     def draw(self, figure: "Figure") -> None:
         """Saves a figure of the file's name beside it."""

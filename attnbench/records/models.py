@@ -12,19 +12,9 @@ from attnbench.records.schema import Row
 
 FILE = "model.json"
 _NEEDED = (
-    "model",
-    "plugin",
-    "variant",
-    "family",
-    "seq",
-    "dtype",
-    "mask",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "threads",
+    "model", "plugin", "variant", "family", "seq", "dtype", "mask", "heads", "kv_heads", "head_dim", "threads",
     "status",
-)
+)  # fmt: skip
 
 
 def is_one(folder: Path) -> bool:

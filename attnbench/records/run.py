@@ -81,7 +81,7 @@ class Run:
         """Writes run.json in one step: the old one stays whole until the new one is."""
         path = self.path / "run.json"
         with refusals(f"write {path}"):
-            _replace(path, (strict.dumps(self.meta, indent=1) + "\n").encode())
+            replace_file(path, (strict.dumps(self.meta, indent=1) + "\n").encode())
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds one workload's rows.
@@ -108,7 +108,7 @@ class Run:
         lines = [_line(list(group)) for _, group in groupby(rows, key=lambda row: key(row)[1])]
         if rows and sum(map(len, lines)) < self.cells.stat().st_size:
             with suppress(OSError):  # a full disk: nothing is lost
-                _replace(self.cells, b"".join(lines))
+                replace_file(self.cells, b"".join(lines))
         return rows
 
     def repair(self) -> list[Row]:
@@ -145,7 +145,7 @@ def _line(rows: Sequence[Row]) -> bytes:
     return (strict.dumps({"schema": SCHEMA, "cells": list(rows)}) + "\n").encode()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Writes a file in one step: the old one stays whole until the new one is."""
     temporary = path.with_name(f"{path.name}.new")
     temporary.write_bytes(content)

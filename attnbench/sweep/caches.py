@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.models.known import find as find_model
@@ -15,9 +15,7 @@ from attnbench.stats.clusters import Mean, clustered_mean
 from attnbench.stats.intervals import median_interval
 from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, ModelFacts, WindowScore
-from attnbench.workers.ask import ask_machine, describe_exit
-from attnbench.workers.channel import Closed, Expired
-from attnbench.workers.kinds import Answer, Request
+from attnbench.workers.ask import ask_machine, ask_once
 from attnbench.workers.messages import Failure
 from attnbench.workers.server import Forkserver
 
@@ -32,8 +30,6 @@ _MEMORY_SHARE = 0.8  # of what is free
 _ALIKE = {"float32": 1e-4, "bfloat16": 5e-2}  # KL in nats up to which two ways of one computation may differ
 _DEPTHS = (0.0, 0.5, 1.0)  # of needles
 _DESCRIBE_SECONDS, _LOAD_SECONDS = 60.0, 600.0  # the latter: unpacking a model, at the first time
-
-A = TypeVar("A", bound=Answer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,7 @@ def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], 
         caches = _described(server, requests)
         (baseline,) = _described(server, select(BASELINE, known, CACHES))
         say(f"{asked.model}: loading; at the first time its weights are unpacked, which takes up to a minute")
-        facts = _asked(server, AskModel(asked.model, list(asked.texts), [asked.seq]), _LOAD_SECONDS)
+        facts = ask_once(server, AskModel(asked.model, list(asked.texts), [asked.seq]), _LOAD_SECONDS)
         if isinstance(facts, Failure):
             raise AttnbenchError(facts.reason)
         _check(facts, asked.seq)
@@ -162,7 +158,7 @@ def _described_one(server: Forkserver, request: Named) -> CacheDescribed | Failu
     if offer.problem:
         return Failure("error", offer.problem)
     question = DescribeCache(offer.name, offer.target, dict(request.options), request.every)
-    return _asked(server, question, _DESCRIBE_SECONDS)
+    return ask_once(server, question, _DESCRIBE_SECONDS)
 
 
 def _described(server: Forkserver, requests: Sequence[Named]) -> list[Judged]:
@@ -179,19 +175,6 @@ def _described(server: Forkserver, requests: Sequence[Named]) -> list[Judged]:
             for each in answer.instances:
                 found.setdefault(each.cache, Judged(each, answer.family))
     return list(found.values())
-
-
-def _asked(server: Forkserver, question: Request[A], seconds: float, memory: int | None = None) -> A | Failure:
-    """One question to a process of its own, which may allocate so many bytes."""
-    worker = server.start(memory)
-    try:
-        return worker.request(question, seconds)
-    except Expired:
-        return Failure("timeout", f"no answer within {seconds:.0f} s (--timeout)")
-    except Closed:
-        return Failure("crashed", describe_exit(worker.end()))
-    finally:
-        worker.end()
 
 
 def _check(facts: ModelFacts, seq: int) -> None:
@@ -223,7 +206,7 @@ def _judge_one(server: Forkserver, room: _Room, cache: Judged) -> None:
         asked.model, list(asked.texts), asked.seq, asked.chunk, asked.dtype, asked.threads, cache.instance,
         room.baseline, room.windows, seconds, list(_DEPTHS), asked.rounds,
     )  # fmt: skip
-    answer = _asked(server, question, asked.timeout, room.memory)
+    answer = ask_once(server, question, asked.timeout, room.memory)
     if isinstance(answer, Failure):
         cache.status, cache.reason = answer.status, answer.reason
         return

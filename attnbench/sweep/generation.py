@@ -10,8 +10,7 @@ import msgspec
 from attnbench.registry import find, select
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import cells_of
-from attnbench.workers.ask import ask, ask_machine, describe_exit
-from attnbench.workers.channel import Closed, Expired
+from attnbench.workers.ask import ask, ask_machine, ask_once
 from attnbench.workers.messages import Failure, Generate
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
@@ -81,15 +80,8 @@ def generate(plugins: str, threads: int, isa: str = "auto", **sizes: Unpack[Size
 def _one(server: Forkserver, cell: Cell, asked: dict[str, int], timeout: float) -> dict[str, Any]:
     if cell.status:
         return {"failed": cell.status, "reason": cell.reason}
-    worker = server.start(path=cell.path)
-    try:
-        found = worker.request(Generate(cell.workload, cell.target, cell.options, **asked), timeout)
-    except Expired:
-        return {"failed": "timeout", "reason": f"no answer within {timeout:.0f} s (--timeout)"}
-    except Closed:
-        return {"failed": "crashed", "reason": describe_exit(worker.end())}
-    finally:
-        worker.end()
+    question = Generate(cell.workload, cell.target, cell.options, **asked)
+    found = ask_once(server, question, timeout, path=cell.path)
     if isinstance(found, Failure):
         return {"failed": found.status, "reason": found.reason}
     answer = msgspec.structs.asdict(found)

@@ -15,7 +15,7 @@ from attnbench.stats.intervals import median_interval
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import cells_of
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
-from attnbench.workers.ask import ask, ask_machine, describe_exit
+from attnbench.workers.ask import ask, ask_machine, ask_once, describe_exit
 from attnbench.workers.channel import Closed, Expired
 from attnbench.workers.messages import Failure
 from attnbench.workers.server import Forkserver
@@ -177,19 +177,11 @@ def _judged(server: Forkserver, name: str, cell: Cell, rooms: _Rooms) -> ModelJu
         return None
     depths = next(depths for up_to, depths in _DEPTHS.items() if w.seq <= up_to)
     windows = rooms.windows.get(key, asked.windows)
-    worker, began = server.start(rooms.memory, cell.path), monotonic()
-    try:
-        answer = worker.request(
-            JudgeModel(name, list(asked.texts), w, cell.target, cell.options, windows, seconds, list(depths),
-                       asked.tokens),
-            asked.timeout,
-        )  # fmt: skip
-    except Expired:
-        answer = Failure("timeout", f"no answer within {asked.timeout:.0f} s (--timeout)")
-    except Closed:
-        answer = Failure("crashed", describe_exit(worker.end()))
-    finally:
-        worker.end()
+    question = JudgeModel(
+        name, list(asked.texts), w, cell.target, cell.options, windows, seconds, list(depths), asked.tokens
+    )
+    began = monotonic()
+    answer = ask_once(server, question, asked.timeout, rooms.memory, cell.path)
     if isinstance(answer, Failure):
         cell.end(answer.status, answer.reason, answer.traceback)
         return None

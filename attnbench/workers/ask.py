@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from msgspec import structs
 
@@ -12,9 +13,13 @@ from attnbench.errors import AttnbenchError
 from attnbench.registry import Request
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.channel import Closed, Expired
+from attnbench.workers.kinds import Answer
+from attnbench.workers.kinds import Request as Question
 from attnbench.workers.messages import AskMachine, Calibrate, Capture, Describe, Described, Facts, Failure
 from attnbench.workers.server import Forkserver
 from attnbench.workload import Workload
+
+A = TypeVar("A", bound=Answer)
 
 _DESCRIBE_SECONDS = 60.0
 _MACHINE_SECONDS = 120.0
@@ -37,6 +42,24 @@ def ask(
         return Failure("timeout", f"at import: no answer within {_DESCRIBE_SECONDS:.0f} s")
     except Closed:
         return Failure("crashed", f"at import: {describe_exit(worker.end())}")
+    finally:
+        worker.end()
+
+
+def ask_once(
+    server: Forkserver, question: Question[A], seconds: float, memory: int | None = None, path: str = ""
+) -> A | Failure:
+    """One question to a process of its own, which may allocate so many bytes and imports from `path` too.
+
+    seconds: the user's, as `--timeout` says.
+    """
+    worker = server.start(memory, path)
+    try:
+        return worker.request(question, seconds)
+    except Expired:
+        return Failure("timeout", f"no answer within {seconds:.0f} s (--timeout)")
+    except Closed:
+        return Failure("crashed", describe_exit(worker.end()))
     finally:
         worker.end()
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from attnbench.cache import KVCache
 from attnbench.devices import device
-from attnbench.errors import AttnbenchError, Failed
-from attnbench.models import scores, text
+from attnbench.errors import AttnbenchError
+from attnbench.models import text
 from attnbench.models.caching import Reading
 from attnbench.models.loading import Loaded, load
 from attnbench.models.needles import Needle, needles
@@ -25,6 +25,7 @@ from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJ
 from attnbench.workers.about_models import NeedleScore, WindowScore
 from attnbench.workers.kinds import Choice
 from attnbench.workers.messages import printable
+from attnbench.workers.scored import finite, needle_score, window_score
 from attnbench.workload import Workload
 
 _LEAST_WINDOWS = 2  # for an interval
@@ -106,31 +107,19 @@ class _Judge:
         """One window both ways."""
         exact = self._model.get_decoder()(input_ids=window.ids, use_cache=False).last_hidden_state[0]  # (seq, width)
         reading = Reading(self._model, self._cache, self._chunk)
-        hidden = _finite(reading.take(window.ids)[0])  # (seq, width)
+        hidden = finite(reading.take(window.ids)[0])  # (seq, width)
         self.kept_bytes, self.numbers = reading.bytes, reading.numbers
-        each = scores.compare(hidden[:-1], exact[:-1], self.head, window.ids[0, 1:])
-        self.kl.append(each.kl)
-        nll, exact_nll, kl = (float(x.double().sum()) for x in (each.nll, each.exact_nll, each.kl))
-        agreed = int(each.agrees.sum())
-        self.windows.append(WindowScore(window.document, len(each.nll), nll, exact_nll, kl, agreed))
+        score, kl = window_score(window, hidden, exact, self.head)
+        self.windows.append(score)
+        self.kl.append(kl)
 
     def needles(self, needles: Sequence[Needle]) -> list[NeedleScore]:
         """Of each, whether the answer that it ends with is what the model would say token by token."""
         if not needles:
             return []
-        ids, found = torch.cat([each.ids for each in needles]), []  # (needles, seq)
-        hidden = _finite(Reading(self._model, self._cache, self._chunk).take(ids[:, :-1]))  # (needles, seq - 1, width)
-        for each, states in zip(needles, hidden, strict=True):
-            logits, expected = self.head(states[-each.answer :]), each.ids[0, -each.answer :]
-            said = bool((logits.argmax(-1) == expected).all())
-            found.append(NeedleScore(each.depth, said, float(scores.nll(logits, expected).mean())))
-        return found
-
-
-def _finite(hidden: Tensor) -> Tensor:
-    if not bool(torch.isfinite(hidden).all()):
-        raise Failed("wrong", "the model's hidden states are not finite")
-    return hidden
+        ids = torch.cat([each.ids for each in needles])  # (needles, seq)
+        hidden = finite(Reading(self._model, self._cache, self._chunk).take(ids[:, :-1]))  # (needles, seq - 1, width)
+        return [needle_score(each, states, self.head) for each, states in zip(needles, hidden, strict=True)]
 
 
 def _steps(request: JudgeCache, loaded: Loaded) -> tuple[str, list[float], list[float]]:

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnbench.devices import device
-from attnbench.errors import AttnbenchError, Failed
-from attnbench.models import scores, text
+from attnbench.errors import AttnbenchError
+from attnbench.models import text
 from attnbench.models.attending import EXACT, Attending
 from attnbench.models.loading import Loaded, load
-from attnbench.models.needles import needles
+from attnbench.models.needles import Needle, needles
 from attnbench.plugin import Plugin, built
 from attnbench.workers.about_models import (
     AskModel,
@@ -32,6 +32,7 @@ from attnbench.workers.about_models import (
     WindowScore,
 )
 from attnbench.workers.messages import printable
+from attnbench.workers.scored import finite, needle_score, window_score
 
 _LEAST_WINDOWS = {False: 2, True: 8}  # for an interval; of an encoder for similarities of pairs to rank
 _LOGITS = 1e-3  # relative to the largest: by how much logits may be off those that the model makes itself
@@ -87,7 +88,7 @@ def judge(plugin: Plugin, request: JudgeModel) -> ModelJudged:
     found: list[NeedleScore] = []
     if not loaded.encoder:
         hidden = needles(loaded.tokenizer, texts, w.seq, request.depths)
-        found = [judged.needle(n.depth, n.ids, n.answer) for n in hidden]
+        found = [judged.needle(each) for each in hidden]
     for number, window in enumerate(windows[1:], 1):
         begun = monotonic()
         judged.window(number, window)
@@ -205,26 +206,20 @@ class _Judge:
 
     def _score(self, window: text.Window, states: dict[str, Tensor]) -> None:
         """states: the last hidden ones of both ways, (seq, width)."""
-        if not bool(torch.isfinite(states["variant"]).all()):
-            raise Failed("wrong", "the model's hidden states are not finite")
+        finite(states["variant"])
         if self.loaded.encoder:
             pair = [F.normalize(states[way].float().mean(0), dim=0) for way in ("variant", "exact")]  # (width,)
             self.embeddings.append((pair[0], pair[1]))
             self.windows.append(WindowScore(window.document, 1, cosine=float(pair[0] @ pair[1])))
             return
-        variant, exact = (states[way][:-1] for way in ("variant", "exact"))
-        each = scores.compare(variant, exact, self.head, window.ids[0, 1:])
-        self.kl.append(each.kl)
-        nll, exact_nll, kl = (float(x.double().sum()) for x in (each.nll, each.exact_nll, each.kl))
-        self.windows.append(WindowScore(window.document, len(each.nll), nll, exact_nll, kl, int(each.agrees.sum())))
+        score, kl = window_score(window, states["variant"], states["exact"], self.head)
+        self.windows.append(score)
+        self.kl.append(kl)
 
-    def needle(self, depth: float, ids: Tensor, answer: int) -> NeedleScore:
-        """Whether the answer that ids end with is what the model, with the variant, would say token by token."""
+    def needle(self, needle: Needle) -> NeedleScore:
+        """Whether the model finds it with the variant."""
         self.attending.use(self.attending.name)
-        hidden = self.prefill(ids[:, :-1])[-answer:]  # (answer, width)
-        logits, expected = self.head(hidden), ids[0, -answer:]
-        found = bool((logits.argmax(-1) == expected).all())
-        return NeedleScore(depth, found, float(scores.nll(logits, expected).mean()))
+        return needle_score(needle, self.prefill(needle.ids[:, :-1]), self.head)
 
     def steps(self, ids: Tensor) -> None:
         """Further tokens after the last window, one by one: ids (1, n). The model's own cache holds the past."""
