@@ -21,7 +21,7 @@ from attnbench.workload import Workload
 if TYPE_CHECKING:
     from torch import Tensor
 
-API_VERSION = "1.0"
+API_VERSION = "1.1"
 """Of this contract, major.minor: a minor version adds to it, a major one takes something away."""
 
 FAMILIES = ("exact", "sparse", "quantized", "kernel", "recurrent")
@@ -174,6 +174,10 @@ class Plugin(Configured):
     phases: ClassVar[tuple[str, ...]] = ("forward", "decode", "train")
     """Without "train" it has no backward pass; without "decode" it cannot add tokens to a past. The first is what it is
     made for: a run of other phases takes a variant for decoding in where it is named, and not with all others."""
+
+    study: ClassVar[bool] = False
+    """Whether it is written to be read and to compare errors and operations, and not to be fast: a run takes it in
+    where it is named, and not with all others."""
 
     honours: ClassVar[tuple[str, ...]] = ()
     """What it does where a workload asks for it: of "scale", "window", "softcap" and "sinks" (see `Workload.beyond`).

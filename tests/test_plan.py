@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnbench.registry import Found, Request
 from attnbench.stats.intervals import MIN_ROUNDS
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.costs import Costs
-from attnbench.sweep.plan import FEW_ROUNDS, affordable, allot, bound_emulated, groups, skip_too_dear
+from attnbench.sweep.plan import FEW_ROUNDS, affordable, allot, bound_emulated, cells_of, groups, skip_too_dear
 from attnbench.sweep.settings import Settings
+from attnbench.task.promise import Promise
+from attnbench.workers.messages import Described, Instance
 from attnbench.workload import Workload
 
 
@@ -150,3 +154,22 @@ def test_a_cell_joins_the_first_group_with_room() -> None:
         one.workspace = 8 << 30 if one.plugin == "c" else 0
     together = groups(cells, cells[0], memory=(8 << 30) + (3 * 200 << 20))
     assert [[c.plugin for c in group] for group in together] == [["a", "b", "d", "e"], ["a", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("says", "named", "cells"),
+    [
+        ({}, False, 1),
+        ({"study": True}, False, 0),
+        ({"study": True}, True, 1),
+        ({"phases": ["decode"]}, False, 0),
+        ({"phases": ["decode"]}, True, 1),
+    ],
+)
+def test_a_study_and_what_is_made_for_another_phase_is_run_where_it_is_named(
+    says: dict[str, Any], named: bool, cells: int
+) -> None:
+    said = {"family": "exact", "devices": ["cpu"], "phases": ["forward"], "options": {}}
+    answer = Described(**(said | says), instances=[Instance("a", {}, [Promise(None, None, None)])])
+    request = Request(Found("a", "a:A", "mine", "1"), named=named)
+    assert len(list(cells_of(request, answer, [Workload(seq=8, kv_seq=8)]))) == cells

@@ -96,11 +96,8 @@ def _told(chosen: "Sequence[Any]", device: str, dtype: str | None, isa: str, loa
             if isinstance(answer, Failure):
                 facts["here"] = f"{answer.status}: {answer.reason}"
                 continue
-            facts |= {
-                "family": answer.family,
-                "devices": list(answer.devices),
-                "here": _here(answer.instances[0].promises),
-            }
+            here = _here(answer.instances[0].promises) + ("; a study: in a run where named" if answer.study else "")
+            facts |= {"family": answer.family, "devices": list(answer.devices), "here": here}
             for said in answer.deprecated:
                 tell(f"warning: {plugin.name}: {said}")
             facts["options"] = [_option(name, option) for name, option in answer.options.items()]

@@ -288,6 +288,7 @@ def _said(plugin: Plugin, case: Case) -> Checked:
     """What it says of itself, of many workloads, is of the right kind and the same each time."""
     _wrong_if(_known("phases", plugin.phases, PHASES) or _known("devices", plugin.devices, DEVICES))
     _wrong_if(_known("honours", plugin.honours, _HONOURED) if plugin.honours else None)
+    _wrong_if(None if isinstance(plugin.study, bool) else f"study is {plugin.study!r}: True or False")
     like = case.workload
     for dtype in DTYPES:
         for changes in _ASKED:

@@ -34,7 +34,8 @@ _CHEAP = 1e-3  # of the time left: a round that costs less is not worth saving
 def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[Workload]) -> Iterator[Cell]:
     """The cells that a request stands for, by what its plugin answered.
 
-    A variant that is made for another phase than those of the workloads is no part of "all" and of patterns.
+    A study, and a variant that is made for another phase than those of the workloads, is no part of "all" and of
+    patterns.
 
     Raises:
         AttnbenchError: the request has an option or value that the plugin doesn't know.
@@ -50,7 +51,8 @@ def cells_of(request: Request, answer: Described | Failure, workloads: Sequence[
             yield cell
         return
     made_for = answer.phases[0] if answer.phases else "forward"
-    if not request.named and made_for not in {"forward", *(workload.phase for workload in workloads)}:
+    out_of_place = answer.study or made_for not in {"forward", *(workload.phase for workload in workloads)}
+    if out_of_place and not request.named:
         return
     for instance in answer.instances:
         for workload, promise in zip(workloads, instance.promises, strict=True):

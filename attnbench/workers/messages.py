@@ -72,6 +72,7 @@ class Described(Answer, frozen=True):
     options: dict[str, Choice]
     instances: list[Instance]
     deprecated: tuple[str, ...] = ()
+    study: bool = False
 
 
 class Captured(Answer, frozen=True):

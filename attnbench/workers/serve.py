@@ -175,6 +175,7 @@ def _describe(request: messages.Describe) -> messages.Described:
             for values in chosen
         ],
         deprecated=tuple(deprecated(kind)),
+        study=bool(kind.study),
     )
 
 
