@@ -181,10 +181,12 @@ void attend(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys
     for (int64_t at = strip.first_range; at < strip.end_range; ++at) {
         const Range& range = p.ranges[at];
         const int64_t last = round_up(range.end, PANEL);
-        for (int64_t start = range.start / PANEL * PANEL; start < last; start += p.keys)
+        for (int64_t start = range.start / PANEL * PANEL, stop; start < last; start = stop) {
+            // Of all keys the first APART are a block of their own.
+            stop = std::min(start < Values::APART ? Values::APART : start + p.keys, last);
             for (int64_t row = 0; row < rows; row += ROWS) {
                 const int64_t together = std::min<int64_t>(ROWS, rows - row), first = strip.start + row;
-                int64_t from = start, to = std::min(start + p.keys, last);
+                int64_t from = start, to = stop;
                 if (!range.whole) {  // skip what the band leaves out for all of these rows
                     from = std::max(from, std::max<int64_t>(first + p.low, 0) / PANEL * PANEL);
                     to = std::min(to, round_up(std::max<int64_t>(first + together + p.high, 0), PANEL));
@@ -192,6 +194,7 @@ void attend(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys
                 if (from >= to) continue;
                 with_constant<ROWS>(together, [&](auto r) { tile<r>(p, packed, w, strip, range, row, from, to); });
             }
+        }
     }
     for (int64_t i = 0; i < rows; ++i)
         finish(w.out + i * columns, p.value_dim, 1 / w.sum[i], 

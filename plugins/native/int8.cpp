@@ -101,6 +101,9 @@ class Int8Values {
   public:
     using Value = T;
     using Weight = uint8_t;
+    // Trained models lay much of a row's weight on the first tokens (Xiao 2023, arXiv 2309.17453): beside that maximum a
+    // byte has little left for the keys that share it.
+    static constexpr int64_t APART = KEYS;
     static constexpr int ROWS = Bytes<false>::ROWS;
 
     explicit Int8Values(const Problem& p)

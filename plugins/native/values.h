@@ -12,6 +12,7 @@ class FloatValues {
   public:
     using Value = T;
     using Weight = typename Product::Element;
+    static constexpr int64_t APART = 0;
     static constexpr int ROWS = Product::ROWS;
 
     explicit FloatValues(const Problem& p)
