@@ -15,7 +15,7 @@ from attnbench.analysis.frames import as_rows
 from attnbench.analysis.levels import levels
 from attnbench.commands.report import command
 from attnbench.errors import AttnbenchError
-from attnbench.records import models
+from attnbench.records.judged import CACHE, MODEL
 from attnbench.records.run import Run
 from attnbench.report.page import write_report
 from attnbench.report.prepare import prepared
@@ -98,7 +98,7 @@ def test_the_command_takes_what_model_wrote_among_the_runs(tmp_path: Path) -> No
     folder = tmp_path / "tiny"
     folder.mkdir()
     written = {"machine": RUN["machine"], "rows": [ROW]}
-    (folder / models.FILE).write_text(json.dumps(written))
+    (folder / MODEL.file).write_text(json.dumps(written))
     done = CliRunner().invoke(command, [str(run.path), str(folder), "--out", str(tmp_path / "page")])
     assert done.exit_code == 0, done.output
     assert "From the kernel to the model" in (tmp_path / "page" / "index.html").read_text()
@@ -115,6 +115,24 @@ def test_the_command_takes_what_model_wrote_among_the_runs(tmp_path: Path) -> No
     ],
 )
 def test_a_broken_one_gets_a_line(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / models.FILE).write_text(text)
+    (tmp_path / MODEL.file).write_text(text)
     with pytest.raises(AttnbenchError, match=said):
-        models.read(tmp_path)
+        MODEL.read(tmp_path)
+
+
+CACHES = Path(__file__).parents[1] / "results" / "2026-11-29-kv-cache"
+
+
+def test_what_the_cache_command_wrote_gets_a_figure_and_a_table_with_its_claims(tmp_path: Path) -> None:
+    judged = CACHE.read(CACHES)
+    page = write_report(FRAME, [RUN], tmp_path, kv_caches=[judged])
+    seen, markdown = read(page), (tmp_path / "report.md").read_text()
+    assert (tmp_path / "figures" / "kv-caches.svg").stat().st_size > 10_000
+    for row in judged["rows"]:
+        assert (f"| {row['cache']} |" in markdown) == (row["status"] == "ok")
+    for claim in judged["claims"]:
+        assert claim["sentence"] in seen.text
+
+
+def test_without_a_cache_the_page_has_nothing_of_it(tmp_path: Path) -> None:
+    assert "KV cache" not in write_report(FRAME, [RUN], tmp_path).read_text()

@@ -61,6 +61,7 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
     attnbench cache --caches 'turboquant:*,kivi:bits=2' --budget 300
     attnbench cache --list                                   # which there are, and their options
     """
+    from attnbench.records.judged import CACHE
     from attnbench.sweep.caches import Asked, judge
 
     warn_of_packages()
@@ -70,7 +71,7 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
     texts = [str(path.absolute()) for path in given.pop("texts")]
     asked = Asked(texts=texts, threads=given.pop("threads") or default_threads(), **given)
     warn_of_threads(asked.threads)
-    kept = Kept(asked, out, name, "cache.json")
+    kept = Kept(asked, out, name, CACHE)
     try:
         found = judge(asked, tell, lambda found: kept.write(_content(found)))
     except KeyboardInterrupt:

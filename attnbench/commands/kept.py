@@ -11,18 +11,20 @@ from attnbench.errors import refusals
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from attnbench.records.judged import Judged
+
 
 class Kept:
     """A new folder DATE-NAME, made with the first row: a file with all rows so far, and a figure at the end.
 
-    asked: a dataclass with what was asked for. file: "model.json".
+    asked: a dataclass with what was asked for. kind: see `records.judged`.
 
     Raises:
         AttnbenchError: it can't be made or written.
     """
 
-    def __init__(self, asked: Any, out: Path, name: str, file: str) -> None:
-        self._asked, self._out, self._name, self._file = asked, out, name, file
+    def __init__(self, asked: Any, out: Path, name: str, kind: "Judged") -> None:
+        self._asked, self._out, self._name, self._kind = asked, out, name, kind
         self._started = datetime.now(UTC)
         self.folder: Path | None = None
 
@@ -35,7 +37,7 @@ class Kept:
         with refusals(f"write to {self.folder}", "choose another --out"):
             said = {"command": ["attnbench", *sys.argv[1:]], "started": self._started.isoformat(timespec="seconds")}
             text = strict.dumps(said | {"asked": asdict(self._asked)} | found, indent=1) + "\n"
-            replace_file(self.folder / self._file, text.encode())
+            replace_file(self.folder / self._kind.file, text.encode())
 
     def draw(self, figure: "Figure") -> None:
         """Saves a figure of the file's name beside it."""
@@ -43,4 +45,4 @@ class Kept:
 
         if self.folder:
             with refusals(f"write to {self.folder}", "choose another --out"):
-                save(figure, (self.folder / self._file).with_suffix(""))
+                save(figure, (self.folder / self._kind.file).with_suffix(""))

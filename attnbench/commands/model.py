@@ -64,13 +64,13 @@ def command(models: str, seq: str | None, out: Path, name: str, as_json: bool, *
     attnbench model --model minilm --plugins int8,linear
     attnbench model --model ~/my-model --plugins int8 --text mine.txt
     """
-    from attnbench.records.models import FILE
+    from attnbench.records.judged import MODEL
     from attnbench.sweep.model import judge
 
     warn_of_packages()
     asked = _asked(models, seq, given)
     warn_of_threads(asked.threads)
-    kept = Kept(asked, out, name, FILE)
+    kept = Kept(asked, out, name, MODEL)
     try:
         found = judge(asked, tell, lambda found: kept.write(_content(found)))
     except KeyboardInterrupt:

@@ -14,18 +14,20 @@ from attnbench.commands.options import PATH, option
 def command(runs: tuple[Path, ...], results: tuple[Path, ...], out: Path) -> None:
     """Draw figures and write a page from RUNS and the newest one in each of --results.
 
-    Among RUNS may be what `attnbench model` wrote: its rows stand beside those of runs at the model's shape.
+    Among RUNS may be what `attnbench model` wrote, whose rows stand beside those of runs at the model's shape, and what
+    `attnbench cache` wrote.
 
     \b
     attnbench report                 # the newest run under results, into reports
     attnbench report results/RUN results/OTHER
     attnbench report results/RUN results/DATE-model
     """
-    from attnbench.records import models
+    from attnbench.records.judged import CACHE, MODEL
     from attnbench.records.run import load, newest, read_metas
     from attnbench.report.page import write_report
 
-    judged = [folder for folder in runs if models.is_one(folder)]
-    folders = [folder for folder in runs if folder not in judged]
+    models, caches = ([folder for folder in runs if kind.is_one(folder)] for kind in (MODEL, CACHE))
+    folders = [folder for folder in runs if folder not in (*models, *caches)]
     folders = [*folders, *(newest(root) for root in results)] or [newest(Path("results"))]
-    click.echo(f"report: {write_report(load(folders), read_metas(folders), out, models.rows(judged))}")
+    page = write_report(load(folders), read_metas(folders), out, MODEL.rows(models), [*map(CACHE.read, caches)])
+    click.echo(f"report: {page}")

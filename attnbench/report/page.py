@@ -6,7 +6,7 @@ one.
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -25,6 +25,7 @@ from attnbench.report import drawing
 from attnbench.report.explore import explorer
 from attnbench.report.figures import (
     block,
+    caches,
     deviation,
     inputs,
     latency,
@@ -40,6 +41,7 @@ from attnbench.report.prepare import Panel, arrange, machine_name, prepared
 from attnbench.report.style import Style
 from attnbench.report.summary import summary
 from attnbench.report.tables import best, cells, predicted
+from attnbench.report.tables.caches import by_cache, done
 from attnbench.report.tables.inputs import by_inputs
 from attnbench.report.tables.levels import by_level
 from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
@@ -49,10 +51,11 @@ Draw = Callable[[Sequence[Panel], Style], Figure | None]
 
 @dataclass(frozen=True)
 class Beside:
-    """What there is beside rows of runs: the machines' names, and what `analysis.levels` says of models."""
+    """What there is beside rows of runs: the machines' names, what `analysis.levels` says of models, and KV caches."""
 
     machines: str
     levels: pd.DataFrame
+    caches: Sequence[Mapping[str, Any]]
 
 
 DrawAll = Callable[[Sequence[Panel], Style, Beside], Sequence[Figure | None]]
@@ -107,6 +110,11 @@ FIGURES = {
     "levels": Kind(
         "From the kernel to the model", levels.READ, lambda _, style, beside: [levels.levels(beside.levels, style)]
     ),
+    "kv-caches": Kind(
+        "What a KV cache keeps, and what the model loses",
+        caches.READ,
+        lambda _, style, beside: [caches.caches(rows) for each in beside.caches if (rows := done(each))],
+    ),
     "roofline": Kind("What was reached of what is attainable", roofline.READ, _parts(roofline.roofline)),
 }
 
@@ -128,11 +136,17 @@ class Picture:
     """Pixels at which its letters are as large as the page's."""
 
 
-def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path, models: Sequence[Row] = ()) -> Path:
+def write_report(
+    frame: pd.DataFrame,
+    runs: Sequence[Meta],
+    out: Path,
+    models: Sequence[Row] = (),
+    kv_caches: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Writes index.html, report.md and figures/*.png, *.svg under `out` and returns the HTML page's path.
 
     frame: rows as `records.load` gives them, of one run or several; may be empty or hold failed cells only.
-    models: rows of `attnbench model`, see `records.models`.
+    models: rows of `attnbench model`, kv_caches: what `attnbench cache` wrote, see `records.judged`.
     Figures of an earlier report in the same place are removed.
 
     Raises:
@@ -146,9 +160,10 @@ def write_report(frame: pd.DataFrame, runs: Sequence[Meta], out: Path, models: S
     for path in folder.iterdir():
         if re.fullmatch(rf"({'|'.join(FIGURES)})(-\d+)?\.(png|svg)", path.name):
             path.unlink()
-    pictures = list(_pictures(panels, style, Beside("; ".join(_machines(runs)), found), folder))
+    pictures = list(_pictures(panels, style, Beside("; ".join(_machines(runs)), found, kv_caches), folder))
     page = _content(frame, panels, runs, style, pictures)
-    page |= {"explorer": explorer(panels, style), "embedded": (), "by_level": by_level(found, style)}
+    page |= {"explorer": explorer(panels, style), "embedded": ()}
+    page |= {"by_level": by_level(found, style), "by_cache": by_cache(kv_caches)}
     markdown = _templates(finalize=escape_markdown, keep_trailing_newline=True)
     page["pull_request"] = markdown.get_template("pull_request.md.j2").render(page)
     (out / "report.md").write_text(markdown.get_template("report.md.j2").render(page), encoding="utf-8")
