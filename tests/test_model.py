@@ -22,7 +22,8 @@ from attnbench.models.needles import needles
 from attnbench.models.text import documents
 from attnbench.plugin import Plugin, expand_kv, visible
 from attnbench.stats.clusters import clustered_mean
-from attnbench.sweep.model import Asked, _numbers, _Rooms
+from attnbench.sweep.model import _numbers
+from attnbench.sweep.scored import Room
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelJudged
 from attnbench.workers.model import facts, judge
 
@@ -169,15 +170,14 @@ def test_an_interval_over_documents_is_students_of_their_means() -> None:
 
 
 def test_each_cell_has_its_part_of_the_budget() -> None:
-    asked, key = Asked(models=["a"], plugins="all", seqs=[64], budget=100.0), ("a", 64)
-    rooms = _Rooms(asked, monotonic(), left=4, memory=0)
-    assert rooms.seconds(key) == pytest.approx(0.7 * 25, rel=0.01)  # exact attention
-    rooms.took[key] = 20.0
-    assert rooms.seconds(key) == pytest.approx(30)
-    rooms.took[key] = 90.0
-    assert rooms.seconds(key) == pytest.approx(100, rel=0.01)  # all that there is
-    rooms.took[key] = 101.0
-    assert rooms.seconds(key) is None
+    room, key = Room(100.0, monotonic(), left=4, most=64), ("a", 64)
+    assert room.seconds(key) == pytest.approx(0.7 * 25, rel=0.01)  # exact attention
+    room.took[key] = 20.0
+    assert room.seconds(key) == pytest.approx(30)
+    room.took[key] = 90.0
+    assert room.seconds(key) == pytest.approx(100, rel=0.01)  # all that there is
+    room.took[key] = 101.0
+    assert room.seconds(key) is None
 
 
 def run(*arguments: str) -> Any:

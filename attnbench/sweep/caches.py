@@ -12,7 +12,7 @@ from attnbench.models.known import find as find_model
 from attnbench.registry import CACHES, Found, find, select
 from attnbench.registry import Request as Named
 from attnbench.stats.clusters import Mean, clustered_mean
-from attnbench.stats.intervals import median_interval
+from attnbench.sweep.scored import COLUMNS, ENDS, Room, mean, needles, scores, times
 from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, ModelFacts, WindowScore
 from attnbench.workers.ask import ask_machine, ask_once
@@ -25,7 +25,6 @@ ALL = (
     "kivi,kivi:bits=2,turboquant,turboquant:bits=3,turboquant:bits=2,window,h2o"
 )
 """What "all" stands for, beside other caches that are installed: each format, and what disputed claims are about."""
-_EXACT_SHARE, _SLOWER = 0.7, 1.5  # of a cache's share of the budget; times as long as the exact one
 _MEMORY_SHARE = 0.8  # of what is free
 _ALIKE = {"float32": 1e-4, "bfloat16": 5e-2}  # KL in nats up to which two ways of one computation may differ
 _DEPTHS = (0.0, 0.5, 1.0)  # of needles
@@ -101,10 +100,10 @@ def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], 
             raise AttnbenchError(facts.reason)
         _check(facts, asked.seq)
         found, memory = Judgement(machine.machine, facts), int(_MEMORY_SHARE * machine.devices["cpu"].free_bytes)
-        room = _Room(asked, baseline.instance, began, len(caches), memory, asked.windows)
+        room = Room(asked.budget, began, len(caches), asked.windows)
         for number, cache in enumerate(caches):
             if cache.status == "ok":
-                _judge_one(server, room, cache)
+                _judge_one(server, asked, room, cache, baseline.instance, memory)
             if number == 0 and cache.answer:
                 check_exact(asked, cache)
             found.rows.append(row(cache, asked, facts))
@@ -112,33 +111,6 @@ def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], 
             keep(found)
             say(f"[{number + 1}/{len(caches)}] {_line(cache)}")
     return found
-
-
-@dataclass
-class _Room:
-    """How much of the budget each cache may take, so that all are judged on as many windows as the exact one is.
-
-    left: caches to come. memory: bytes that each may allocate. windows, took: the exact one's, and its seconds.
-    """
-
-    asked: Asked
-    baseline: CacheInstance
-    began: float
-    left: int
-    memory: int
-    windows: int
-    took: float = 0.0
-
-    @property
-    def over(self) -> float:
-        """Seconds that are left of the budget."""
-        return max(0.0, self.asked.budget - (monotonic() - self.began))
-
-    def seconds(self) -> float:
-        """For the next one. The exact one takes a part of its share, the others may be slower."""
-        share = self.over / max(1, self.left)
-        self.left -= 1
-        return min(self.over, _SLOWER * self.took) if self.took else _EXACT_SHARE * share
 
 
 def _spelled_out(caches: str, known: Mapping[str, Found]) -> str:
@@ -188,7 +160,7 @@ def _check(facts: ModelFacts, seq: int) -> None:
 
 def check_exact(asked: Asked, exact: Judged) -> None:
     """Raises: AttnbenchError: with nothing lost the model says something else than without a cache."""
-    off = _mean(exact.windows, lambda w: w.kl).mean
+    off = mean(exact.windows, lambda w: w.kl).mean
     if not off <= _ALIKE[asked.dtype]:
         raise AttnbenchError(
             f"{asked.model} can't be judged: with an exact cache its next tokens diverge by {off:.1e} nats from those "
@@ -196,30 +168,30 @@ def check_exact(asked: Asked, exact: Judged) -> None:
         )
 
 
-def _judge_one(server: Forkserver, room: _Room, cache: Judged) -> None:
-    asked, seconds, began = room.asked, room.seconds(), monotonic()
-    if room.over <= room.took:
-        cache.status = "skipped"
-        cache.reason = f"the exact one took {room.took:.0f} s, {room.over:.0f} s are left: a higher --budget"
+def _judge_one(
+    server: Forkserver, asked: Asked, room: Room, cache: Judged, baseline: CacheInstance, memory: int
+) -> None:
+    """memory: bytes that it may allocate."""
+    seconds, began = room.seconds(asked.model), monotonic()
+    if seconds is None:
+        cache.status, cache.reason = "skipped", room.why_not(asked.model, "the exact one")
         return
+    windows = room.windows.get(asked.model, room.most)
     question = JudgeCache(
         asked.model, list(asked.texts), asked.seq, asked.chunk, asked.dtype, asked.threads, cache.instance,
-        room.baseline, room.windows, seconds, list(_DEPTHS), asked.rounds,
+        baseline, windows, seconds, list(_DEPTHS), asked.rounds,
     )  # fmt: skip
-    answer = ask_once(server, question, asked.timeout, room.memory)
+    answer = ask_once(server, question, asked.timeout, memory)
     if isinstance(answer, Failure):
         cache.status, cache.reason = answer.status, answer.reason
         return
     cache.answer = answer
-    if not room.took:
-        room.took, room.windows = monotonic() - began, len(answer.windows)
+    room.learn(asked.model, began, len(answer.windows))
 
 
 _NUMBERS = (
-    "bits_per_value", "bytes", "perplexity", "perplexity_low", "perplexity_high", "exact_perplexity",
-    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "kl_mean", "kl_mean_low",
-    "kl_mean_high", "kl_p99", "top1_agreement", "needle", "needles", "windows", "documents", "tokens", "step_s",
-    "baseline_step_s", "step_speedup", "step_speedup_low", "step_speedup_high", "implementation", "no_step",
+    "bits_per_value", "bytes", *COLUMNS, "step_s", "baseline_step_s", *(f"step_speedup{end}" for end in ENDS),
+    "implementation", "no_step",
 )  # fmt: skip
 
 
@@ -232,42 +204,14 @@ def row(cache: Judged, asked: Asked, facts: ModelFacts) -> dict[str, Any]:
     } | dict.fromkeys(_NUMBERS)  # fmt: skip
     if not (answer := cache.answer):
         return found
-    tokens = sum(w.tokens for w in answer.windows)
     found |= {
         "bits_per_value": 8 * answer.kept_bytes / answer.numbers,
         "bytes": answer.kept_bytes,
-        "exact_perplexity": _mean(answer.windows, lambda w: w.exact_nll).exp().mean,
-        "kl_p99": answer.kl_p99,
-        "top1_agreement": sum(w.agreed for w in answer.windows) / tokens,
-        "windows": len(answer.windows),
-        "documents": len({w.document for w in answer.windows}),
-        "tokens": tokens,
         "implementation": answer.implementation,
         "no_step": answer.unread,
     }
-    for name, mean in (
-        ("kl_mean", _mean(answer.windows, lambda w: w.kl)),
-        ("perplexity", _mean(answer.windows, lambda w: w.nll).exp()),
-        ("perplexity_ratio", _mean(answer.windows, lambda w: w.nll - w.exact_nll).exp()),
-    ):
-        found |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
-    if answer.needles:
-        found["needle"] = sum(n.found for n in answer.needles) / len(answer.needles)
-        found["needles"] = [{"depth": n.depth, "found": n.found, "nll": n.nll} for n in answer.needles]
-    if answer.step_s:
-        ratio = median_interval([b / o for b, o in zip(answer.baseline_step_s, answer.step_s, strict=True)])
-        found |= {
-            "step_s": median_interval(answer.step_s).median,
-            "baseline_step_s": median_interval(answer.baseline_step_s).median,
-            "step_speedup": ratio.median,
-            "step_speedup_low": ratio.low,
-            "step_speedup_high": ratio.high,
-        }
-    return found
-
-
-def _mean(windows: Sequence[WindowScore], nats: Callable[[WindowScore], float]) -> Mean:
-    return clustered_mean([nats(w) for w in windows], [w.tokens for w in windows], [w.document for w in windows])
+    found |= scores(answer.windows, answer.kl_p99) | needles(answer.needles)
+    return found | times("step", answer.step_s, "baseline", answer.baseline_step_s)
 
 
 CLAIMS = (
@@ -323,6 +267,6 @@ def _sentence(first: str, second: str, closer: bool | None, kl: Mean, ratio: Mea
 def _line(cache: Judged) -> str:
     if not cache.answer:
         return f"{cache.instance.cache}: {cache.status}: {cache.reason}"
-    ratio = _mean(cache.windows, lambda w: w.nll - w.exact_nll).exp().mean
+    ratio = mean(cache.windows, lambda w: w.nll - w.exact_nll).exp().mean
     bits = 8 * cache.answer.kept_bytes / cache.answer.numbers
     return f"{cache.instance.cache}: {bits:.3g} bits, {ratio:.4g}x the perplexity, {len(cache.windows)} windows"

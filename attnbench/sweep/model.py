@@ -11,9 +11,9 @@ from attnbench.errors import AttnbenchError
 from attnbench.models.known import find as find_model
 from attnbench.registry import Request, find, select
 from attnbench.stats.clusters import clustered_mean
-from attnbench.stats.intervals import median_interval
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import cells_of
+from attnbench.sweep.scored import COLUMNS, ENDS, Room, needles, scores, times
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
 from attnbench.workers.ask import ask, ask_machine, ask_once, describe_exit
 from attnbench.workers.channel import Closed, Expired
@@ -24,7 +24,6 @@ from attnbench.workload import Workload
 REFERENCE = "sdpa"
 _DEPTHS = {4096: (0.0, 0.25, 0.5, 0.75, 1.0), 1 << 40: (0.0, 0.5, 1.0)}  # of needles, up to so many tokens
 _MEMORY_SHARE = 0.8  # of what is free
-_EXACT_SHARE, _SLOWER = 0.7, 1.5  # of a cell's share of the budget; times as long as exact
 _LOAD_SECONDS = 600.0  # unpacking a model, at the first time
 
 
@@ -82,9 +81,9 @@ def judge(asked: Asked, say: Callable[[str], None], keep: Callable[[Judgement], 
         if not planned:
             raise AttnbenchError("; ".join(found.refused))
         memory = int(_MEMORY_SHARE * machine.devices["cpu"].free_bytes)
-        rooms = _Rooms(asked, began, sum(cell.status is None for _, _, cell in planned), memory)
+        room = Room(asked.budget, began, sum(cell.status is None for _, _, cell in planned), asked.windows)
         for name, facts, cell in planned:
-            answer = _judged(server, name, cell, rooms)
+            answer = _judged(server, name, cell, asked, room, memory) if cell.status is None else None
             found.rows.append(row(facts, cell, answer))
             keep(found)
             say(_line(found.rows[-1]))
@@ -137,57 +136,25 @@ def _cells(server: Forkserver, requests: Sequence[Request], workload: Workload) 
     return cells
 
 
-@dataclass
-class _Rooms:
-    """How much of the budget each cell may take, so that all are judged on as many windows as exact attention is.
-
-    left: cells to come. memory: bytes that each may allocate. windows, took: exact's, and its seconds.
-    """
-
-    asked: Asked
-    began: float
-    left: int
-    memory: int
-    windows: dict[tuple[str, int], int] = field(default_factory=dict)
-    took: dict[tuple[str, int], float] = field(default_factory=dict)
-
-    @property
-    def over(self) -> float:
-        """Seconds that are left of the budget."""
-        return self.asked.budget - (monotonic() - self.began)
-
-    def seconds(self, key: tuple[str, int]) -> float | None:
-        """For the next cell; None where it does not fit. Exact takes a part of its share, the others may be slower."""
-        share, took = max(0.0, self.over) / max(1, self.left), self.took.get(key)
-        self.left -= 1
-        if took is None:
-            return _EXACT_SHARE * share
-        return None if self.over < took else min(self.over, _SLOWER * took)
-
-
-def _judged(server: Forkserver, name: str, cell: Cell, rooms: _Rooms) -> ModelJudged | None:
-    """What came of a cell; None where it has ended otherwise."""
-    if cell.status is not None:
-        return None
-    asked, w, key = rooms.asked, cell.workload, (name, cell.workload.seq)
-    seconds = rooms.seconds(key)
+def _judged(server: Forkserver, name: str, cell: Cell, asked: Asked, room: Room, memory: int) -> ModelJudged | None:
+    """What came of a cell; None where it has ended otherwise. memory: bytes that it may allocate."""
+    w, problem = cell.workload, (name, cell.workload.seq)
+    seconds = room.seconds(problem)
     if seconds is None:
-        took, left = rooms.took[key], max(0.0, rooms.over)
-        cell.end("skipped", f"exact attention took {took:.0f} s, {left:.0f} s are left: a higher --budget")
+        cell.end("skipped", room.why_not(problem, "exact attention"))
         return None
     depths = next(depths for up_to, depths in _DEPTHS.items() if w.seq <= up_to)
-    windows = rooms.windows.get(key, asked.windows)
+    windows = room.windows.get(problem, room.most)
     question = JudgeModel(
         name, list(asked.texts), w, cell.target, cell.options, windows, seconds, list(depths), asked.tokens
     )
     began = monotonic()
-    answer = ask_once(server, question, asked.timeout, rooms.memory, cell.path)
+    answer = ask_once(server, question, asked.timeout, memory, cell.path)
     if isinstance(answer, Failure):
         cell.end(answer.status, answer.reason, answer.traceback)
         return None
     if cell.variant == REFERENCE:
-        rooms.windows.setdefault(key, len(answer.windows))
-        rooms.took.setdefault(key, monotonic() - began)
+        room.learn(problem, began, len(answer.windows))
     return answer
 
 
@@ -204,55 +171,27 @@ def row(facts: ModelFacts, cell: Cell, answer: ModelJudged | None) -> dict[str, 
 
 
 def _numbers(answer: ModelJudged) -> dict[str, Any]:
-    found: dict[str, Any] = dict.fromkeys(_NUMBERS)
     windows = answer.windows
     clusters, tokens = [w.document for w in windows], [w.tokens for w in windows]
-    found |= {
+    found = dict.fromkeys(_NUMBERS) | {
         "implementation": answer.implementation, "layers": answer.layers, "note": answer.note,
         "windows": len(windows), "documents": len(set(clusters)), "peak_bytes": answer.peak_bytes,
     }  # fmt: skip
-    if windows[0].cosine is not None:
+    if windows[0].cosine is None:
+        found |= scores(windows, answer.kl_p99)
+    else:
         cosine = clustered_mean([w.cosine or 0.0 for w in windows], tokens, clusters)
         found |= {"cosine": cosine.mean, "cosine_low": cosine.low, "cosine_high": cosine.high}
         found["rank_correlation"] = answer.rank_correlation
-    else:
-        ratio = clustered_mean([w.nll - w.exact_nll for w in windows], tokens, clusters).exp()
-        perplexity = clustered_mean([w.nll for w in windows], tokens, clusters).exp()
-        for name, mean in (("perplexity", perplexity), ("perplexity_ratio", ratio)):
-            found |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
-        found |= {
-            "tokens": sum(tokens),
-            "exact_perplexity": clustered_mean([w.exact_nll for w in windows], tokens, clusters).exp().mean,
-            "kl_mean": sum(w.kl for w in windows) / sum(tokens),
-            "kl_p99": answer.kl_p99,
-            "top1_agreement": sum(w.agreed for w in windows) / sum(tokens),
-        }
-    if answer.needles:
-        found["needle"] = sum(n.found for n in answer.needles) / len(answer.needles)
-        found["needles"] = [{"depth": n.depth, "found": n.found, "nll": n.nll} for n in answer.needles]
-    for name, own, exact in (
-        ("prefill", answer.prefill_s, answer.exact_prefill_s),
-        ("token", answer.token_s, answer.exact_token_s),
-    ):
-        if own:
-            ratios = median_interval([e / o for e, o in zip(exact, own, strict=False)])
-            found |= {
-                f"{name}_s": median_interval(own).median,
-                f"exact_{name}_s": median_interval(exact).median,
-                f"{name}_speedup": ratios.median,
-                f"{name}_speedup_low": ratios.low,
-                f"{name}_speedup_high": ratios.high,
-            }
-    return found
+    found |= needles(answer.needles)
+    found |= times("prefill", answer.prefill_s, "exact", answer.exact_prefill_s)
+    return found | times("token", answer.token_s, "exact", answer.exact_token_s)
 
 
 _NUMBERS = (
-    "implementation", "layers", "note", "windows", "documents", "tokens", "perplexity", "perplexity_low",
-    "perplexity_high", "exact_perplexity", "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high",
-    "kl_mean", "kl_p99", "top1_agreement", "needle", "needles", "cosine", "cosine_low", "cosine_high",
-    "rank_correlation", "prefill_s", "exact_prefill_s", "prefill_speedup", "prefill_speedup_low",
-    "prefill_speedup_high", "token_s", "exact_token_s", "token_speedup", "token_speedup_low", "token_speedup_high",
-    "peak_bytes",
+    "implementation", "layers", "note", *COLUMNS, *(f"cosine{end}" for end in ENDS), "rank_correlation",
+    "prefill_s", "exact_prefill_s", *(f"prefill_speedup{end}" for end in ENDS),
+    "token_s", "exact_token_s", *(f"token_speedup{end}" for end in ENDS), "peak_bytes",
 )  # fmt: skip
 
 
