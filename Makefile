@@ -1,10 +1,11 @@
 # `make run` measures and reports; `make test` tests the core of each thing once, `make test-all` all that needs no GPU,
-# `make gpu` all that does; `make models` brings the published models of `attnbench model`. All make .venv on first use.
+# `make gpu` all that does; `make models` brings the published models of `attnbench model`; `make docs` builds the site in
+# build/site. All make .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all lint gpu models clean
+.PHONY: run test test-all lint docs gpu models clean
 
 run: $(VENV)/run.stamp
 	@status=0; $(BIN)/attnbench run --plugins all --seq 512..16384 || status=$$?; \
@@ -25,6 +26,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
+
+# Any warning ends it: a link or an anchor that leads nowhere, a page that nothing leads to.
+docs: $(VENV)/dev.stamp
+	$(BIN)/mkdocs build --strict
 
 gpu: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/gpu.py
