@@ -40,10 +40,10 @@ def told(name: str) -> Iterator[str]:
     for parameter in command.get_params(context):
         if record := parameter.get_help_record(context):
             spelled, text = record
-            yield f"| `{spelled}` | {marked(text)} |"
+            yield f"| `{spelled.replace('|', ' | ')}` | {marked(text)} |"  # where a narrow page may break it
     yield ""
 
 
 def marked(text: str) -> str:
-    """A sentence of click's as Markdown: options as code that no line breaks, and stars as they are."""
-    return OPTION.sub(r'<code class="whole">\g<0></code>', text.replace("*", r"\*").replace("|", r"\|"))
+    """A sentence of click's as Markdown: options as code, and stars as they are."""
+    return OPTION.sub(r"`\g<0>`", text.replace("*", r"\*").replace("|", r"\|"))

@@ -27,6 +27,8 @@ ELSEWHERE = {
 }
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".toml": "toml", ".txt": "text"}
 LINK = re.compile(r"(?<=\]\()([^()#\s:]+)(#[^()\s]*)?(?=\))")
+CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+WORD = re.compile(r"(?<!\S)(?=\S*-)\S{3,30}(?!\S)")
 FENCE = "`" * 8
 # What a browser would fetch by itself from somewhere else.
 FETCHED = re.compile(r"""<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
@@ -133,6 +135,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     found = targets(in_repository(page.file.src_uri), markdown)
     here = PurePosixPath(page.file.src_uri).parent.as_posix()
     return LINK.sub(lambda m: relpath(in_site(found[m[1]]), here) + (m[2] or "") if m[1] in found else m[0], markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """In code no line breaks behind a hyphen: --out is one word, which no style sheet can say."""
+    return CODE.sub(lambda found: WORD.sub(r'<span class="whole">\g<0></span>', found[0]), html)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
