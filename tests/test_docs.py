@@ -5,6 +5,7 @@ docs/lecture.md is test_lecture.py's.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -84,6 +86,43 @@ def test_the_pages_have_commands() -> None:
 def test_a_wrong_command_would_be_seen(line: str) -> None:
     with pytest.raises(click.ClickException):
         test_every_command_is_understood(line)
+
+
+FIELDS = [
+    ("Does. a: one,\n    two. b, c: three.", "Does.\n\n- `a`: one, two.\n- `b`, `c`: three."),
+    ("Does.\n\na: one.\n\nMore of it.", "Does.\n\n- `a`: one.\n\nMore of it."),
+    ("Does. other: no field.", "Does. other: no field."),
+    ("Does.\n\nRaises:\n    AttnbenchError: a.", "Does.\n\nRaises:\n    AttnbenchError: a."),
+]
+
+
+@pytest.mark.parametrize(("text", "listed"), FIELDS)
+def test_the_reference_lists_what_a_docstring_tells_of_fields(text: str, listed: str) -> None:
+    pytest.importorskip("griffe")
+    assert site("fields").listed(text, {"a", "b", "c"}) == listed
+
+
+def test_the_reference_has_every_option_and_variant() -> None:
+    pytest.importorskip("mkdocs")
+    told = site("commands").told
+    for name in commands.COMMANDS:
+        text = "\n".join(told(name))
+        assert all(opt in text for option in commands.find(name).params for opt in option.opts if opt[0] == "-"), name
+        assert f"```sh\nattnbench {name}" in text
+    variants = site("variants")
+    found = {"naive": variants.load("attnbench_plugins.naive:Naive")}
+    assert "equation 1" in "\n".join(variants.section("naive", found["naive"]))
+    assert "softmax(Q K^T \\* scale) V" in "\n".join(variants.table(found))
+
+
+def site(name: str) -> ModuleType:
+    """A module of docs/site."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "site" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # What makes README's commands small: what to look for, and what to put there, in this order.

@@ -64,7 +64,7 @@ def command(
 ) -> None:
     """Tell whether plugins are right, and do what they promise. Nothing is timed.
 
-    NAMES are as --plugins of run takes them. Some hundred small cases: shapes, dtypes, masks, how inputs lie, extreme
+    NAMES are as --plugins of run takes them. Hundreds of small cases: shapes, dtypes, masks, how inputs lie, extreme
     values, repeated calls, decoding step by step, gradients, blocks, the workspace promised. Each failure comes with
     the command that repeats it alone. Exits with 1 where a case fails, or where none could be tried.
 

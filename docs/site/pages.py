@@ -69,10 +69,11 @@ def targets(path: str, text: str) -> dict[str, str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what pages of docs/ link to, what that links to, and so on."""
-    todo = [in_repository(file.src_uri) for file in files.documentation_pages()] + list(ELSEWHERE)
+    here = {in_repository(file.src_uri): file.content_string for file in files.documentation_pages()}
+    todo = [*here, *ELSEWHERE]
     seen = set(todo)
     for path in todo:  # grows meanwhile
-        text = markdown_of(path)
+        text = here[path] if path in here else markdown_of(path)
         if (uri := in_site(path)) not in files.src_uris:
             config.watch.append(str(ROOT / path))
             if text is None:
