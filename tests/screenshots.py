@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browser import chromium
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "reports/2026-11-29-cpu-3/index.html"
+PAGE = ROOT / "reports/2026-11-29-cpu-4/index.html"
 PICTURES = {"light": (1280, 940, "light"), "dark": (1280, 940, "dark"), "390": (390, 1640, "light")}
 
 

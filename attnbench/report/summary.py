@@ -112,8 +112,9 @@ def _winners(frame: pd.DataFrame, style: Style) -> list[str]:
             facts = [_range((row["speedup"] for row in rows), units.ratio, after=over)]
         if len(winners) == 1 and first["family"] != "exact":
             facts.append(_range((row["approximation_rel_l2"] for row in rows), units.error, before="error "))
-        if not all(found.certain for _, found in same):
-            facts.append("no interval")
+        if doubtful := [length for length, found in same if not found.certain]:
+            where = f" at {units.lengths(doubtful)}" if len(doubtful) < len(same) else ""
+            facts.append(f"by medians alone{where}")
         told = ", ".join(fact for fact in facts if fact)
         names, at = units.listed([style.names[p] for p in winners]), units.lengths([length for length, _ in same])
         parts.append(f"{names} at {at}" + (f" ({told})" if told else ""))

@@ -38,7 +38,7 @@ def _best(rows: pd.DataFrame, style: Style) -> str:
     facts = [units.seconds(best["latency_s"]), over_baseline(best)]
     facts += [f"error {units.error(error)}"] if best["family"] != "exact" and units.known(error) else []
     tail = f"; not told apart from {units.listed([style.names[name] for name in found.tied])}" if found.tied else ""
-    tail += "" if found.certain else "; no interval"
+    tail += "" if found.certain else "; by medians alone"
     return f"{style.names[best['plugin']]}: {', '.join(filter(None, facts))}{tail}"
 
 
