@@ -36,6 +36,7 @@ DENSE = "sdpa:*,xformers"
 OTHERS = "naive,int8,linear,block-sparse:window=256,block-sparse:window=1024"
 NARROW = PAPERS | {"heads": "32", "head-dim": "64"}
 ALTERNATIVES = "retention,gated-delta,gated-linear,ssd"
+PEERS = "flash-attn-2,flash-attn-3,flash-attn-4,hf-kernels,cudnn,flashinfer,sageattention,sageattention-2"
 DECODE = {"phase": "decode", "kv-seq": "4096,16384,65536", "batch": "8", "heads": "16", "head-dim": "128"}
 SMALL = {"tokens": "512", "seq": "256,512", "heads": "2", "kv-seq": "256,512"}  # what --device cpu puts in their place
 
@@ -47,6 +48,8 @@ SWEEPS: dict[str, tuple[float, str, dict[str, str]]] = {
     "gpu-narrow": (0.05, f"{DENSE},{OTHERS}", NARROW | {"dtype": "bfloat16"}),
     "gpu-decode": (0.05, f"{DENSE},{OTHERS}", DECODE | {"dtype": "bfloat16"}),
     "gpu-train": (0.05, f"{DENSE},linear,block-sparse:window=1024", PAPERS | {"dtype": "bfloat16", "phase": "train"}),
+    "gpu-peers": (0.05, f"{PEERS},natten:keys=1024", PAPERS | {"dtype": "bfloat16", "phase": "forward,train"}),
+    "gpu-peers-decode": (0.03, PEERS, DECODE | {"dtype": "bfloat16", "mask": "causal"}),
     "gpu-llama": (0.04, f"{DENSE},{OTHERS}", {"preset": "llama-3-8b", "seq": "1024..16384", "mask": "causal"}),
     # Last and not as long: their float64 references go token by token.
     "gpu-alternatives": (0.03, ALTERNATIVES, PAPERS | {"seq": "512..4096", "mask": "causal", "phase": "forward,train"}),
@@ -83,24 +86,27 @@ def parts(device: str, results: Path) -> list[Part]:
         kernels, memory = [*kernels, "--seq", "256,512"], [*memory, "--mib", "1..64", "--naive", "2048"]
     calibrate = [python, "-m", "attnbench", "calibrate"]
     return [
-        Part("tests", 0.12, tests),
-        Part("calibrate", 0.07, [*calibrate, "--only", "ceilings", "--device", device] if on_gpu else []),
+        Part("tests", 0.10, tests),
+        Part("calibrate", 0.05, [*calibrate, "--only", "ceilings", "--device", device] if on_gpu else []),
         *(Part(name, share, sweep(name, plugins, given, device, results), TOLD)
           for name, (share, plugins, given) in SWEEPS.items()),
-        Part("gpu-kernels", 0.25, kernels, 0.8 * TOLD),
+        Part("gpu-kernels", 0.21, kernels, 0.8 * TOLD),
         Part("do-bench", 0.07, [python, str(HERE / "do_bench.py")] if on_gpu else []),
         Part("memory", 0.03, memory),
     ]  # fmt: skip
 
 
 def sweep(name: str, plugins: str, arguments: dict[str, str], device: str, results: Path) -> list[str]:
-    """The command that begins a sweep or goes on with it, its budget left out; nothing where it is finished."""
+    """The command that begins a sweep or goes on with it, its budget left out; nothing where there is nothing to do."""
     before = shared.earlier(name, results, shared.facts())
     if before is not None:
         return [] if shared.is_finished(before) else shared.run_command({}, before)
     if device == "cpu":
         arguments = {key: SMALL.get(key, value) for key, value in arguments.items()}
-    given = {"plugins": plugins, "device": device, "scope": "attention", "out": str(results), "name": name}
+    there = shared.installed(plugins.split(","))
+    if not there:
+        return []
+    given = {"plugins": ",".join(there), "device": device, "scope": "attention", "out": str(results), "name": name}
     return shared.run_command(given | arguments)
 
 
@@ -130,7 +136,7 @@ def work(todo: list[Part], ends: float, logs: Path | None) -> None:
         left = [other.share for other in todo[number:] if other.command]
         limit = part.share / sum(left) * (ends - time.monotonic()) if part.command else 0.0
         if not part.command:
-            part.why = "nothing to do: finished by an earlier call, or only of use on a GPU"
+            part.why = "nothing to do: finished by an earlier call, only of use on a GPU, or not installed"
         elif limit < 1:
             part.why = "no time left; call again to go on"
         else:

@@ -189,8 +189,7 @@ def _bare_seconds(call: Callable[[], object], calls: int, device: str) -> float:
 
 def measure(name: str, seconds: float, arguments: dict[str, str], results: Path, device: str) -> Path | None:
     """One sweep's folder: an earlier run of it where that was cut off, else a new one."""
-    there = registry.find()
-    plugins = [p for p in arguments["plugins"].split(",") if p.split(":")[0] in there]
+    plugins = shared.installed(arguments["plugins"].split(","))
     before = shared.earlier(name, results, shared.facts())
     if before is not None and not shared.is_finished(before):
         return shared.run({}, seconds, resume=before)

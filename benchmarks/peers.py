@@ -21,7 +21,6 @@ from shared import Bar
 
 from attnbench.records.run import rows
 from attnbench.records.schema import Row
-from attnbench.registry import find
 
 FORWARD = "forward"
 DECODE = "decode"
@@ -134,9 +133,7 @@ def _ratio(value: float, low: float | None, high: float | None) -> str:
 
 def measure(name: str, budget: float, plugins: Sequence[str], arguments: Mapping[str, str]) -> Path:
     """Runs one sweep with what is installed of its plugins and returns its folder."""
-    known = find()
-    there = [spec for spec in plugins if (own := known.get(spec.split(":")[0])) and not own.missing]
-    run = shared.run({"plugins": ",".join(there), **SHAPE, **arguments, "name": name}, budget)
+    run = shared.run({"plugins": ",".join(shared.installed(plugins)), **SHAPE, **arguments, "name": name}, budget)
     if run is None:
         raise click.ClickException(f"{name} made no run")
     return run

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,7 @@ from torch import Tensor
 from attnbench.plugin import Call, Plugin, built
 from attnbench.records.run import identity, read_meta
 from attnbench.records.schema import Row
-from attnbench.registry import find, instances, load, select
+from attnbench.registry import Found, find, instances, load, select
 from attnbench.stats.intervals import Interval, interval, median_interval
 from attnbench.task import inputs
 from attnbench.workers import ask
@@ -35,6 +35,17 @@ def plugin_of(spec: str) -> Plugin:
     request = select(spec, find())[0]
     kind = load(request.found.target)
     return kind(**instances(kind, dict(request.options), every=False)[0])
+
+
+def installed(specs: Iterable[str]) -> list[str]:
+    """Those whose plugin is here, and the library behind it where it is a peer."""
+    known = _known()
+    return [spec for spec in specs if (own := known.get(spec.split(":")[0])) and not own.missing]
+
+
+@cache
+def _known() -> Mapping[str, Found]:
+    return find()
 
 
 def call_of(spec: str, workload: Workload) -> Call:
