@@ -17,11 +17,15 @@ class Softmax:
     allowed: keys a query may see beside the workload's mask; gets broadcastable int64 row and key indices and
         returns a bool tensor, True where the key takes part. None allows all.
     operands: what the variant makes of query, key and value before it multiplies them, such as quantization.
-        Gets and returns (query, key, value); what it returns is taken to float64 as it is.
+        Gets and returns (query, key, value); what it returns is taken to float64 as it is. There may be more key and
+        value heads than before, as many as query has, and other dims.
+    smooth: operands can be differentiated, and gradients are held to what comes of that; one head of what it returns
+        may be made of all heads that it gets.
     """
 
     allowed: Callable[[Tensor, Tensor], Tensor] | None = None
     operands: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    smooth: bool = False
 
 
 @dataclass(frozen=True)

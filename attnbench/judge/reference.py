@@ -242,8 +242,8 @@ def gradients(
     """Gradients of sum(out * out_gradient) by query, key, value and gates, of one key/value head, in float64.
 
     They come from differentiating `expected` itself, some rows at a time: the sums over queries that make dK and dV
-    need every row, so this costs O(seq * kv_seq) time and is meant for one head. A definition's `operands`, which
-    round, have no gradient.
+    need every row, so this costs O(seq * kv_seq) time and is meant for one head. A definition's `operands` that round
+    are left out; those that are `smooth` may mix heads, so that all are computed.
 
     Args:
         tensors: query, key, value and gates, of all batch entries and heads.
@@ -262,18 +262,35 @@ def gradients(
             up = out_gradient[batch : batch + 1, group].double()
             found = torch.autograd.grad(whole[:, group], leaves, up, allow_unused=True, materialize_grads=True)
         return [x[:, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(found)]
+    if isinstance(definition, Softmax) and definition.operands is not None and definition.smooth:
+        leaves = [x[batch : batch + 1].detach().double().requires_grad_() for x in tensors]
+        with torch.enable_grad():
+            made = definition.operands(leaves[0], leaves[1], leaves[2])
+            cut = [x.detach().requires_grad_() for x in made]
+            up, one = out_gradient[batch : batch + 1].double(), workload.replace(batch=1, lengths="")
+            _backward(definition, one, cut, up)
+            found = torch.autograd.grad(made, leaves, [x.grad for x in cut], allow_unused=True, materialize_grads=True)
+        return [x[:, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(found)]
     own = [x[batch : batch + 1, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(tensors)]
     leaves = [x.detach().double().requires_grad_() for x in own]
+    _backward(
+        definition,
+        workload.replace(batch=1, heads=workload.group, kv_heads=1),
+        leaves,
+        out_gradient[batch : batch + 1, group].double(),
+    )
+    return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+
+
+def _backward(definition: Definition, workload: Workload, leaves: Sequence[Tensor], up: Tensor) -> None:
+    """Adds to the leaves' gradients those of sum(out * up), some rows at a time: query, key, value and gates."""
     query, key, value, *gates = leaves
-    up = out_gradient[batch : batch + 1, group].double()
-    one = workload.replace(batch=1, heads=workload.group, kv_heads=1)
-    step = max(1, _CHUNK_ELEMENTS // (workload.group * workload.kv_seq))
+    step = max(1, _CHUNK_ELEMENTS // (workload.heads * workload.kv_seq))
     with torch.enable_grad():
         for i in range(0, workload.seq, step):
             rows = torch.arange(i, min(i + step, workload.seq), device=query.device)
-            out = expected_at(definition, one, query[:, :, rows], key, value, rows, gates)
+            out = expected_at(definition, workload, query[:, :, rows], key, value, rows, gates)
             torch.autograd.backward(out, up[:, :, rows])
-    return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
 
 
 def exact(

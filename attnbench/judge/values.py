@@ -93,12 +93,13 @@ def judge(
 def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: int) -> str | None:
     """What is wrong with a few rows of one head of an output, at a small part of what the call took; or None.
 
-    Nothing is looked at where that would take long: blocks, ragged batches, recurrences, and a quantized past. Nor is
-    where there are sinks.
+    Nothing is looked at where that would take long: blocks, ragged batches, recurrences, a quantized past, and heads
+    that are mixed. Nor is where there are sinks.
     """
     w, definition = task.workload, task.definitions["self"]
     operands = definition.operands if isinstance(definition, Softmax) else None
-    left_out = w.scope == "block" or w.lengths or w.sinks
+    mixed = isinstance(definition, Softmax) and definition.smooth
+    left_out = w.scope == "block" or w.lengths or w.sinks or mixed
     if left_out or isinstance(definition, Recurrence) or (operands and w.decodes):
         return None
     drawn = Random(draw)
@@ -196,6 +197,8 @@ def _gradients(
     for part, tap in shown:
         definition = task.definition(tap.name, part)
         each = part.kv_seq * part.group * (_RECURRENT_PAIRS if isinstance(definition, Recurrence) else part.seq)
+        if isinstance(definition, Softmax) and definition.smooth:
+            each *= part.kv_heads  # all are gone through for any
         heads = [(b, h) for b in range(part.batch) for h in range(part.kv_heads)]
         count = max(1, min(len(heads), _PAIRS // (each * len(shown))))
         names = ["query", "key", "value", *["gate"] * (len(tap.tensors) - 3)]

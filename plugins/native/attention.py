@@ -19,6 +19,7 @@ from . import compiler
 
 KEYS, ROWS, TILE_ROWS = 64, 6, 16  # as in vectors.h and amx.h
 MAX_DIM = 256
+WIDE_DIM = 1024  # of decode.cpp
 HONOURS = ("scale", "window")  # of the kernels that take a plan
 _FAR = 1 << 40
 
@@ -50,8 +51,9 @@ def unsupported(workload: Workload, *sources: str) -> str | None:
     """None, or why the kernels of these sources can't compute this workload here."""
     if workload.device != "cpu":
         return "the C++ kernel is for a CPU"
-    if max(workload.head_dim, workload.value_dim) > MAX_DIM:
-        return f"the C++ kernel holds head and value dims up to {MAX_DIM}"
+    most = WIDE_DIM if sources == ("decode.cpp",) else MAX_DIM
+    if max(workload.head_dim, workload.value_dim) > most:
+        return f"the C++ kernel holds head and value dims up to {most}"
     return compiler.unsupported(workload.dtype, *sources)
 
 

@@ -58,7 +58,7 @@ struct Single {
     using Product = Singles;
 
     static void pack(const T* from, int64_t n, float* to) {
-        alignas(64) float wide[MAX_DIM + TWO];
+        alignas(64) float wide[WIDE_DIM + TWO];
         for (int64_t d = 0; d < n; d += LANES) store(wide + d, load_first(from + d, n - d));
         for (int64_t d = 0; d < n; ++d) to[place<T>(d)] = wide[d];
     }

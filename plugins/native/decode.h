@@ -9,6 +9,7 @@
 namespace attnbench {
 
 constexpr int TOGETHER = 4;  // rows at a time: their sums, of LANES / TOGETHER keys, take LANES registers
+constexpr int WIDE_DIM = 1024;  // of heads and values, where these are as they are
 
 // The rows of queries that share a key/value head: row r is query r % seq of the group's head r / seq.
 struct Group {
@@ -155,7 +156,7 @@ void merge(const Problem& p, const Cache& cache, Shares& shares, int64_t head, i
         whole.sum = keep * whole.sum + add * share.sum;
         whole.top = top;
     }
-    alignas(64) float ordered[MAX_DIM + 2 * LANES];
+    alignas(64) float ordered[WIDE_DIM + 2 * LANES];
     for (int64_t c = 0; c < p.value_dim; ++c) ordered[c] = sum[cache.place(c)];
     finish(ordered, p.value_dim, cache.factor() / whole.sum, Group(p).at<Value>(p, p.out, head, row));
 }

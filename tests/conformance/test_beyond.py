@@ -28,6 +28,7 @@ HONOURED = {
     "tiled:impl=native": "scale window sinks",
     "tiled:impl=strip": "scale window softcap sinks",
     "paged": "scale window",
+    "mla": "scale window",
     "xformers": "scale window",
     "block-sparse": "scale",
     "block-sparse:impl=gather": "scale",

@@ -1,0 +1,78 @@
+"""The latent of a token, and the matrices that make keys and values of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnbench.workload import Workload
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Sizes, in numbers a token: of a row, which is c and behind it the key's part that carries the position.
+
+    groups: kv heads' worth in c. content, rope: of a query and a key, the dims that come from c and the others.
+    """
+
+    workload: Workload
+    groups: int
+    content: int
+    rope: int
+
+    @classmethod
+    def of(cls, workload: Workload, groups: int = 0, rope: int = 0) -> Latent:
+        """groups, rope: 0 as the options say."""
+        groups = groups or (1 if workload.kv_heads % 2 else 2)
+        rope = rope or workload.head_dim // 6 * 2
+        return cls(workload, groups, workload.head_dim - rope, rope)
+
+    @property
+    def dim(self) -> int:
+        """d_c."""
+        return self.groups * (self.content + self.workload.value_dim)
+
+    @property
+    def row(self) -> int:
+        return self.dim + self.rope
+
+    def rows(self, key: Tensor, value: Tensor) -> Tensor:
+        """(c, k_R) of each token: (batch, 1, length, d_c + rope), in the inputs' dtype."""
+        content, position = key.split((self.content, self.rope), -1)  # (batch, kv_heads, length, ..) each
+        parts = torch.cat([content, value], -1).unflatten(1, (self.groups, -1))  # (batch, groups, heads each, ..)
+        c = parts.sum(2, dtype=_wide(key)) * parts.shape[2] ** -0.5  # (batch, groups, length, content + value_dim)
+        c = c.transpose(1, 2).flatten(2).unsqueeze(1)  # (batch, 1, length, d_c)
+        shared = position.sum(1, keepdim=True, dtype=_wide(key)) * key.shape[1] ** -0.5  # (batch, 1, length, rope)
+        return torch.cat([c, shared], -1).to(key.dtype)
+
+    def weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """W_UK (heads, content, d_c) and W_UV (heads, value_dim, d_c) in the workload's dtype, then as `like` is."""
+        w = self.workload
+        generator = torch.Generator().manual_seed(w.seed)
+        made = (torch.randn(w.heads, n, self.dim, generator=generator) for n in (self.content, w.value_dim))
+        up_key, up_value = (x.mul_(self.dim**-0.5).to(getattr(torch, w.dtype)).to(like) for x in made)
+        return up_key, up_value
+
+    def expand(self, rows: Tensor, up_key: Tensor, up_value: Tensor) -> tuple[Tensor, Tensor]:
+        """K (batch, heads, length, head_dim) and V (.., value_dim) of rows (batch, 1, length, d_c + rope)."""
+        c, position = rows.split((self.dim, self.rope), -1)
+        content = c @ up_key.mT  # (batch, heads, length, content)
+        key = torch.cat([content, position.expand(*content.shape[:3], -1)], -1)  # (batch, heads, length, head_dim)
+        return key, c @ up_value.mT  # (batch, heads, length, value_dim)
+
+    def up_flops(self, tokens: int) -> int:
+        """Of both matrices for so many rows of all heads: what they make of a latent, or of a query and an output."""
+        w = self.workload
+        return 2 * w.batch * w.heads * tokens * self.dim * (self.content + w.value_dim)
+
+    def pairs(self) -> int:
+        """(query, key) pairs that are seen, of all heads and batch entries."""
+        w = self.workload
+        return w.batch * w.heads * w.masked.pairs(w.seq, w.kv_seq)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """In what to add: float32, or as wide as x is."""
+    return torch.promote_types(x.dtype, torch.float32)
