@@ -29,6 +29,17 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """Definition: several softmax maps over the keys that are visible, each times its weight, added, times V.
+
+    parts: of each map, what is made of a query and of a key before they are multiplied, on float64 tensors
+        (..., head_dim) -> (..., n), and its weight. Scores are times the workload's scale.
+    """
+
+    parts: tuple[tuple[Callable[[Tensor], Tensor], float], ...]
+
+
+@dataclass(frozen=True)
 class FeatureMap:
     """Definition: phi(q) . sum phi(k) v^T / phi(q) . sum phi(k), over the keys that the workload's mask shows.
 
@@ -53,5 +64,5 @@ class Recurrence:
     update: Callable[..., Tensor]
 
 
-Definition: TypeAlias = Softmax | FeatureMap | Recurrence
+Definition: TypeAlias = Softmax | Maps | FeatureMap | Recurrence
 """The mathematical function that a variant computes; the implementation error is measured against it."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Call, Definition, FeatureMap, Recurrence, Softmax, visible
+from attnbench.plugin import Call, Definition, FeatureMap, Maps, Recurrence, Softmax, visible
 from attnbench.task.transformer import Block
 from attnbench.theory.costs import attentions
 from attnbench.workload import Workload
@@ -179,6 +179,11 @@ def _weights(
     if isinstance(definition, FeatureMap):
         scores = (definition.query(q) @ definition.key(k).T).masked_fill_(~mask, 0.0)  # (group, n, kv_seq)
         return scores / scores.sum(-1, keepdim=True)
+    if isinstance(definition, Maps):
+        maps = (
+            weight * _weights(Softmax(), workload, made(q), made(k), mask, sinks) for made, weight in definition.parts
+        )
+        return sum(maps, torch.zeros((), dtype=q.dtype, device=q.device))  # (group, n, kv_seq)
     scores = (q @ k.T).mul_(workload.scale)  # (group, n, kv_seq)
     if workload.softcap:
         scores = torch.tanh(scores / workload.softcap) * workload.softcap

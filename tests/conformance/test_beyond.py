@@ -29,6 +29,7 @@ HONOURED = {
     "tiled:impl=strip": "scale window softcap sinks",
     "paged": "scale window",
     "mla": "scale window",
+    "differential": "scale window",
     "xformers": "scale window",
     "block-sparse": "scale",
     "block-sparse:impl=gather": "scale",
