@@ -64,5 +64,16 @@ class Recurrence:
     update: Callable[..., Tensor]
 
 
-Definition: TypeAlias = Softmax | Maps | FeatureMap | Recurrence
+@dataclass(frozen=True)
+class Formula:
+    """Definition: what none of the others can say, a function of all queries, keys and values of a key/value head.
+
+    call: of float64 tensors (group, seq, head_dim), (kv_seq, head_dim) and (kv_seq, value_dim) to (group, seq,
+        value_dim); it is differentiated. The workload's mask is its own affair.
+    """
+
+    call: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+Definition: TypeAlias = Softmax | Maps | FeatureMap | Recurrence | Formula
 """The mathematical function that a variant computes; the implementation error is measured against it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from attnbench.definition import Definition as Definition
 from attnbench.definition import FeatureMap as FeatureMap
+from attnbench.definition import Formula as Formula
 from attnbench.definition import Maps as Maps
 from attnbench.definition import Recurrence as Recurrence
 from attnbench.definition import Softmax as Softmax

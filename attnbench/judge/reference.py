@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from attnbench.plugin import Call, Definition, FeatureMap, Maps, Recurrence, Softmax, visible
+from attnbench.plugin import Call, Definition, FeatureMap, Formula, Maps, Recurrence, Softmax, visible
 from attnbench.task.transformer import Block
 from attnbench.theory.costs import attentions
 from attnbench.workload import Workload
@@ -37,7 +37,7 @@ def expected_block(
 
     Keys and values are projected at every position, in O(seq); attention is computed at `rows` alone, so memory is
     O(seq) too. One case costs O(seq^2) time: a decoder's cross-attention with `operands`, whose quantization looks at
-    all queries, and those are what self-attention puts out.
+    all queries, or by a `Formula`, which may do so too, and those are what self-attention puts out.
 
     Args:
         definitions: the function of each problem of `attentions(workload)`; `Softmax()` for exact attention.
@@ -50,7 +50,7 @@ def expected_block(
     """
     inside = attentions(workload)
     every, rows = torch.arange(workload.seq, device=x.device), rows.to(x.device)
-    whole = "cross" in inside and _quantized(definitions["cross"])  # cross-attention must see every query
+    whole = "cross" in inside and is_of_all(definitions["cross"])  # cross-attention must see every query
     first = every if whole else rows  # the positions at which self-attention is computed
     calls = {"self": _reference(inside["self"], definitions["self"], first, expected, past.get("self", ()))}
     if "cross" in inside:
@@ -73,7 +73,7 @@ def _reference(
     dtype = getattr(torch, workload.dtype)
 
     def attend(query: Tensor, *tokens: Tensor) -> Tensor:
-        if _quantized(definition):  # it is defined on what the variant gets, which is in the workload's dtype
+        if is_of_all(definition):  # it is defined on what the variant gets, which is in the workload's dtype
             query, tokens = query.to(dtype), tuple(x.to(dtype) for x in tokens)
         if past:
             tokens = tuple(torch.cat([old.to(new.dtype), new], 2) for old, new in zip(past, tokens, strict=True))
@@ -83,8 +83,9 @@ def _reference(
     return attend
 
 
-def _quantized(definition: Definition) -> bool:
-    return isinstance(definition, Softmax) and definition.operands is not None
+def is_of_all(definition: Definition) -> bool:
+    """Whether it is told by what the variant gets as a whole, roundings and all queries included."""
+    return isinstance(definition, Formula) or (isinstance(definition, Softmax) and definition.operands is not None)
 
 
 _SMALL_STATES = 1 << 17  # elements of all states
@@ -132,9 +133,14 @@ def expected(
     Returns:
         (batch, heads, n, value_dim), float64.
     """
+    rows = rows.to(query.device)
+    if isinstance(definition, Formula):
+        q, k, v = (x.double() for x in (query, key, value))
+        grouped = q.reshape(*k.shape[:2], -1, *q.shape[2:])  # (batch, kv_heads, group, seq, head_dim)
+        each = [[definition.call(grouped[b, h], k[b, h], v[b, h]) for h in range(k.shape[1])] for b in range(len(k))]
+        return torch.stack([torch.cat(heads) for heads in each])[:, :, rows]  # (batch, heads, n, value_dim)
     if isinstance(definition, Softmax) and definition.operands is not None:
         query, key, value = definition.operands(query, key, value)
-    rows = rows.to(query.device)
     return expected_at(definition, workload, query[:, :, rows], key, value, rows, gates)
 
 
@@ -290,6 +296,11 @@ def gradients(
 def _backward(definition: Definition, workload: Workload, leaves: Sequence[Tensor], up: Tensor) -> None:
     """Adds to the leaves' gradients those of sum(out * up), some rows at a time: query, key, value and gates."""
     query, key, value, *gates = leaves
+    if isinstance(definition, Formula):
+        with torch.enable_grad():
+            rows = torch.arange(workload.seq, device=query.device)
+            torch.autograd.backward(expected(definition, workload, query, key, value, rows), up)
+        return
     step = max(1, _CHUNK_ELEMENTS // (workload.heads * workload.kv_seq))
     with torch.enable_grad():
         for i in range(0, workload.seq, step):

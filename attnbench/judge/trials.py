@@ -19,7 +19,7 @@ from attnbench.judge import deviation, draws, form, reference
 from attnbench.judge.cases import Case
 from attnbench.judge.hints import hint
 from attnbench.judge.values import judge
-from attnbench.plugin import Definition, FeatureMap, Maps, Plugin, Recurrence, Softmax
+from attnbench.plugin import Definition, FeatureMap, Formula, Maps, Plugin, Recurrence, Softmax
 from attnbench.task import inputs
 from attnbench.task.call import NoGradient, Task, outputs
 from attnbench.task.promise import promise, refusal
@@ -315,8 +315,8 @@ def _figures(plugin: Plugin, workload: Workload) -> str | None:
             return f"{name} says {said!r}: a whole number, or None where it isn't known"
     defined = plugin.definition(workload)
     if not isinstance(defined, Definition):
-        return f"definition says {defined!r}: a Softmax, Maps, a FeatureMap or a Recurrence"
-    if isinstance(defined, Maps | FeatureMap | Recurrence) and plugin.family == "exact":
+        return f"definition says {defined!r}: a Softmax, Maps, a FeatureMap, a Recurrence or a Formula"
+    if isinstance(defined, Maps | FeatureMap | Recurrence | Formula) and plugin.family == "exact":
         return f"it calls itself exact and defines a {type(defined).__name__}"
     return None
 

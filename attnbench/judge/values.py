@@ -13,7 +13,7 @@ from torch import Tensor
 from attnbench.judge import deviation, reference
 from attnbench.judge.deviation import Error
 from attnbench.judge.reference import EVERY_IN_BLOCK, EVERY_ROW, expected_block
-from attnbench.plugin import Definition, Recurrence, Softmax
+from attnbench.plugin import Definition, Formula, Recurrence, Softmax
 from attnbench.task.call import Tap, Task, outputs
 from attnbench.task.transformer import Block
 from attnbench.workload import Workload
@@ -100,7 +100,7 @@ def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: i
     operands = definition.operands if isinstance(definition, Softmax) else None
     mixed = isinstance(definition, Softmax) and definition.smooth
     left_out = w.scope == "block" or w.lengths or w.sinks or mixed
-    if left_out or isinstance(definition, Recurrence) or (operands and w.decodes):
+    if left_out or isinstance(definition, Recurrence | Formula) or (operands and w.decodes):
         return None
     drawn = Random(draw)
     b, h = drawn.randrange(w.batch), drawn.randrange(w.kv_heads)
@@ -148,8 +148,8 @@ def _end_to_end(
         found["approximation"] = implementation
     elif apart:
         found["approximation"] = error({name: Softmax() for name in task.definitions}, _SAMPLED)
-    quantized = any(isinstance(d, Softmax) and d.operands is not None for d in task.definitions.values())
-    return found, [deviation.verdict(implementation, (_EDGES if quantized else 1) * allowed)]
+    edges = any(reference.is_of_all(d) for d in task.definitions.values())
+    return found, [deviation.verdict(implementation, (_EDGES if edges else 1) * allowed)]
 
 
 def _tap(

@@ -38,6 +38,7 @@ HONOURED = {
     "int8:impl=qkpv": "scale window",
     "int4": "scale",
     "fp8": "scale",
+    "nystroem": "scale",
     "linear": "",
     "retention": "",
 }
