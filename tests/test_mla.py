@@ -26,7 +26,7 @@ def tiny(**changes: Any) -> Workload:
 def by_the_paper(w: Workload, latent: Latent, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Equations 9 to 19 with a sum over two kv heads each for W_DKV x, one number after the other."""
     content, each = w.head_dim - 2, w.kv_heads // 2
-    up_key, up_value = (x.double() for x in latent.weights(query))
+    up_key, up_value = latent.weights(torch.float64)
     out = torch.zeros(w.batch, w.heads, w.seq, w.value_dim, dtype=torch.float64)
     for b in range(w.batch):
         c, position = [], []
@@ -61,11 +61,11 @@ def test_matrices_keep_the_variance_and_differ_by_head_and_seed() -> None:
     w = Workload(seq=2, kv_seq=2, **DEEPSEEK)
     latent = Latent.of(w)
     assert (latent.dim, latent.rope, latent.content) == (512, 64, 128)  # as DeepSeek-V2's
-    up_key, up_value = latent.weights(torch.empty(0))
+    up_key, up_value = latent.weights(torch.float32)
     assert (up_key.shape, up_value.shape) == ((16, 128, 512), (16, 128, 512))
     assert float(up_key.std() * 512**0.5) == pytest.approx(1, abs=0.01)
     assert not torch.equal(up_key[0], up_key[1])
-    assert not torch.equal(Latent.of(w.replace(seed=1)).weights(torch.empty(0))[0], up_key)
+    assert not torch.equal(Latent.of(w.replace(seed=1)).weights(torch.float32)[0], up_key)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

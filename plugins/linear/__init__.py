@@ -33,7 +33,7 @@ class Linear(Choice):
 
     family: ClassVar[str] = "kernel"
     options: ClassVar[Mapping[str, Option]] = {
-        "features": Option("elu", "phi: elu(x) + 1, or FAVOR+ positive random features", ("elu", "favor")),
+        "features": Option("elu", "phi: elu(x) + 1, or Performer's positive random features, FAVOR+", ("elu", "favor")),
         "count": Option(256, "favor: number of random features"),
         "chunk": Option(0, "torch, causal: tokens at a time, chunk^2 scores each; 0: 64 on a CPU, 512 on CUDA"),
         "impl": Option("auto", "what computes it", ("auto", "torch", "native", "triton")),

@@ -70,7 +70,7 @@ class Mla(Choice):
 
         def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rows = latent.rows(key, value).double()  # rounded once, as a cache holds them
-            return query, *latent.expand(rows, *latent.weights(rows))
+            return query, *latent.expand(rows, *latent.weights(rows.dtype))
 
         return Softmax(operands=operands, smooth=True)
 

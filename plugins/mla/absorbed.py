@@ -14,10 +14,9 @@ from attnbench.workload import Workload
 from ..native import attention as kernels
 from ..native import compiler
 from ..pieces import hidden_part, strips
-from .latent import Latent
+from .latent import Latent, product_dtype
 
 SCORES = 1 << 23  # held at a time, of all heads
-ROWS = 2048  # of queries and heads together up to which a kernel that reads the latents once is asked
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,21 @@ class Absorbed:
             return None
         rows = w.batch * w.heads * w.seq
         scores = w.batch * w.heads * _strip(w) * w.kv_seq
-        return w.itemsize * (w.batch * w.kv_seq * latent.row + rows * (latent.row + latent.dim) + 2 * scores)
+        own = w.batch * w.kv_seq * latent.row
+        return w.itemsize * own + product_dtype(w).itemsize * (own + rows * (latent.row + latent.dim) + 2 * scores)
 
     def _call(self, workload: Workload) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
         """(query, rows) -> out, and what computes it."""
         w, latent = workload, self.latent
-        like = torch.empty(0, dtype=getattr(torch, w.dtype), device=w.device)
-        up_key, up_value = latent.weights(like)  # (heads, content, d_c), (heads, value_dim, d_c)
+        wide = product_dtype(w)
+        up_key, up_value = latent.weights(wide)  # (heads, content, d_c), (heads, value_dim, d_c)
         over, how = _over_latents(w, latent)
 
         def call(query: Tensor, rows: Tensor) -> Tensor:
-            content, position = query.split((latent.content, latent.rope), -1)
+            content, position = query.to(wide).split((latent.content, latent.rope), -1)
             absorbed = torch.cat([content @ up_key, position], -1)  # (batch, heads, seq, d_c + rope)
             mixed = over(absorbed, rows)  # (batch, heads, seq, d_c)
-            return mixed @ up_value.mT  # (batch, heads, seq, value_dim)
+            return (mixed.to(wide) @ up_value.mT).to(query.dtype)  # (batch, heads, seq, value_dim)
 
         return call, how
 
@@ -91,10 +91,12 @@ def _over_latents(workload: Workload, latent: Latent) -> tuple[Callable[[Tensor,
         as_one = _multi_query(w, latent)
         decode = compiler.load("decode.cpp", w.dtype).decode
         kernel = kernels.caller(decode, as_one, kernels.dense(as_one, w.seq), kernels.KEYS)
-        return lambda query, rows: kernel(query, rows, rows[..., : latent.dim]), (
+        return lambda query, rows: kernel(query.to(rows.dtype), rows, rows[..., : latent.dim]), (
             f"{kernels.described(w.dtype)}, latents read once"
         )
-    return lambda query, rows: _strips(w, query, rows, latent.dim), f"plain torch, strips of {_strip(w)} queries"
+    return lambda query, rows: _strips(
+        w, query, rows.to(query.dtype), latent.dim
+    ), f"plain torch, strips of {_strip(w)} queries"
 
 
 def _strips(w: Workload, query: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -125,5 +127,5 @@ def _multi_query(workload: Workload, latent: Latent) -> Workload:
 
 def _takes_kernel(workload: Workload, latent: Latent) -> bool:
     w = workload
-    few = not w.trains and not w.masked.window and w.seq * w.heads <= ROWS
+    few = not w.trains and not w.masked.window and w.seq * w.heads <= kernels.WIDE_ROWS
     return few and kernels.unsupported(_multi_query(w, latent), "decode.cpp") is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from attnbench.plugin import Attention, Cache, Decoding, Plugin, built
@@ -12,7 +11,7 @@ from attnbench.workload import Workload
 
 from ..sdpa import Sdpa
 from ..tiled import Tiled
-from .latent import Latent
+from .latent import Latent, product_dtype
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Expanded:
 
     def build(self, workload: Workload) -> Attention:
         w, latent = workload, self.latent
-        up = latent.weights(_like(w))
+        up = latent.weights(product_dtype(w))
         exact = built(_exact(w), _expanded(w))
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -38,7 +37,7 @@ class Expanded:
     def decoding(self, workload: Workload) -> Decoding:
         """The state is keys and values of all heads; a step expands those of new tokens."""
         w, latent = workload, self.latent
-        up = latent.weights(_like(w))
+        up = latent.weights(product_dtype(w))
         exact = built(_exact(w), _expanded(w))
 
         def start(key: Tensor, value: Tensor, capacity: int) -> Cache:
@@ -56,14 +55,15 @@ class Expanded:
         return self.latent.up_flops(w.kv_seq - w.past) + own
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        """The latents, K and V, parts of K once more while they are joined; then what exact attention holds."""
+        """The latents, K and V, what they are joined of or rounded from; then what exact attention holds."""
         w = workload
         exact = _exact(w).workspace_bytes(_expanded(w))
         if w.trains or w.decodes or exact is None:
             return None
         rows, tokens = w.batch * w.kv_seq * self.latent.row, w.batch * w.heads * w.kv_seq
         made = rows + tokens * (w.head_dim + w.value_dim)
-        return w.itemsize * made + max(exact, w.itemsize * tokens * self.latent.content)
+        wide = product_dtype(w).itemsize * (rows + tokens * self.latent.content)
+        return w.itemsize * made + max(exact, wide)
 
 
 def _exact(workload: Workload) -> Plugin:
@@ -73,7 +73,3 @@ def _exact(workload: Workload) -> Plugin:
 def _expanded(workload: Workload) -> Workload:
     """Attention over K and V of all heads, as a workload."""
     return workload.replace(kv_heads=workload.heads)
-
-
-def _like(workload: Workload) -> Tensor:
-    return torch.empty(0, dtype=getattr(torch, workload.dtype), device=workload.device)

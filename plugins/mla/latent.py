@@ -9,6 +9,8 @@ from torch import Tensor
 
 from attnbench.workload import Workload
 
+from ..native import attention as kernels
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -47,20 +49,24 @@ class Latent:
         shared = position.sum(1, keepdim=True, dtype=_wide(key)) * key.shape[1] ** -0.5  # (batch, 1, length, rope)
         return torch.cat([c, shared], -1).to(key.dtype)
 
-    def weights(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """W_UK (heads, content, d_c) and W_UV (heads, value_dim, d_c) in the workload's dtype, then as `like` is."""
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """W_UK (heads, content, d_c) and W_UV (heads, value_dim, d_c), rounded to the workload's dtype, in another."""
         w = self.workload
         generator = torch.Generator().manual_seed(w.seed)
         made = (torch.randn(w.heads, n, self.dim, generator=generator) for n in (self.content, w.value_dim))
-        up_key, up_value = (x.mul_(self.dim**-0.5).to(getattr(torch, w.dtype)).to(like) for x in made)
+        up_key, up_value = (x.mul_(self.dim**-0.5).to(w.device, getattr(torch, w.dtype)).to(dtype) for x in made)
         return up_key, up_value
 
     def expand(self, rows: Tensor, up_key: Tensor, up_value: Tensor) -> tuple[Tensor, Tensor]:
-        """K (batch, heads, length, head_dim) and V (.., value_dim) of rows (batch, 1, length, d_c + rope)."""
+        """K (batch, heads, length, head_dim) and V (.., value_dim) of rows (batch, 1, length, d_c + rope), alike.
+
+        The products are taken in the matrices' dtype.
+        """
         c, position = rows.split((self.dim, self.rope), -1)
-        content = c @ up_key.mT  # (batch, heads, length, content)
+        c = c.to(up_key.dtype)  # (batch, 1, length, d_c)
+        content = (c @ up_key.mT).to(rows.dtype)  # (batch, heads, length, content)
         key = torch.cat([content, position.expand(*content.shape[:3], -1)], -1)  # (batch, heads, length, head_dim)
-        return key, c @ up_value.mT  # (batch, heads, length, value_dim)
+        return key, (c @ up_value.mT).to(rows.dtype)  # (batch, heads, length, value_dim)
 
     def up_flops(self, tokens: int) -> int:
         """Of both matrices for so many rows of all heads: what they make of a latent, or of a query and an output."""
@@ -71,6 +77,12 @@ class Latent:
         """(query, key) pairs that are seen, of all heads and batch entries."""
         w = self.workload
         return w.batch * w.heads * w.masked.pairs(w.seq, w.kv_seq)
+
+
+def product_dtype(workload: Workload) -> torch.dtype:
+    """In what torch should multiply: on a CPU float32 where it has no products of the workload's dtype."""
+    own: torch.dtype = getattr(torch, workload.dtype)
+    return kernels.product_dtype(workload.dtype) if workload.device == "cpu" else own
 
 
 def _wide(x: Tensor) -> torch.dtype:

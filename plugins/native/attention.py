@@ -19,7 +19,7 @@ from . import compiler
 
 KEYS, ROWS, TILE_ROWS = 64, 6, 16  # as in vectors.h and amx.h
 MAX_DIM = 256
-WIDE_DIM = 1024  # of decode.cpp
+WIDE_DIM, WIDE_ROWS = 1024, 2048  # of decode.cpp, where dims are over `MAX_DIM` and no other kernel will do
 HONOURS = ("scale", "window")  # of the kernels that take a plan
 _FAR = 1 << 40
 

@@ -150,6 +150,7 @@ def _no_kernel(workload: Workload) -> str | None:
 
 def _few(workload: Workload) -> bool:
     w = workload
+    most = FEW if max(w.head_dim, w.value_dim) <= kernels.MAX_DIM else kernels.WIDE_ROWS
     return (
-        w.phase != "train" and w.seq * w.group <= FEW and not w.masked.window and not w.sinks
+        w.phase != "train" and w.seq * w.group <= most and not w.masked.window and not w.sinks
     )  # decode.cpp knows of neither
