@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import test_cpu_kernels
 import test_ragged
 import test_train
 import torch
@@ -69,6 +70,11 @@ def test_products_are_those_of_torch(rows: int, length: int, columns: int) -> No
 )
 def test_a_kernel_computes_what_it_defines(kernel: str, dtype: str, shape: str, mask: str) -> None:
     check(kernel, shape, dtype, mask)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_exact_kernels_hold_wide_heads() -> None:
+    test_cpu_kernels.test_exact_kernels_hold_wide_heads("many", "bfloat16", BEST)
 
 
 @pytest.mark.usefixtures("tiles")

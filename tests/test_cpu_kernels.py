@@ -91,6 +91,23 @@ def test_a_kernel_computes_what_it_defines(kernel: str, shape: str, dtype: str, 
     check(kernel, shape, dtype, mask)
 
 
+LATENTS = {"head_dim": 576, "value_dim": 512, "heads": 8, "kv_heads": 1}  # as DeepSeek-V2 decodes
+WIDE = {  # heads that the other kernels don't hold
+    "few": {"seq": 3, "kv_seq": 700, **LATENTS},
+    "many": {"seq": 70, "kv_seq": 150, **LATENTS},
+    "the widest": {"seq": 2, "kv_seq": 40, "head_dim": 1023, "value_dim": 1024, "heads": 1, "kv_heads": 1},
+}
+
+
+@pytest.mark.parametrize("shape", WIDE)
+@pytest.mark.parametrize("dtype", EXACT)
+def test_exact_kernels_hold_wide_heads(shape: str, dtype: str, isa: str) -> None:
+    w = Workload(**WIDE[shape], dtype=dtype, mask="causal")
+    assert errors(Tiled(impl="native"), w, strided=True)[1] < EXACT[dtype]
+    wider = w.replace(head_dim=1025)
+    assert Tiled(impl="native").supports(wider) == "the C++ kernel holds head and value dims up to 1024"
+
+
 @pytest.mark.parametrize("isa", ["avx512_core_bf16", "avx512_core", "avx2_vnni"], indirect=True)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_it_does_so_with_the_products_of_other_cpus(kernel: str, isa: str) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from attnbench_plugins.mla import Mla
+from attnbench_plugins.mla import Mla, absorbed
 from attnbench_plugins.mla.latent import Latent
+from attnbench_plugins.native import compiler
 from torch import Tensor
 
 from attnbench.judge.conformance import check
@@ -66,6 +67,25 @@ def test_matrices_keep_the_variance_and_differ_by_head_and_seed() -> None:
     assert float(up_key.std() * 512**0.5) == pytest.approx(1, abs=0.01)
     assert not torch.equal(up_key[0], up_key[1])
     assert not torch.equal(Latent.of(w.replace(seed=1)).weights(torch.float32)[0], up_key)
+
+
+def test_absorbed_is_the_same_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = tiny(seq=5, mask="window:3")
+    torch.manual_seed(0)
+    tensors, plugin = [torch.randn(shape) for shape in w.shapes], Mla(impl="absorbed")
+    should = expected(plugin.definition(w), w, *tensors, torch.arange(w.seq))
+    monkeypatch.setattr(compiler, "unsupported", lambda *sources: "no compiler")
+    monkeypatch.setattr(absorbed, "SCORES", 2 * 8 * 5 * 2)  # strips of two queries
+    built = plugin.build(w)
+    assert built.implementation == "absorbed; plain torch, strips of 2 queries"
+    torch.testing.assert_close(built.call(*tensors).double(), should, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["absorbed", "expanded"])
+def test_gradients_at_the_paper_s_sizes(impl: str) -> None:
+    w = Workload(seq=40, kv_seq=40, mask="causal", phase="train", **(DEEPSEEK | {"heads": 4, "kv_heads": 4}))
+    found = check(f"mla:impl={impl}", w)
+    assert (found.status, found.reason) == ("ok", "")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnbench.plugin import Attention, Cache, Decoding
+from attnbench.plugin import Attention, Cache, Decoding, built
 from attnbench.workload import Workload
 
-from ..native import attention as kernels
-from ..native import compiler
 from ..pieces import hidden_part, strips
+from ..tiled import Tiled
 from .latent import Latent, product_dtype
 
+_KERNEL = Tiled(impl="native")
 SCORES = 1 << 23  # held at a time, of all heads
 
 
@@ -23,8 +23,8 @@ SCORES = 1 << 23  # held at a time, of all heads
 class Absorbed:
     """All heads read the same rows, so that heads and queries are rows of one matrix.
 
-    On a CPU a step of few queries takes the kernel in C++ that reads keys and values once, which here are the same
-    memory: value is the first d_c numbers of a row. All else is plain torch, a strip of queries at a time.
+    On a CPU that is `tiled`'s kernel, which reads them where they lie where queries are few: value is the first d_c
+    numbers of a row. All else is plain torch, a strip of queries at a time.
     """
 
     latent: Latent
@@ -59,14 +59,17 @@ class Absorbed:
         return latent.up_flops(w.seq) + 2 * latent.pairs() * (latent.row + latent.dim)
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        """The latents, queries and outputs as wide as they are, and a strip's scores with their softmax."""
+        """The latents, queries and outputs as wide as they are, and what attention over them holds."""
         w, latent = workload, self.latent
-        if w.trains or w.decodes or _takes_kernel(w, latent):
+        if w.trains or w.decodes:
             return None
-        rows = w.batch * w.heads * w.seq
-        scores = w.batch * w.heads * _strip(w) * w.kv_seq
-        own = w.batch * w.kv_seq * latent.row
-        return w.itemsize * own + product_dtype(w).itemsize * (own + rows * (latent.row + latent.dim) + 2 * scores)
+        as_one, wide = _multi_query(w, latent), product_dtype(w).itemsize
+        own, rows = w.batch * w.kv_seq * latent.row, w.batch * w.heads * w.seq
+        made = w.itemsize * own + wide * rows * (latent.row + latent.dim)
+        if _KERNEL.supports(as_one) is None:
+            held = _KERNEL.workspace_bytes(as_one)
+            return None if held is None else made + held
+        return made + wide * (own + 2 * w.batch * w.heads * _strip(w) * w.kv_seq)
 
     def _call(self, workload: Workload) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
         """(query, rows) -> out, and what computes it."""
@@ -87,13 +90,12 @@ class Absorbed:
 def _over_latents(workload: Workload, latent: Latent) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
     """softmax(q . row) c for queries (batch, heads, seq, d_c + rope) and rows: (batch, heads, seq, d_c)."""
     w = workload
-    if _takes_kernel(w, latent):
-        as_one = _multi_query(w, latent)
-        decode = compiler.load("decode.cpp", w.dtype).decode
-        kernel = kernels.caller(decode, as_one, kernels.dense(as_one, w.seq), kernels.KEYS)
-        return lambda query, rows: kernel(query.to(rows.dtype), rows, rows[..., : latent.dim]), (
-            f"{kernels.described(w.dtype)}, latents read once"
-        )
+    as_one = _multi_query(w, latent)
+    if _KERNEL.supports(as_one) is None:
+        kernel = built(_KERNEL, as_one)
+        return lambda query, rows: kernel.call(
+            query.to(rows.dtype), rows, rows[..., : latent.dim]
+        ), kernel.implementation
     return lambda query, rows: _strips(
         w, query, rows.to(query.dtype), latent.dim
     ), f"plain torch, strips of {_strip(w)} queries"
@@ -123,9 +125,3 @@ def _multi_query(workload: Workload, latent: Latent) -> Workload:
     """Attention over the latents as a workload: all heads on one."""
     w = workload
     return w.replace(kv_heads=1, head_dim=latent.row, value_dim=latent.dim, softmax_scale=w.scale)
-
-
-def _takes_kernel(workload: Workload, latent: Latent) -> bool:
-    w = workload
-    few = not w.trains and not w.masked.window and w.seq * w.heads <= kernels.WIDE_ROWS
-    return few and kernels.unsupported(_multi_query(w, latent), "decode.cpp") is None

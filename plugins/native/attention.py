@@ -18,8 +18,7 @@ from ..pieces import strips
 from . import compiler
 
 KEYS, ROWS, TILE_ROWS = 64, 6, 16  # as in vectors.h and amx.h
-MAX_DIM = 256
-WIDE_DIM, WIDE_ROWS = 1024, 2048  # of decode.cpp, where dims are over `MAX_DIM` and no other kernel will do
+MAX_DIM, WIDE_DIM = 256, 1024  # the second of the exact kernels
 HONOURS = ("scale", "window")  # of the kernels that take a plan
 _FAR = 1 << 40
 
@@ -47,11 +46,10 @@ def dense(workload: Workload, rows: int) -> Plan:
     return Plan(tuple(made), (low, w.offset if w.is_causal else _FAR))
 
 
-def unsupported(workload: Workload, *sources: str) -> str | None:
-    """None, or why the kernels of these sources can't compute this workload here."""
+def unsupported(workload: Workload, *sources: str, most: int = MAX_DIM) -> str | None:
+    """None, or why the kernels of these sources can't compute this workload here. most: of head and value dim."""
     if workload.device != "cpu":
         return "the C++ kernel is for a CPU"
-    most = WIDE_DIM if sources == ("decode.cpp",) else MAX_DIM
     if max(workload.head_dim, workload.value_dim) > most:
         return f"the C++ kernel holds head and value dims up to {most}"
     return compiler.unsupported(workload.dtype, *sources)

@@ -9,7 +9,7 @@
 namespace attnbench {
 
 constexpr int TOGETHER = 4;  // rows at a time: their sums, of LANES / TOGETHER keys, take LANES registers
-constexpr int WIDE_DIM = 1024;  // of heads and values, where these are as they are
+constexpr int WIDE_DIM = 1024;  // of heads and values that are held as they are
 
 // The rows of queries that share a key/value head: row r is query r % seq of the group's head r / seq.
 struct Group {

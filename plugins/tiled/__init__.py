@@ -38,7 +38,7 @@ STRIP_ROWS = 512
 ROWS = 192
 BLOCK = 1 << 18  # bytes of packed keys and values of 64 dims to a block, of native
 BACKWARD_ROWS, BACKWARD_KEYS = 384, 384  # the sums of each key pass by with every strip
-FEW = 32  # queries of a key/value head up to which packing it does not pay
+FEW, FEW_WIDE = 32, 256  # queries of a key/value head up to which packing it does not pay; over 256 dims
 
 
 class Tiled(Choice):
@@ -145,12 +145,13 @@ class Tiled(Choice):
 
 
 def _no_kernel(workload: Workload) -> str | None:
-    return kernels.unsupported(workload, *(("decode.cpp",) if _few(workload) else kernels.exact_sources(workload)))
+    sources = ("decode.cpp",) if _few(workload) else kernels.exact_sources(workload)
+    return kernels.unsupported(workload, *sources, most=kernels.WIDE_DIM)
 
 
 def _few(workload: Workload) -> bool:
     w = workload
-    most = FEW if max(w.head_dim, w.value_dim) <= kernels.MAX_DIM else kernels.WIDE_ROWS
+    most = FEW if max(w.head_dim, w.value_dim) <= kernels.MAX_DIM else FEW_WIDE
     return (
         w.phase != "train" and w.seq * w.group <= most and not w.masked.window and not w.sinks
     )  # decode.cpp knows of neither
