@@ -168,7 +168,8 @@ def test_every_variant_with_a_choice_is_a_choice() -> None:
         if found.distribution == "attnbench" and "impl" in load(found.target).options
     }  # fmt: skip
     assert set(CHOICES) == {
-        "tiled", "int8", "int4", "fp8", "linear", "block-sparse", "retention", "gated-delta", "gated-linear", "ssd",
+        "tiled", "int8", "int4", "fp8", "linear", "block-sparse", "retention", "gated-delta", "gated-linear", "ssd", "mla",
+        "differential",
     }  # fmt: skip
 
 
@@ -294,7 +295,7 @@ def test_a_source_is_compiled_only_when_its_kernel_is_asked_for(monkeypatch: pyt
         (W16.replace(seq=1), ["decode.cpp"]),
         (W16.replace(phase="train"), ["tiled.cpp", "backward.cpp"]),
         (W16.replace(dtype="float32"), ["tiled.cpp"]),
-        (W16.replace(head_dim=300), []),
+        (W16.replace(head_dim=1100), []),
     ):
         asked.clear()
         assert Tiled().supports(w) is None
