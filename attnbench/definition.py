@@ -21,11 +21,21 @@ class Softmax:
         value heads than before, as many as query has, and other dims.
     smooth: operands can be differentiated, and gradients are held to what comes of that; one head of what it returns
         may be made of all heads that it gets.
+    chosen: keys a query may see beside those, where that hangs on what query and key hold: (query, key, rows) -> bool
+        (batch, heads, n, kv_seq), True where the key takes part. Gets query (batch, heads, seq, head_dim) and key
+        (batch, kv_heads, kv_seq, head_dim) whole, as the variant gets them or with the same numbers in float64, and the
+        rows that are asked for, int64 (n,). It may be asked of some key heads and their query heads alone, and must say
+        the same. A row must see a key at least. No gradient goes through it.
+
+    A choice is sharp: where a score is rounded otherwise, another key is taken. So a variant calls the function that it
+    gives as `chosen`, or what that is made of, and there the order of a sum must not show, nor how many rows are asked
+    for: such as scores summed in float64, rounded to float32, and among equal ones the later key first.
     """
 
     allowed: Callable[[Tensor, Tensor], Tensor] | None = None
     operands: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     smooth: bool = False
+    chosen: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

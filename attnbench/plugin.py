@@ -76,12 +76,13 @@ class Attention:
     """What `Plugin.build` may return where a bare function says too little.
 
     implementation: what will really run, such as "torch flash" or "plain torch, chunks of 512 x 1024".
-    density: the share of (query, key) pairs computed, of all seq * kv_seq; None where it is not sparse.
+    density: the share of (query, key) pairs computed, of all seq * kv_seq; None where it is not sparse. Where it hangs
+        on values, a function that tells it of the call before.
     """
 
     call: Call
     implementation: str
-    density: float | None = None
+    density: float | Callable[[], float | None] | None = None
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         return self.call(*tensors)
@@ -102,7 +103,7 @@ class Decoding:
     start: Callable[..., Any]
     step: Callable[..., tuple[Tensor, Any]]
     implementation: str
-    density: float | None = None
+    density: float | Callable[[], float | None] | None = None
 
 
 class Cache(NamedTuple):

@@ -105,6 +105,36 @@ def test_operands_get_every_query_and_what_they_return_is_taken_as_it_is() -> No
     torch.testing.assert_close(out, math_attention(w, *low, whole_mask(w))[:, :, rows], rtol=1e-12, atol=1e-13)
 
 
+def above_average(query: Tensor, key: Tensor, rows: Tensor) -> Tensor:
+    """Keys whose score is above a head's mean score, for which it must see every query: (batch, heads, n, kv_seq)."""
+    q, k = query.double(), expand_kv(key, query.shape[1]).double()
+    mean = q.mean(2, keepdim=True) @ k.mean(2, keepdim=True).mT  # (batch, heads, 1, 1)
+    chosen: Tensor = (q[:, :, rows] @ k.mT).float() > mean.float()
+    chosen[..., 0] = True  # so that every row sees one
+    return chosen
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("shape", ["batched", "grouped", "longer keys"])
+def test_chosen_keys_hang_on_values_and_are_cut_from_the_workloads_mask(shape: str, mask: str) -> None:
+    w = workload(shape, mask=mask, dtype="bfloat16")
+    query, key, value = qkv(w)
+    both = whole_mask(w) & above_average(query, key, torch.arange(w.seq))  # (batch, heads, seq, kv_seq)
+    whole = math_attention(w, query, key, value, both)
+    for rows in row_sets(w):
+        out = expected(Softmax(chosen=above_average), w, query, key, value, rows)
+        torch.testing.assert_close(out, whole[:, :, rows], rtol=1e-12, atol=1e-13)
+    assert not torch.allclose(whole, math_attention(w, query, key, value, whole_mask(w)), rtol=1e-2)
+    # Gradients go through the chosen keys, and not through the choice.
+    leaves = [x.double().requires_grad_() for x in (query, key, value)]
+    up = torch.randn(whole.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    own = torch.autograd.grad(math_attention(w, *leaves, both), leaves, up)
+    found = reference.gradients(Softmax(chosen=above_average), w, [query, key, value], up, 0, w.kv_heads - 1)
+    for i, (gradient, of_head) in enumerate(zip(own, found, strict=True)):
+        last = slice(-w.group, None) if i == 0 else slice(-1, None)
+        torch.testing.assert_close(of_head, gradient[:1, last], rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_feature_map_weighs_by_phi(shape: str, mask: str) -> None:
@@ -135,6 +165,7 @@ def test_a_feature_map_weighs_by_phi(shape: str, mask: str) -> None:
 DEFINITIONS: dict[str, Definition] = {
     "softmax": Softmax(),
     "window": Softmax(allowed=lambda rows, keys: (rows - keys).abs() < 7),
+    "chosen": Softmax(chosen=above_average),
     "linear": FeatureMap(lambda q: F.elu(q) + 1, lambda k: F.elu(k) + 1),
 }
 

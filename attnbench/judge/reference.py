@@ -36,7 +36,7 @@ def expected_block(
     """Rows of the block's output in float64: its own weights around the functions that a plugin says it computes.
 
     Keys and values are projected at every position, in O(seq); attention is computed at `rows` alone, so memory is
-    O(seq) too. One case costs O(seq^2) time: a decoder's cross-attention with `operands`, whose quantization looks at
+    O(seq) too. One case costs O(seq^2) time: a decoder's cross-attention with `operands` or `chosen`, which look at
     all queries, or by a `Formula`, which may do so too, and those are what self-attention puts out.
 
     Args:
@@ -84,8 +84,10 @@ def _reference(
 
 
 def is_of_all(definition: Definition) -> bool:
-    """Whether it is told by what the variant gets as a whole, roundings and all queries included."""
-    return isinstance(definition, Formula) or (isinstance(definition, Softmax) and definition.operands is not None)
+    """Whether it is told by what the variant gets as a whole: it rounds that, chooses by it, or mixes all queries."""
+    if isinstance(definition, Softmax):
+        return (definition.operands or definition.chosen) is not None
+    return isinstance(definition, Formula)
 
 
 _SMALL_STATES = 1 << 17  # elements of all states
@@ -141,7 +143,7 @@ def expected(
         return torch.stack([torch.cat(heads) for heads in each])[:, :, rows]  # (batch, heads, n, value_dim)
     if isinstance(definition, Softmax) and definition.operands is not None:
         query, key, value = definition.operands(query, key, value)
-    return expected_at(definition, workload, query[:, :, rows], key, value, rows, gates)
+    return expected_at(definition, workload, query[:, :, rows], key, value, rows, gates, query)
 
 
 def expected_at(
@@ -152,15 +154,19 @@ def expected_at(
     value: Tensor,
     rows: Tensor,
     gates: Sequence[Tensor] = (),
+    every: Tensor | None = None,
 ) -> Tensor:
     """As `expected`, with a query that holds `rows` alone: (batch, heads, n, head_dim).
 
     A definition's `operands` are left out: they need every query, as blocks of queries share a scale.
+
+    every: (batch, heads, seq, head_dim), all queries, by which a definition that has `chosen` chooses.
     """
     rows = rows.to(query.device)
     if isinstance(definition, Recurrence):
         return _recurrence(definition, query, key, value, rows + workload.offset, gates)
     keys = torch.arange(key.shape[2], device=key.device)
+    chosen = definition.chosen if isinstance(definition, Softmax) else None
     batch, heads, _, _ = query.shape
     group = heads // key.shape[1]
     out = query.new_empty((batch, heads, len(rows), value.shape[-1]), dtype=torch.float64)
@@ -175,7 +181,12 @@ def expected_at(
                 shared = slice(h * group, (h + 1) * group)  # the query heads of this key/value head
                 q, k, v = query[b, shared, part].double(), key[b, h].double(), value[b, h].double()
                 sinks = gates[-1][shared].double() if workload.sinks else None  # (group,)
-                out[b, shared, part] = _weights(definition, workload, q, k, mask, sinks) @ v  # (group, n, value_dim)
+                seen = mask  # (n, kv_seq), or with a choice (group, n, kv_seq)
+                if chosen is not None:
+                    assert every is not None
+                    own = every[b : b + 1, shared].detach(), key[b : b + 1, h : h + 1].detach()
+                    seen = mask & chosen(*own, rows[part])[0]
+                out[b, shared, part] = _weights(definition, workload, q, k, seen, sinks) @ v  # (group, n, value_dim)
     return out
 
 
@@ -305,7 +316,7 @@ def _backward(definition: Definition, workload: Workload, leaves: Sequence[Tenso
     with torch.enable_grad():
         for i in range(0, workload.seq, step):
             rows = torch.arange(i, min(i + step, workload.seq), device=query.device)
-            out = expected_at(definition, workload, query[:, :, rows], key, value, rows, gates)
+            out = expected_at(definition, workload, query[:, :, rows], key, value, rows, gates, query)
             torch.autograd.backward(out, up[:, :, rows])
 
 

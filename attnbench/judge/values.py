@@ -42,8 +42,8 @@ def needs_taps(task: Task) -> bool:
 
 def _is_whole(task: Task) -> bool:
     w = task.workload
-    recurrent = any(isinstance(definition, Recurrence) for definition in task.definitions.values())
-    return task.stack is not None and w.layers == 1 and not w.lengths and not recurrent
+    inside = any(isinstance(d, Recurrence) or (isinstance(d, Softmax) and d.chosen) for d in task.definitions.values())
+    return task.stack is not None and w.layers == 1 and not w.lengths and not inside
 
 
 def judge(
@@ -60,7 +60,8 @@ def judge(
 
     A stack of several blocks is judged by the attentions inside it alone: an end-to-end reference would compute every
     layer but the last at every position, in O(layers * seq^2) of float64. So is a block around a recurrence, which
-    would be gone through token by token twice.
+    would be gone through token by token twice, and one around what chooses keys by their values: a choice is sharp, and
+    what rounding does to a block's projections makes it another one.
 
     tensors: what the call that returned `raw` got. taps: the attentions inside it, as `Task.taps` tells them.
     draw: which rows are looked at, and which heads' gradients.
@@ -114,7 +115,8 @@ def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: i
         tokens = [torch.cat([old[batch, head], new], 2) for old, new in zip(past, tokens, strict=True)]
     key, value, *gates = tokens
     part = task.parts["self"].replace(batch=1, heads=w.group, kv_heads=1)
-    should = reference.expected_at(definition, part, query[batch, heads][:, :, rows], key, value, rows, gates)
+    every = query[batch, heads]
+    should = reference.expected_at(definition, part, every[:, :, rows], key, value, rows, gates, every)
     actual = outputs(raw)[0].detach()[batch, heads][:, :, rows]
     return deviation.verdict_of_rows(deviation.compare(actual, should), deviation.tolerance(w, family))
 

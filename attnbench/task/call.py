@@ -77,7 +77,7 @@ class Task:
         made = made or build(plugin, w)
         first = next(iter(made.values()))
         self.implementation = ", ".join(dict.fromkeys(str(each.implementation) for each in made.values()))
-        self.density = first.density
+        self._density = first.density
         self.emulated = any(bool(plugin.emulated(entry)) for part in self.parts.values() for entry in part.entries())
         self._taps: list[Tap] | None = None
         self.past: list[dict[str, list[Tensor]]] = []
@@ -91,6 +91,11 @@ class Task:
         self.bytes = self.parameter_bytes + past + self.cache_bytes
         self.plain, self._parameters = plain, parameters
         self.call: Callable[..., Any] = partial(CALLS[w.phase], self) if w.phase in CALLS else plain
+
+    @property
+    def density(self) -> float | None:
+        """Of the last call, where it hangs on values."""
+        return self._density() if callable(self._density) else self._density
 
     def _layer(self, layer: int, parts: Mapping[str, Attention | Decoding]) -> dict[str, Call]:
         """The attention callables of one layer, each with its own past."""
