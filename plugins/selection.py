@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnbench.workload import Workload
 
-ELEMENTS = 1 << 22  # scores, or numbers of gathered keys and values, held at a time: 16 MiB in float32
+ELEMENTS = 1 << 19  # scores, or numbers of gathered keys, held at a time: 2 MiB in float32, which caches hold
 
 
 def best(scores: Tensor, count: int) -> Tensor:
@@ -30,7 +30,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 def gathered(query: Tensor, key: Tensor, value: Tensor, index: Tensor, hidden: Tensor, scale: float) -> Tensor:
     """softmax(q K_i^T * scale) V_i in float32, of queries that have keys of their own each.
 
-    query: (batch, heads, n, head_dim); key, value as in `Workload`.
+    query: (batch, heads, n, head_dim); key, value as in `Workload`, best contiguous: else they are copied.
     index: int64 (batch, choosing, n, m), places of keys; choosing is kv_heads or heads, and what query heads share.
     hidden: bool, of that shape or one that broadcasts to it, True where a place does not count.
 
@@ -38,9 +38,10 @@ def gathered(query: Tensor, key: Tensor, value: Tensor, index: Tensor, hidden: T
         (batch, heads, n, value_dim), in the dtype of query.
     """
     batch, choosing = index.shape[:2]
-    entry = torch.arange(batch, device=index.device)[:, None, None, None]  # (batch, 1, 1, 1)
-    head = torch.arange(choosing, device=index.device) // (choosing // key.shape[1])  # (choosing,)
-    k, v = (x[entry, head[:, None, None], index].float() for x in (key, value))  # (batch, choosing, n, m, dim)
+    heads = torch.arange(batch * key.shape[1], device=index.device) * key.shape[2]  # (batch * kv_heads,)
+    first = heads.view(batch, -1).repeat_interleave(choosing // key.shape[1], 1)  # (batch, choosing): each one's key 0
+    at = (index + first[..., None, None]).flatten()  # (batch * choosing * n * m,)
+    k, v = (x.reshape(-1, x.shape[-1]).index_select(0, at).view(*index.shape, -1).float() for x in (key, value))
     q = query.unflatten(1, (choosing, -1)).transpose(2, 3).float()  # (batch, choosing, n, group, head_dim)
     scores = (q @ k.mT * scale).masked_fill(hidden[..., None, :], -torch.inf)  # (batch, choosing, n, group, m)
     out = torch.softmax(scores, -1) @ v  # (batch, choosing, n, group, value_dim)
@@ -48,10 +49,12 @@ def gathered(query: Tensor, key: Tensor, value: Tensor, index: Tensor, hidden: T
 
 
 def gathered_bytes(workload: Workload, choosing: int, rows: int, keys: int) -> int:
-    """What `gathered` holds for so many rows and keys of each."""
+    """What `gathered` holds for so many rows and keys of each, beside keys and values in float32."""
     w, picked = workload, workload.batch * choosing * rows * keys
-    narrow = 0 if w.itemsize == 4 else w.itemsize * max(w.head_dim, w.value_dim)
-    return picked * (4 * (w.head_dim + w.value_dim) + narrow) + 2 * 4 * picked * (w.heads // choosing)
+    dims = w.head_dim + w.value_dim
+    shared = 0 if w.itemsize == 4 or w.decodes else 4 * w.batch * w.kv_heads * w.kv_seq * dims
+    narrow = w.itemsize * max(w.head_dim, w.value_dim) if w.itemsize < 4 and w.decodes else 0
+    return shared + picked * (4 * dims + narrow + 2 * 4 * (w.heads // choosing))
 
 
 def rows_at_once(workload: Workload, choosing: int, keys: int, scores: int) -> int:
@@ -66,12 +69,11 @@ def joined(
 ) -> list[Tensor]:
     """What `part` makes of the query and what all share, such as keys, and of each of its further arguments.
 
-    In training it keeps nothing, and is computed once more when its gradient is; and what all share is in float32, in
-    which the gradients of all parts then add up.
+    What all share is in float32, in which the gradients of all parts add up; but for a decoding step, which reads a
+    part of it. In training a part keeps nothing, and is computed once more when its gradient is.
     """
-    if not workload.trains:
-        return [part(query, *shared, *more) for more in each]
-    again = partial(
-        checkpoint, part, query, *(x.float() for x in shared), use_reentrant=False, preserve_rng_state=False
-    )
+    w, wide = workload, [x if workload.decodes else x.float().contiguous() for x in shared]
+    if not w.trains:
+        return [part(query, *wide, *more) for more in each]
+    again = partial(checkpoint, part, query, *wide, use_reentrant=False, preserve_rng_state=False)
     return [again(*more) for more in each]

@@ -49,11 +49,13 @@ class Sparge(Plugin):
         "alike": Option(0.5, "mean cosine of a block's tokens, above which its mean stands for it"),
         "rows": Option(128, "queries to a block"),
         "keys": Option(64, "keys to a block"),
+        "sink": Option(False, "keep the first block of keys for all, as the paper's code does on request"),
     }
     mass: float
     alike: float
     rows: int
     keys: int
+    sink: bool
 
     def supports(self, workload: Workload) -> str | None:
         return None if self.rows >= 1 and self.keys >= 1 else "rows and keys must be at least 1"
@@ -66,15 +68,15 @@ class Sparge(Plugin):
         return Softmax(chosen=chosen)
 
     def workspace_bytes(self, workload: Workload) -> int | None:
-        """Q and K in float64 with what is normalised; then outputs of blocks, and one block of rows with all keys."""
+        """Q or K in float64 with what is made of it; then outputs, K and V in float32, and a block of rows with all."""
         w = workload
         if w.trains:
             return None
         pooling = 3 * 8 * w.batch * max(w.heads * w.seq, w.kv_heads * w.kv_seq) * w.head_dim
         outputs = w.batch * w.heads * w.seq * w.value_dim * w.itemsize
-        narrow = w.itemsize if w.itemsize < 4 else 0
-        block = w.kv_seq * ((w.head_dim + w.value_dim) * (4 + narrow) + 3 * 4 * min(self.rows, w.seq))
-        return max(pooling, outputs + block)
+        dims = w.head_dim + w.value_dim
+        wide = 0 if w.itemsize == 4 else 4 * w.batch * w.kv_heads * w.kv_seq * dims
+        return max(pooling, outputs + wide + w.kv_seq * 4 * (dims + 3 * min(self.rows, w.seq)))
 
     def build(self, workload: Workload) -> Attention:
         call = _Call(self, workload)
@@ -95,6 +97,8 @@ class Sparge(Plugin):
         enough = total <= self.mass * total[..., -1:]  # in that order
         enough[..., 0] = True
         kept = torch.zeros_like(enough).scatter_(-1, order, enough)
+        if self.sink:
+            kept[..., 0] = True
         return ((kept | ~known | unknown) & seen) | own
 
     def _masked(self, w: Workload, queries: int, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ class TopkIndexer(Plugin):
 
         def step(state: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Any]:
             cache, index_key = state[0].append(key, value), torch.cat((state[1], self._lowered(key)), 2)
-            return self._attend(workload, query, cache.keys, cache.values, index_key), (cache, index_key)
+            return self._attend(workload, query, cache.key, cache.value, index_key), (cache, index_key)
 
         return Decoding(start, step, self._how(workload), self._density(workload))
 
@@ -103,7 +103,7 @@ class TopkIndexer(Plugin):
             with torch.no_grad():
                 index = self._choose(q, index_key[:, :, keys], ~hidden)  # (batch, kv_heads, rows, topk)
             out_of_sight = hidden.expand(*index.shape[:2], -1, -1).gather(-1, index)  # (batch, kv_heads, rows, topk)
-            return gathered(q, k[:, :, keys], v[:, :, keys], index, out_of_sight, w.scale)
+            return gathered(q, k, v, index + keys.start, out_of_sight, w.scale)
 
         return torch.cat(joined(w, strip, strips(w, self._rows(w)), query, key, value), 2)
 
