@@ -183,7 +183,8 @@ class Plugin(Configured):
     where it is named, and not with all others."""
 
     honours: ClassVar[tuple[str, ...]] = ()
-    """What it does where a workload asks for it: of "scale", "window", "softcap" and "sinks" (see `Workload.beyond`).
+    """What it does where a workload asks for it: of "scale", "window", "softcap", "sinks", "alibi-bias" and
+    "relative-bias" (see `Workload.beyond`).
     A workload that asks for anything else is refused before the variant hears of it."""
 
     def supports(self, workload: Workload) -> str | None:

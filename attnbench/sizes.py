@@ -18,7 +18,7 @@ STANDARD_VERSION = 1
 STANDARD_SWEEP: dict[str, tuple[int | str, ...] | str | float | None] = {
     "seq": (512, 1024, 2048, 4096, 8192), "kv_seq": None, "batch": (1,), "tokens": None, "heads": (8,),
     "kv_heads": None, "head_dim": (64,), "value_dim": None, "dtype": ("bfloat16",), "mask": ("full", "causal"),
-    "softmax_scale": 0.0, "softcap": 0.0,
+    "softmax_scale": 0.0, "softcap": 0.0, "bias": "",
     "phase": ("forward",), "scope": None, "block": None, "norm": "pre", "style": "", "layers": (1,), "lengths": "",
     "inputs": "normal", "seed": 0,
 }  # fmt: skip
@@ -172,6 +172,7 @@ class Sweep:
     mask: tuple[str, ...] | None = None
     softmax_scale: float = 0.0
     softcap: float = 0.0
+    bias: str = ""
     phase: tuple[str, ...] = ("forward",)
     scope: str | None = None
     block: str | None = None
@@ -200,7 +201,7 @@ class Sweep:
             "mask",
             "phase",
         )
-        same = ("scope", "softmax_scale", "softcap", "lengths", "inputs", "device", "seed", "threads")
+        same = ("scope", "softmax_scale", "softcap", "bias", "lengths", "inputs", "device", "seed", "threads")
         values: dict[str, Any] = {name: (getattr(w, name),) for name in sizes} | {
             name: getattr(w, name) for name in same
         }
@@ -231,7 +232,7 @@ class Sweep:
         return sorted(cells, key=_size)
 
     def _attention(self) -> Iterator[Workload]:
-        names = ("softmax_scale", "softcap", "device", "seed", "threads")
+        names = ("softmax_scale", "softcap", "bias", "device", "seed", "threads")
         same: dict[str, Any] = {name: getattr(self, name) for name in names}
         outer = (self.phase, self.batch, self.heads, self.head_dim, self.dtype, self.inputs.split(","))
         for phase, batch, heads, head_dim, dtype, inputs in itertools.product(*outer):

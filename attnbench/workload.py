@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from attnbench.activations import Activations, named
+from attnbench.bias import BIASES, Bias
 from attnbench.errors import AttnbenchError
 from attnbench.style import STYLES, Style
 
@@ -131,6 +132,8 @@ class Workload:
     mask: "full", "causal", or "window:512" for causal with no more than 512 keys a query; `masked` is it as an object.
     softmax_scale: what scores are multiplied with; 0 for 1 / sqrt(head_dim). `scale` has the number.
     softcap: scores s become softcap * tanh(s / softcap) before the mask (Gemma 2, arXiv 2408.00118); 0 for as they are.
+    bias: what is added to scores by distance, behind the softcap: "alibi" or "relative" (T5); `biased` is it as an
+        object. A decoder block has it in self-attention alone, as T5 does.
     sinks: softmax sums over one more logit for each head, which has no value, so that a query may attend to nothing
         (gpt-oss; Xiao 2023, arXiv 2309.17453). The logits come as a last input, (heads,). Forward attention alone.
     style: of the block, of `STYLES`; "" for classic. `styled` is it as an object.
@@ -156,6 +159,7 @@ class Workload:
     mask: str = "full"
     softmax_scale: float = 0.0
     softcap: float = 0.0
+    bias: str = ""
     sinks: bool = False
     phase: str = "forward"
     scope: str = "attention"
@@ -179,6 +183,7 @@ class Workload:
             ("scope", SCOPES),
             ("block", BLOCKS if self.scope == "block" else ("",)),
             ("norm", NORMS if self.scope == "block" else ("",)),
+            ("bias", ("", *BIASES)),
             ("style", ("", *STYLES) if self.scope == "block" else ("",)),
         ):
             if getattr(self, name) not in known:
@@ -279,13 +284,17 @@ class Workload:
         return Mask.parse(self.mask)
 
     @property
+    def biased(self) -> Bias | None:
+        return Bias(self.bias, self.heads, self.is_causal, self.seed) if self.bias else None
+
+    @property
     def is_causal(self) -> bool:
         """Whether a query sees keys up to its own position alone; with a window not all of those."""
         return self.mask != "full"
 
     @property
     def beyond(self) -> tuple[str, ...]:
-        """What it asks for beyond plain attention: of scale, window, softcap and sinks, as `Plugin.honours` names them.
+        """What it asks for beyond plain attention, in the words of `Plugin.honours`.
 
         A window that hides nothing, and a scale that is the usual one, ask for nothing.
         """
@@ -294,6 +303,8 @@ class Workload:
             "window": 0 < self.masked.window < self.kv_seq,
             "softcap": self.softcap > 0,
             "sinks": self.sinks,
+            "alibi-bias": self.bias == "alibi",
+            "relative-bias": self.bias == "relative",
         }
         return tuple(name for name, is_asked in asked.items() if is_asked)
 
@@ -369,6 +380,7 @@ class Workload:
         tail += f" lengths {self.lengths}" if self.lengths else ""
         tail += f" scale {self.softmax_scale:g}" if self.softmax_scale else ""
         tail += f" softcap {self.softcap:g}" if self.softcap else ""
+        tail += f" {self.bias} bias" if self.bias else ""
         tail += " sinks" if self.sinks else ""
         return f"{what} {self.batch}x{heads}x{seq}x{dim} {self.dtype} {self.mask}{tail}"
 

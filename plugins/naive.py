@@ -12,7 +12,7 @@ from attnbench.plugin import Attention, Plugin, expand_kv
 from attnbench.workload import Workload
 
 from .native.attention import has_slow_products
-from .pieces import cap_, hidden
+from .pieces import cap_, hidden, whole_bias
 
 
 class Naive(Plugin):
@@ -21,10 +21,11 @@ class Naive(Plugin):
     Memory: two matrices (batch, heads, seq, kv_seq) of the workload's dtype live at once, first Q K^T beside its
     scaled copy, then the scaled scores beside their softmax. The mask is filled into the scores in place; it is
     (seq, kv_seq) bools, made in `build`. Grouped-query attention adds K and V repeated for every query head. Training,
-    three matrices do: the softmax, kept from the forward pass, its gradient and that of the scores.
+    three matrices do: the softmax, kept from the forward pass, its gradient and that of the scores. A bias is one more,
+    of all heads and one batch entry, made in `build` and added in place.
     """
 
-    honours = ("scale", "window", "softcap", "sinks")
+    honours = ("scale", "window", "softcap", "sinks", "alibi-bias", "relative-bias")
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         """Two score matrices and the expanded K and V, less the output, which comes when one matrix is gone.
@@ -37,6 +38,7 @@ class Naive(Plugin):
             return None
         rows = w.batch * w.heads
         matrix = rows * w.seq * w.kv_seq * w.itemsize
+        bias = matrix // w.batch if w.bias else 0
         output = rows * w.seq * w.value_dim * w.itemsize
         if w.phase == "train":
             query, key, value = (
@@ -44,9 +46,9 @@ class Naive(Plugin):
             )
             narrow = w.batch * w.kv_heads
             grouped = rows * (key + value) - narrow * value if w.group > 1 else 0
-            return max(3 * matrix + grouped - rows * query - narrow * key, matrix)
+            return bias + max(3 * matrix + grouped - rows * query - narrow * key, matrix)
         expanded = rows * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize if w.group > 1 else 0
-        return expanded + max(2 * matrix - output, matrix)
+        return bias + expanded + max(2 * matrix - output, matrix)
 
     def emulated(self, workload: Workload) -> bool:
         return has_slow_products(workload)
@@ -54,13 +56,17 @@ class Naive(Plugin):
     def build(self, workload: Workload) -> Attention:
         w = workload
         mask = hidden(w) if w.is_causal else None  # (seq, kv_seq)
+        bias = whole_bias(w, getattr(torch, w.dtype))  # (heads, seq, kv_seq)
 
-        def scores(query: Tensor, key: Tensor) -> Tensor:  # (batch, heads, seq, kv_seq)
+        def capped(query: Tensor, key: Tensor) -> Tensor:  # (batch, heads, seq, kv_seq)
             if not w.softcap:
                 return query @ key.mT * w.scale
             if w.trains:
                 return torch.tanh(query @ key.mT * (w.scale / w.softcap)) * w.softcap
             return cap_(query @ key.mT * w.scale, w.softcap)
+
+        def scores(query: Tensor, key: Tensor) -> Tensor:  # (batch, heads, seq, kv_seq)
+            return capped(query, key) if bias is None else capped(query, key).add_(bias)
 
         def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
             key = expand_kv(key, w.heads)  # (batch, heads, kv_seq, head_dim)

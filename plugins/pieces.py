@@ -1,4 +1,4 @@
-"""Tokens in pieces: slices of them, strips of query rows with the keys that they see, hidden pairs, capped scores."""
+"""Tokens in pieces: slices, strips of query rows with the keys that they see, hidden pairs; caps and biases."""
 
 from __future__ import annotations
 
@@ -33,6 +33,31 @@ def hidden_part(workload: Workload, rows: slice, keys: slice) -> Tensor:
     """True where one of these rows does not see one of these keys: (rows, keys)."""
     row, key = (torch.arange(part.start, part.stop, device=workload.device) for part in (rows, keys))
     return visible(workload, row[:, None], key).logical_not_()
+
+
+def by_distance(workload: Workload) -> Tensor | None:
+    """What the workload's bias adds at each distance, (heads, seq + kv_seq - 1), in float32; None where it has none.
+
+    The first is for the first key and the last query, the last for the last key and the first query.
+    """
+    w = workload
+    if w.biased is None:
+        return None
+    return w.biased(torch.arange(1 - w.kv_seq, w.seq, device=w.device)).float()
+
+
+def biased_part(line: Tensor, workload: Workload, rows: slice, keys: slice) -> Tensor:
+    """Of `by_distance`, (..), what is added to the scores of some rows with some keys: (.., rows, keys)."""
+    windows = line.unfold(-1, keys.stop - keys.start, 1)  # (.., first key less row, keys)
+    first = workload.seq + keys.start
+    return windows[..., first - rows.stop : first - rows.start, :].flip(-2)
+
+
+def whole_bias(workload: Workload, dtype: torch.dtype) -> Tensor | None:
+    """What the workload's bias adds to all scores: (heads, seq, kv_seq), which is in memory then."""
+    line = by_distance(workload)
+    every = slice(0, workload.seq), slice(0, workload.kv_seq)
+    return None if line is None else biased_part(line.to(dtype), workload, *every)
 
 
 def cap_(scores: Tensor, softcap: float) -> Tensor:

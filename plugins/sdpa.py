@@ -12,7 +12,8 @@ bottom-right. The cheapest right way differs by backend (float32, 8 heads, 4096 
 - math, cudnn: a mask (seq, kv_seq) made in `build`, additive and in the dtype that the kernel adds it in, so that
   no call converts it. `causal_lower_right` would make it anew in every call.
 
-A window is such a mask on every backend that takes one: torch has no other way, and computes what it hides.
+A window is such a mask on every backend that takes one: torch has no other way, and computes what it hides. So is a
+bias, (heads, seq, kv_seq): of 8 heads and 16384 tokens 8 GiB in float32.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv
 from attnbench.workload import Workload
 
 from .autograd import dense_rows, differentiable
-from .pieces import hidden
+from .pieces import hidden, whole_bias
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -61,7 +62,7 @@ class Sdpa(Plugin):
         "backend": Option("auto", "which of torch's kernels; auto leaves the choice to torch", ("auto", *BACKENDS))
     }
     backend: str
-    honours = ("scale", "window")
+    honours = ("scale", "window", "alibi-bias", "relative-bias")
 
     def supports(self, workload: Workload) -> str | None:
         return None if self.backend == "auto" else _refusal(workload, self.backend)
@@ -69,7 +70,7 @@ class Sdpa(Plugin):
     def workspace_bytes(self, workload: Workload) -> int | None:
         """What the chosen kernel holds beside inputs and output; see `_flash_bytes` and `_math_bytes`."""
         w = workload
-        if w.phase == "train" or _is_windowed(w):
+        if w.phase == "train" or _has_matrix(w):
             return None
         kernel = self._kernel(w)
         if kernel == "math":
@@ -94,16 +95,17 @@ class Sdpa(Plugin):
 
 def _is_shifted(w: Workload) -> bool:
     """Causal, but not as torch's `is_causal` means it. A single query sees every key: that needs no mask at all."""
-    return w.is_causal and w.offset > 0 and w.seq > 1 and not _is_windowed(w)
+    return w.is_causal and w.offset > 0 and w.seq > 1 and not _has_matrix(w)
 
 
-def _is_windowed(w: Workload) -> bool:
-    return "window" in w.beyond
+def _has_matrix(w: Workload) -> bool:
+    """Whether only a matrix in memory tells any backend what is asked of the scores."""
+    return "window" in w.beyond or bool(w.bias)
 
 
 def _needs_mask(w: Workload, backend: str) -> bool:
     """Whether only a mask in memory tells this backend what is seen."""
-    return _is_windowed(w) or (_is_shifted(w) and backend in ("math", "cudnn"))
+    return _has_matrix(w) or (_is_shifted(w) and backend in ("math", "cudnn"))
 
 
 def _call(w: Workload, kernel: str) -> tuple[Call, str]:
@@ -111,8 +113,9 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
     gqa = w.group > 1
     how = ", keys and values expanded for each query head" if gqa and kernel in ("math", "efficient") else ""
     attention = partial(scaled_dot_product_attention, scale=w.scale, enable_gqa=gqa)
-    if _is_windowed(w):
-        return partial(attention, attn_mask=_mask(w, kernel)), how + ", mask made in build"
+    if _has_matrix(w):
+        what = ", bias and mask" if w.bias else ", mask"
+        return partial(attention, attn_mask=_mask(w, kernel)), f"{how}{what} made in build"
     if not _is_shifted(w):
         return partial(attention, is_causal=w.is_causal and w.seq > 1), how
     if kernel == "flash" and w.device == "cpu":
@@ -134,8 +137,13 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
 
 
 def _mask(w: Workload, kernel: str) -> Tensor:
-    """0 where the query sees the key and -inf elsewhere: (seq, kv_seq); math adds it in float32."""
+    """0 where the query sees the key and -inf elsewhere: (seq, kv_seq); math adds it in float32.
+
+    Where there is a bias, that instead of 0: (1, heads, seq, kv_seq).
+    """
     dtype = torch.float32 if kernel == "math" else getattr(torch, w.dtype)
+    if (bias := whole_bias(w, dtype)) is not None:
+        return (bias.masked_fill_(hidden(w), -torch.inf) if w.is_causal else bias)[None]
     return torch.zeros(w.seq, w.kv_seq, dtype=dtype, device=w.device).masked_fill_(hidden(w), -torch.inf)
 
 
@@ -225,16 +233,17 @@ def _dummies(w: Workload) -> list[Tensor]:
 def _choice(w: Workload, masked: bool = False) -> str:
     """The backend that torch's dispatcher takes under the flags now set, with a mask in memory or without."""
     # Shifted without a mask is full attention to the dispatcher: it would refuse what causal_lower_right can do.
-    causal = w.is_causal and w.seq > 1 and not (_is_shifted(w) or _is_windowed(w))
+    causal = w.is_causal and w.seq > 1 and not (_is_shifted(w) or _has_matrix(w))
     query, key, value = _dummies(w)
-    mask = query.new_empty(w.kv_seq).expand(w.seq, w.kv_seq) if masked else None
+    shape = (1, w.heads, w.seq, w.kv_seq) if w.bias else (w.seq, w.kv_seq)
+    mask = query.new_empty(w.kv_seq).expand(shape) if masked else None
     chosen = torch._fused_sdp_choice(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=w.group > 1)
     return next((name for name, backend in BACKENDS.items() if backend.value == chosen), f"backend {chosen}")
 
 
 def _automatic(w: Workload) -> str:
     """What torch chooses by itself; for a shifted causal mask, what `causal_lower_right` would choose on CUDA."""
-    if _is_windowed(w):
+    if _has_matrix(w):
         return _choice(w, masked=True)
     if not _is_shifted(w) or w.device == "cpu":
         return _choice(w)

@@ -248,6 +248,7 @@ WORKLOADS = [
     Workload(seq=512, kv_seq=512, heads=9, kv_heads=3, mask="causal", inputs="smollm2:3"),
     Workload(seq=512, kv_seq=512, heads=12, kv_heads=12, head_dim=32, value_dim=32, mask="causal", inputs="minilm:0"),
     Workload(seq=512, kv_seq=512, mask="window:64", softmax_scale=0.1, softcap=50.0),
+    Workload(seq=512, kv_seq=512, mask="causal", bias="relative", seed=3),
     Workload(seq=512, kv_seq=512, mask="window:64", scope="block", block="decoder-only", norm="pre"),
     Workload(seq=512, kv_seq=512, mask="window:64", scope="block", block="encoder", norm="pre"),
 ]

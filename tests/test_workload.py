@@ -173,6 +173,7 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         (BLOCK | {"block": "decoder", "mask": "window:4"}, "--block decoder has masks of its own"),
         ({"softmax_scale": -0.1}, "--scale must be above 0, not -0.1"),
         ({"softcap": float("nan")}, "--softcap must be above 0, not nan"),
+        ({"bias": "rotary"}, "--bias must be one of"),
         ({"sinks": True, "phase": "train"}, "sinks are for attention alone, phase forward"),
     ],
 )
@@ -197,8 +198,8 @@ def test_what_follows_from_a_workload() -> None:
         (BLOCK, "encoder block (pre-norm) 1x8x8x64 float32 full"),
         (BLOCK | {"style": "bert"}, "bert encoder block (pre-norm) 1x8x8x64 float32 full"),
         (
-            {"mask": "window:3", "softmax_scale": 0.3, "softcap": 50.0, "sinks": True},
-            "attention 1x8x8x64 float32 window:3 scale 0.3 softcap 50 sinks",
+            {"mask": "window:3", "softmax_scale": 0.3, "softcap": 50.0, "bias": "alibi", "sinks": True},
+            "attention 1x8x8x64 float32 window:3 scale 0.3 softcap 50 alibi bias sinks",
         ),
     ],
 )
@@ -230,14 +231,17 @@ def test_a_mask_counts_what_it_shows(seq: int, past: int, window: int, causal: b
         ({"softmax_scale": 0.125, "mask": "window:8"}, ()),
         ({"softmax_scale": 0.1, "mask": "window:7"}, ("scale", "window")),
         ({"softcap": 30.0, "sinks": True}, ("softcap", "sinks")),
+        ({"bias": "relative"}, ("relative-bias",)),
     ],
 )
 def test_what_is_beyond_plain_attention(values: dict[str, Any], beyond: tuple[str, ...]) -> None:
     w = Workload(**(SQUARE | values))
     assert w.beyond == beyond
     assert w.scale == values.get("softmax_scale", 0.125)
-    old = {name: value for name, value in w.as_dict().items() if name not in ("softmax_scale", "softcap", "sinks")}
-    assert Workload.from_dict(old) == w.replace(softmax_scale=0.0, softcap=0.0, sinks=False)
+    old = {
+        name: value for name, value in w.as_dict().items() if name not in ("softmax_scale", "softcap", "bias", "sinks")
+    }
+    assert Workload.from_dict(old) == w.replace(softmax_scale=0.0, softcap=0.0, bias="", sinks=False)
 
 
 def test_defaults_are_causal_attention_at_every_length_and_the_decoder_only_block_up_to_4096() -> None:

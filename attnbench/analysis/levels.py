@@ -57,8 +57,8 @@ def _is_comparable(row: Row) -> bool:
     one = (
         row["batch"] == 1 and row["layers"] == 1 and row["seq"] == row["kv_seq"] and row["value_dim"] == row["head_dim"]
     )
-    plain = row["phase"] == "forward" and not row["softcap"] and not row["softmax_scale"] and row["inputs"] == "normal"
-    return bool(one and plain and str(row["baseline"]).partition(":")[0] == _OVER)
+    plain = not (row["softcap"] or row["softmax_scale"] or row["bias"]) and row["inputs"] == "normal"
+    return bool(one and plain and row["phase"] == "forward" and str(row["baseline"]).partition(":")[0] == _OVER)
 
 
 def _joined(row: Row, parts: Mapping[str, Row | None]) -> Row:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from attnbench import environment
+from attnbench.bias import BIASES
 from attnbench.devices import cgroup
 from attnbench.devices.machine import usable_cores
 from attnbench.packages import left_out
@@ -92,6 +93,7 @@ _WORKLOADS = (
     ),
     option("--scale", type=float, help="Multiplies the scores.  [default: 1 / sqrt(head dim)]"),
     option("--softcap", type=float, help="Scores s become N tanh(s / N), as in Gemma 2."),
+    option("--bias", type=click.Choice(BIASES), help="Added to scores by distance: ALiBi, or as T5 does."),
     option("--phase", help=f"{', '.join(PHASES)}; lists too.  [default: forward]"),
     option(
         "--scope",

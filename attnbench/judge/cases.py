@@ -68,6 +68,31 @@ def _lengths(seq: int, kv_seq: int = 0, **more: Any) -> dict[str, Any]:
     return {"seq": seq, "kv_seq": kv_seq or seq, **more}
 
 
+def _beyond() -> Iterator[Case]:
+    window = _lengths(90, mask="window:24")
+    alibi, relative = _lengths(40, 70, bias="alibi"), _lengths(50, 170, bias="relative")
+    yield from _each("beyond", {
+        "scale": _lengths(70, softmax_scale=0.3, mask="causal"), "window": window,
+        "window-1": window | {"mask": "window:1"},
+        "window-cache": window | {"seq": 30, "heads": 4}, "softcap": _lengths(70, softcap=2.0),
+        "softcap-causal": _lengths(70, softcap=2.0, mask="causal"), "sinks": _lengths(70, sinks=True, heads=4),
+        "sinks-causal": _lengths(40, 70, sinks=True, mask="causal"),
+        "alibi": alibi | {"heads": 4}, "alibi-causal": alibi | {"heads": 6, "mask": "causal"},
+        "relative": relative, "relative-causal": relative | {"mask": "causal"},
+        "alibi-and-more": alibi | {"softmax_scale": 0.3, "mask": "window:24", "softcap": 2.0},
+        "all-of-it": _lengths(80, softmax_scale=0.3, mask="window:24", softcap=2.0, sinks=True),
+        "gradient-window": window | {"phase": "train"},
+        "gradient-softcap": _lengths(40, softcap=2.0, mask="causal", phase="train"),
+        "gradient-alibi": alibi | {"heads": 4, "phase": "train"},
+        "gradient-relative": relative | {"mask": "causal", "phase": "train"},
+    })  # fmt: skip
+    steps = {
+        "window-steps": window | {"seq": 1}, "softcap-steps": _lengths(1, 40, softcap=2.0, mask="causal"),
+        "alibi-steps": alibi | {"seq": 1, "mask": "causal"}, "relative-steps": relative | {"seq": 1, "mask": "causal"},
+    }  # fmt: skip
+    yield from _each("beyond", steps, "steps", phase="decode")
+
+
 def _cases() -> Iterator[Case]:
     yield Case("said", "promises", _SMALL, "said")
     yield from _each("shapes", {
@@ -87,19 +112,7 @@ def _cases() -> Iterator[Case]:
     yield from _each("layouts", {lay: _lengths(49, batch=2, lay=lay) for lay in LAYS[1:]})
     yield from _each("layouts", {"columns-cache": _lengths(20, 70, lay="columns")}, mask="causal")
     yield from _each("values", {v: _lengths(65, values=v) for v in VALUES[1:]})
-    window = _lengths(90, mask="window:24")
-    yield from _each("beyond", {
-        "scale": _lengths(70, softmax_scale=0.3, mask="causal"), "window": window,
-        "window-1": window | {"mask": "window:1"},
-        "window-cache": window | {"seq": 30, "heads": 4}, "softcap": _lengths(70, softcap=2.0),
-        "softcap-causal": _lengths(70, softcap=2.0, mask="causal"), "sinks": _lengths(70, sinks=True, heads=4),
-        "sinks-causal": _lengths(40, 70, sinks=True, mask="causal"),
-        "all-of-it": _lengths(80, softmax_scale=0.3, mask="window:24", softcap=2.0, sinks=True),
-        "gradient-window": window | {"phase": "train"},
-        "gradient-softcap": _lengths(40, softcap=2.0, mask="causal", phase="train"),
-    })  # fmt: skip
-    beyond = {"window-steps": window | {"seq": 1}, "softcap-steps": _lengths(1, 40, softcap=2.0, mask="causal")}
-    yield from _each("beyond", beyond, "steps", phase="decode")
+    yield from _beyond()
     yield Case("twice", "repeats", _SMALL.replace(**_lengths(130)), "twice")
     yield Case("no-batch", "shapes", _SMALL, "no-batch")
     steps = {

@@ -20,7 +20,10 @@ _CLEAR = 4  # times as near as to what is right
 
 @dataclass(frozen=True)
 class _Way:
-    """Attention in some way. heads: the key head of each query head. keys: how many. padded: further ones of 0."""
+    """Attention in some way. heads: the key head of each query head. keys: how many. padded: further ones of 0.
+
+    bias: (heads, seq, kv_seq), added to scores; None for none.
+    """
 
     scale: float
     offset: int
@@ -28,6 +31,7 @@ class _Way:
     keys: int
     padded: int = 0
     dim: int = -1
+    bias: Tensor | None = None
     unweighted: bool = False
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -35,7 +39,10 @@ class _Way:
         k, v = (torch.nn.functional.pad(x, (0, 0, 0, self.padded)) for x in (k, v))
         rows, at = torch.arange(query.shape[2])[:, None], torch.arange(k.shape[2])
         hidden = ((at > rows + self.offset) & (at < self.keys)).to(query.device)  # (seq, keys)
-        scores = (query.double() @ k.mT * self.scale).masked_fill(hidden, -torch.inf)  # (batch, heads, seq, keys)
+        scores = query.double() @ k.mT * self.scale  # (batch, heads, seq, keys)
+        if self.bias is not None:
+            scores += torch.nn.functional.pad(self.bias[..., : self.keys], (0, self.padded)).to(scores.device)
+        scores = scores.masked_fill(hidden, -torch.inf)
         if self.unweighted:
             return scores.exp() @ v
         return scores.softmax(self.dim).nan_to_num() @ v  # (batch, heads, seq, value_dim)
@@ -58,6 +65,10 @@ def _ways(w: Workload) -> Iterator[tuple[str, _Way]]:
     """The mistakes that would show in this workload."""
     far, each = w.kv_seq, torch.arange(w.heads)
     right = _Way(w.scale, w.offset if w.is_causal else far, each // w.group, w.kv_seq)
+    if w.biased is not None:
+        distance = torch.arange(w.kv_seq) - torch.arange(w.seq)[:, None] - w.offset  # (seq, kv_seq)
+        right = replace(right, bias=w.biased(distance))
+        yield from _biased_ways(w, right, distance)
     scales = {"1": 1.0, "1 / head_dim": 1 / w.head_dim, "1 / sqrt(head_dim)": w.head_dim**-0.5,
               "1 / sqrt(value_dim)": w.value_dim**-0.5,
               "sqrt(head_dim)": w.head_dim**0.5}  # fmt: skip
@@ -80,3 +91,19 @@ def _ways(w: Workload) -> Iterator[tuple[str, _Way]]:
             yield f"keys of 0 up to a multiple of {block}", replace(right, padded=block - rest)
     yield "softmax over the queries", replace(right, dim=-2)
     yield "weights that are not divided by their sum", replace(right, unweighted=True)
+
+
+def _biased_ways(w: Workload, right: _Way, distance: Tensor) -> Iterator[tuple[str, _Way]]:
+    assert right.bias is not None
+    assert w.biased is not None
+    yield "no bias", replace(right, bias=None)
+    yield "a bias of the other sign", replace(right, bias=-right.bias)
+    yield "a bias that is multiplied by the scale", replace(right, bias=w.scale * right.bias)
+    if w.offset:
+        yield "distances between a query's row and a key's", replace(right, bias=w.biased(distance + w.offset))
+    if w.bias == "alibi" and w.heads & (w.heads - 1):
+        slope = 2.0 ** (-8 * torch.arange(1, w.heads + 1, dtype=torch.float64) / w.heads)  # (heads,)
+        yield "slopes 2^(-8 i / heads), whatever the heads", replace(right, bias=slope[:, None, None] * -distance.abs())
+    if w.bias == "relative":
+        other = replace(w.biased, causal=not w.is_causal)
+        yield f"the buckets of a {'full' if w.is_causal else 'causal'} mask", replace(right, bias=other(distance))

@@ -155,12 +155,14 @@ def expected_at(
     rows: Tensor,
     gates: Sequence[Tensor] = (),
     every: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """As `expected`, with a query that holds `rows` alone: (batch, heads, n, head_dim).
 
     A definition's `operands` are left out: they need every query, as blocks of queries share a scale.
 
     every: (batch, heads, seq, head_dim), all queries, by which a definition that has `chosen` chooses.
+    first: of the workload's key/value heads the first one that is here; there may be fewer, and batch entries too.
     """
     rows = rows.to(query.device)
     if isinstance(definition, Recurrence):
@@ -169,6 +171,7 @@ def expected_at(
     chosen = definition.chosen if isinstance(definition, Softmax) else None
     batch, heads, _, _ = query.shape
     group = heads // key.shape[1]
+    bias = workload.biased
     out = query.new_empty((batch, heads, len(rows), value.shape[-1]), dtype=torch.float64)
     step = max(1, _CHUNK_ELEMENTS // (group * len(keys)))
     for i in range(0, len(rows), step):
@@ -186,12 +189,21 @@ def expected_at(
                     assert every is not None
                     own = every[b : b + 1, shared].detach(), key[b : b + 1, h : h + 1].detach()
                     seen = mask & chosen(*own, rows[part])[0]
-                out[b, shared, part] = _weights(definition, workload, q, k, seen, sinks) @ v  # (group, n, value_dim)
+                of_all = slice((first + h) * group, (first + h + 1) * group)
+                added = bias(keys - rows[part, None] - workload.offset, of_all) if bias else None  # (group, n, kv_seq)
+                weights = _weights(definition, workload, q, k, seen, added, sinks)  # (group, n, kv_seq)
+                out[b, shared, part] = weights @ v  # (group, n, value_dim)
     return out
 
 
 def _weights(
-    definition: Definition, workload: Workload, q: Tensor, k: Tensor, mask: Tensor, sinks: Tensor | None
+    definition: Definition,
+    workload: Workload,
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor,
+    added: Tensor | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     if isinstance(definition, FeatureMap):
         scores = (definition.query(q) @ definition.key(k).T).masked_fill_(~mask, 0.0)  # (group, n, kv_seq)
@@ -204,6 +216,8 @@ def _weights(
     scores = (q @ k.T).mul_(workload.scale)  # (group, n, kv_seq)
     if workload.softcap:
         scores = torch.tanh(scores / workload.softcap) * workload.softcap
+    if added is not None:
+        scores = scores + added
     scores = scores.masked_fill_(~mask, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:2], 1)], -1)
@@ -295,28 +309,28 @@ def gradients(
         return [x[:, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(found)]
     own = [x[batch : batch + 1, group if i == 0 else slice(head, head + 1)] for i, x in enumerate(tensors)]
     leaves = [x.detach().double().requires_grad_() for x in own]
-    _backward(
-        definition,
-        workload.replace(batch=1, heads=workload.group, kv_heads=1),
-        leaves,
-        out_gradient[batch : batch + 1, group].double(),
-    )
+    _backward(definition, workload, leaves, out_gradient[batch : batch + 1, group].double(), head)
     return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
 
 
-def _backward(definition: Definition, workload: Workload, leaves: Sequence[Tensor], up: Tensor) -> None:
-    """Adds to the leaves' gradients those of sum(out * up), some rows at a time: query, key, value and gates."""
+def _backward(
+    definition: Definition, workload: Workload, leaves: Sequence[Tensor], up: Tensor, first: int = 0
+) -> None:
+    """Adds to the leaves' gradients those of sum(out * up), some rows at a time: query, key, value and gates.
+
+    first: see `expected_at`.
+    """
     query, key, value, *gates = leaves
     if isinstance(definition, Formula):
         with torch.enable_grad():
             rows = torch.arange(workload.seq, device=query.device)
             torch.autograd.backward(expected(definition, workload, query, key, value, rows), up)
         return
-    step = max(1, _CHUNK_ELEMENTS // (workload.heads * workload.kv_seq))
+    step = max(1, _CHUNK_ELEMENTS // (query.shape[1] * workload.kv_seq))
     with torch.enable_grad():
         for i in range(0, workload.seq, step):
             rows = torch.arange(i, min(i + step, workload.seq), device=query.device)
-            out = expected_at(definition, workload, query[:, :, rows], key, value, rows, gates, query)
+            out = expected_at(definition, workload, query[:, :, rows], key, value, rows, gates, query, first)
             torch.autograd.backward(out, up[:, :, rows])
 
 

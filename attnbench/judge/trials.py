@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnbench.bias import BIASES
 from attnbench.errors import Failed
 from attnbench.judge import deviation, draws, form, reference
 from attnbench.judge.cases import Case
@@ -28,6 +29,7 @@ from attnbench.workload import DEVICES, DTYPES, PHASES, Workload
 COARSE = 0.05  # relative L2 where rounding is blown up by large scores: finite, and about right
 _OURS = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(torch.__file__), "<")
 _GARBAGE = 100.0  # behind the end of an entry of a ragged batch, where nothing may be read
+_BIASES = tuple(f"{name}-bias" for name in BIASES)
 _HULL = 1.05  # an average lies among what it is taken of
 
 
@@ -163,7 +165,7 @@ def _judged(
     w, definition, out = task.workload, task.definitions["self"], outputs(raw)[0]
     if not values or not (draws.VALUES[values].blown or isinstance(definition, Recurrence)):
         found = judge(task, family, tensors, raw, task.taps(tensors, raw), number)
-        plain = definition == Softmax() and w.is_plain and not w.lengths and set(w.beyond) <= {"scale"}
+        plain = definition == Softmax() and w.is_plain and not w.lengths and set(w.beyond) <= {"scale", *_BIASES}
         off = found.columns.get("implementation_rel_l2", 0.0)
         if plain and found.problem and (known := hint(w, tensors, out, family, off)):
             return found.columns, f"{found.problem}; it fits {known}"
@@ -278,7 +280,7 @@ def _compiled(plugin: Plugin, case: Case) -> Checked:
     return Checked("wrong" if found.problem else "ok", found.problem or "", str(task.implementation), found.columns)
 
 
-_HONOURED = ("scale", "window", "softcap", "sinks")
+_HONOURED = ("scale", "window", "softcap", "sinks", *_BIASES)
 _ASKED: tuple[dict[str, Any], ...] = (
     {}, {"mask": "causal"}, {"seq": 1}, {"kv_seq": 1000}, {"heads": 8}, {"head_dim": 20},
 )  # fmt: skip

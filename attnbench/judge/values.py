@@ -114,9 +114,9 @@ def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: i
     if past := task.past[0].get("self"):
         tokens = [torch.cat([old[batch, head], new], 2) for old, new in zip(past, tokens, strict=True)]
     key, value, *gates = tokens
-    part = task.parts["self"].replace(batch=1, heads=w.group, kv_heads=1)
     every = query[batch, heads]
-    should = reference.expected_at(definition, part, every[:, :, rows], key, value, rows, gates, every)
+    part = task.parts["self"]
+    should = reference.expected_at(definition, part, every[:, :, rows], key, value, rows, gates, every, h)
     actual = outputs(raw)[0].detach()[batch, heads][:, :, rows]
     return deviation.verdict_of_rows(deviation.compare(actual, should), deviation.tolerance(w, family))
 

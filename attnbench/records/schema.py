@@ -58,6 +58,7 @@ SCHEMA_COLUMNS = (
     Column("mask", "name", "", "full, causal, or window:N for causal over no more than N keys"),
     Column("softmax_scale", "number", "", "what scores are multiplied with; 0 for 1 / sqrt(head_dim)", "0.2.0"),
     Column("softcap", "number", "", "c of scores c tanh(s / c); 0 for scores as they are", "0.2.0"),
+    Column("bias", "text", "", "added to scores by distance: alibi or relative (T5); empty for none", "0.2.0"),
     Column("sinks", "flag", "", "whether softmax sums over one more logit for each head", "0.2.0"),
     Column("inputs", "name", "", "normal or outlier as they were drawn, or the model's layer they are of: smollm2:3"),
     Column("seed", "size", "", "of the inputs"),

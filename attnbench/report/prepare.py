@@ -145,6 +145,7 @@ def _words(row: Row, apart: bool) -> dict[str, str]:
         "mask": f"{str(row['mask']).replace(':', ' ')} mask",
         "scale": f"scale {row['softmax_scale']:g}" if row["softmax_scale"] else "",
         "softcap": f"softcap {row['softcap']:g}" if row["softcap"] else "",
+        "bias": f"{row['bias']} bias" if isinstance(row["bias"], str) and row["bias"] else "",
         "sinks": "sinks" if row["sinks"] else "",
         "batch": f"batch {int(row['batch'])}",
         "heads": heads + (f" on {units.count(int(row['kv_heads']), 'kv head')}" if grouped else ""),

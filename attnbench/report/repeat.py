@@ -8,7 +8,7 @@ from attnbench.workload import flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim")
 _REST = (
-    "dtype", "device", "mask", "softmax_scale", "softcap", "phase", "scope", "block", "norm", "style", "layers",
+    "dtype", "device", "mask", "softmax_scale", "softcap", "bias", "phase", "scope", "block", "norm", "style", "layers",
     "lengths", "inputs", "seed", "threads",
 )  # fmt: skip
 

@@ -254,6 +254,7 @@ def run(
     mask: Names | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    bias: str | None = None,
     phase: Names | None = None,
     scope: str | None = None,
     block: str | None = None,
@@ -280,10 +281,10 @@ def run(
     plugins: "all", names "a,b", patterns "block*", options "name:key=value", or "name:*" for each choice. seq, kv_seq:
     lengths, such as 1024, [512, 1000] or "512..16384", which doubles; batch, heads, kv_heads, head_dim, value_dim and
     layers likewise. tokens: of the whole batch at each length. preset: a model's sizes, or "standard". dtype, mask,
-    phase: one name or several. scope: "attention", "block" or "all". block, norm, style: of it. scale, softcap: of the
-    scores. lengths: of a ragged batch. inputs: how drawn, or a model's layer, "smollm2:3". baseline: what speedups
-    refer to, or "none". precision: at which half-width an interval has converged. budget, timeout: seconds for the
-    sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.
+    phase: one name or several. scope: "attention", "block" or "all". block, norm, style: of it. scale, softcap,
+    bias: of the scores. lengths: of a ragged batch. inputs: how drawn, or a model's layer, "smollm2:3". baseline: what
+    speedups refer to, or "none". precision: at which half-width an interval has converged. budget, timeout: seconds for
+    the sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.
     out: the run's folder, not there yet, or None. progress: called with rows, later with better ones, and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.

@@ -30,7 +30,7 @@ from attnbench.workload import DTYPES, INPUTS, PHASES, flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
 _NAMES = {"dtype": tuple(DTYPES), "phase": tuple(PHASES)}
-_PLAIN = ("softcap", "tokens", "scope", "block", "norm", "style", "lengths", "seed")
+_PLAIN = ("softcap", "bias", "tokens", "scope", "block", "norm", "style", "lengths", "seed")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
 BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
@@ -54,6 +54,7 @@ class Given(TypedDict, total=False):
     mask: Names | None
     scale: float | None
     softcap: float | None
+    bias: str | None
     phase: Names | None
     scope: str | None
     block: str | None

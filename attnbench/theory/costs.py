@@ -75,7 +75,7 @@ def attentions(workload: Workload) -> dict[str, Workload]:
     alone = {"scope": "attention", "block": "", "norm": "", "style": "", "layers": 1}
     if workload.block == "decoder":
         own = workload.kv_seq if workload.decodes else workload.seq
-        cross = workload.replace(**alone, mask="full")
+        cross = workload.replace(**alone, mask="full", bias="")
         return {"self": workload.replace(**alone, mask="causal", kv_seq=own), "cross": cross}
     mask = "causal" if workload.block == "decoder-only" and not workload.masked.window else workload.mask
     return {"self": workload.replace(**alone, mask=mask)}

@@ -66,7 +66,7 @@ class Tiled(Choice):
 
     def implementations(self, workload: Workload) -> Sequence[Implementation]:
         def no_gain(w: Workload) -> str | None:
-            alone = w.softcap or w.sinks  # sdpa has neither
+            alone = w.softcap or w.sinks or w.bias  # sdpa has neither of two, and the third as a matrix in memory
             return None if w.dtype == "bfloat16" or alone else f"tiles gain nothing in {w.dtype}"
 
         def slow(w: Workload) -> str | None:
@@ -81,7 +81,8 @@ class Tiled(Choice):
             ragged=not workload.trains and not all(map(_few, workload.entries())),  # of few each is a call of its own
         )
         emulated = kernels.has_slow_products(workload)
-        honours = ("scale", "window") if workload.trains else ("scale", "window", "softcap", "sinks")
+        honours: tuple[str, ...] = ("scale", "window", "alibi-bias", "relative-bias")
+        honours += () if workload.trains else ("softcap", "sinks")
         strip = Implementation(
             "strip", self._strip, slow, no_gain, self._strip_bytes, emulated=emulated, honours=honours
         )
@@ -134,7 +135,8 @@ class Tiled(Choice):
         w = workload
         if w.phase == "train":
             return None
-        scores = self._rows(w, STRIP_ROWS) * (w.kv_seq + w.head_dim) * w.itemsize
+        rows = self._rows(w, STRIP_ROWS)
+        scores = rows * (w.kv_seq + w.head_dim) * w.itemsize + (4 * rows * w.kv_seq if w.bias else 0)
         return min(w.threads, w.batch * w.heads) * scores
 
     def _keys(self, workload: Workload) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnbench.workload import Workload
 
-from ..pieces import cap_, hidden_part, parts, strips
+from ..pieces import biased_part, by_distance, cap_, hidden_part, parts, strips
 
 LOG2_E = 1 / math.log(2)
 
@@ -28,6 +28,7 @@ class Strips:
     def __init__(self, workload: Workload, rows: int, keys: int) -> None:
         self.workload, self.rows, self.keys = workload, rows, keys
         self.strips = list(strips(workload, rows))
+        self.bias = by_distance(workload)  # (heads, seq + kv_seq - 1)
         self.future = torch.ones(rows, rows, dtype=torch.bool).triu(1)  # True where the key lies after the query
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -43,6 +44,8 @@ class Strips:
                     s = buffer[: n * keys].view(n, keys)  # (rows, keys seen)
                     torch.mm(query[b, h, strip] * w.scale, k[seen].T, out=s)
                     cap_(s, w.softcap)
+                    if self.bias is not None:
+                        s.add_(biased_part(self.bias[h], w, strip, seen))
                     if w.masked.window:
                         s.masked_fill_(hidden_part(w, strip, seen), -torch.inf)
                     elif w.is_causal:
@@ -67,7 +70,8 @@ class Strips:
             for b, h in heads:
                 k, v = key[b, h // w.group], value[b, h // w.group]  # (kv_seq, head_dim), (kv_seq, value_dim)
                 for strip, seen in self.strips:
-                    s = self.scores(query[b, h, strip], k[seen], strip, seen, room).mul_(w.scale)  # (rows, keys seen)
+                    s = self.scores(query[b, h, strip], k[seen], h, strip, seen, room)  # (rows, keys seen)
+                    s.mul_(w.scale)
                     top = s.amax(-1)  # (rows,)
                     p = torch.softmax(s, -1, out=s)  # (rows, keys seen)
                     lse[b, h, strip] = top - p.amax(-1).log()  # (rows,)
@@ -93,7 +97,7 @@ class Strips:
                     q_sum = torch.zeros(q.shape)  # (rows, head_dim), float32
                     for part in (p for p in parts(seen.stop, self.keys) if p.stop > seen.start):
                         k = key[b, h, part]  # (keys, head_dim)
-                        s = self.scores(q, k, strip, part, room)  # (rows, keys)
+                        s = self.scores(q, k, query_head, strip, part, room)  # (rows, keys)
                         p = torch.add(shift, s, alpha=w.scale * LOG2_E, out=s).exp2_()  # four times as fast as exp
                         sums[1][part] += room.narrow(p).T @ up  # (keys, value_dim)
                         ds = room.narrow(room.product(1, up, value[b, h, part]).sub_(delta).mul_(p))  # (rows, keys)
@@ -105,10 +109,12 @@ class Strips:
         _share(work, w.batch, w.kv_heads)
         return dq, dk, dv
 
-    def scores(self, q: Tensor, k: Tensor, rows: slice, keys: slice, room: _Room) -> Tensor:
-        """Q K^T in float32, of some rows with some keys; -inf where a row does not see a key."""
+    def scores(self, q: Tensor, k: Tensor, head: int, rows: slice, keys: slice, room: _Room) -> Tensor:
+        """Scores before their scale in float32, of some rows with some keys; -inf where a row does not see a key."""
         w = self.workload
         s = room.product(0, q, k)  # (rows, keys)
+        if self.bias is not None:
+            s.add_(biased_part(self.bias[head], w, rows, keys), alpha=1 / w.scale)
         if w.masked.window:
             s.masked_fill_(hidden_part(w, rows, keys), -torch.inf)
         elif w.is_causal and keys.stop > rows.start + w.offset + 1:

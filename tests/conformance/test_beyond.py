@@ -18,15 +18,18 @@ ASKED: dict[str, dict[str, Any]] = {
     "window": {"mask": "window:20"},
     "softcap": {"softcap": 1.5},
     "sinks": {"sinks": True},
+    "alibi-bias": {"bias": "alibi"},
+    "relative-bias": {"bias": "relative"},
 }
-MANY = {"softmax_scale": 0.2, "mask": "window:33", "softcap": 2.0}
+MANY = {"softmax_scale": 0.2, "mask": "window:33", "softcap": 2.0, "bias": "alibi"}
+BIASES = "alibi-bias relative-bias"
 HONOURED = {
-    "naive": "scale window softcap sinks",
-    "sdpa": "scale window",
-    "sdpa:backend=math": "scale window",
-    "tiled": "scale window softcap sinks",
+    "naive": f"scale window softcap sinks {BIASES}",
+    "sdpa": f"scale window {BIASES}",
+    "sdpa:backend=math": f"scale window {BIASES}",
+    "tiled": f"scale window softcap sinks {BIASES}",
     "tiled:impl=native": "scale window sinks",
-    "tiled:impl=strip": "scale window softcap sinks",
+    "tiled:impl=strip": f"scale window softcap sinks {BIASES}",
     "paged": "scale window",
     "mla": "scale window",
     "differential": "scale window",
@@ -61,7 +64,7 @@ def test_it_is_honoured_or_refused(spec: str, asked: str) -> None:
 
 @pytest.mark.parametrize("spec", [name for name in HONOURED if "window" in HONOURED[name]])
 def test_all_that_a_variant_honours_at_once(spec: str) -> None:
-    fields = {"scale": "softmax_scale", "window": "mask", "softcap": "softcap"}
+    fields = {"scale": "softmax_scale", "window": "mask", "softcap": "softcap", "alibi-bias": "bias"}
     same = {"dtype": "float32" if "qkpv" not in spec else "bfloat16"} | SIZES
     same |= {fields[name]: MANY[fields[name]] for name in HONOURED[spec].split() if name in fields}
     several = [{"phase": "decode", "seq": 2}, {"batch": 2}, {"phase": "train"}]
@@ -99,7 +102,8 @@ def test_the_reference_is_the_textbooks() -> None:
     out = torch.zeros(9, 4, dtype=torch.float64)
     for i in range(9):
         at = i + 3
-        weights = {j: (2 * (0.2 * (q[i] @ k[j]) / 2).tanh()).exp() for j in range(max(0, at - 32), at + 1)}
+        scores = {j: 2 * (0.2 * (q[i] @ k[j]) / 2).tanh() - (at - j) / 256 for j in range(max(0, at - 32), at + 1)}
+        weights = {j: score.exp() for j, score in scores.items()}
         total = sum(weights.values()) + sink.exp()
         out[i] = sum(weight * v[j] for j, weight in weights.items()) / total
     from attnbench.judge.reference import exact

@@ -17,7 +17,7 @@ class MyAttention(Plugin):
     api = "1.0"  # of the contract in attnbench.plugin that this is written for
     family = "exact"  # or "sparse", "quantized", "kernel", "recurrent": which tolerance it is held to
     phases = ("forward", "decode", "train")  # without "train" it has no backward pass
-    honours = ("scale", "window")  # what it does where a workload asks for it; there are "softcap" and "sinks" as well
+    honours = ("scale", "window")  # what it does where a workload asks for it; Plugin.honours has more words
 
     def supports(self, workload: Workload) -> str | None:
         """None, or in a few words why this workload can't be computed."""

@@ -20,7 +20,7 @@ class Right(Plugin):
     """Softmax attention in float32, with the matrix of scores in memory."""
 
     devices = ("cpu",)
-    honours = ("scale", "window", "softcap", "sinks")
+    honours = ("scale", "window", "softcap", "sinks", "alibi-bias", "relative-bias")
 
     def build(self, workload: Workload) -> Call:
         return lambda *tensors: self.attend(workload, *tensors)
@@ -32,7 +32,15 @@ class Right(Plugin):
     def attend(self, w: Workload, query: Tensor, key: Tensor, value: Tensor, *sinks: Tensor) -> Tensor:
         k, v = (self.shared(x.float(), w) for x in (key, value))  # (batch, heads, kv_seq, dim)
         scores = self.capped(query.float() @ k.mT * self.scale(w), w)  # (batch, heads, seq, kv_seq)
-        return (self.weights(scores, self.hidden(w), *sinks) @ v).to(query.dtype)
+        return (self.weights(self.biased(scores, w), self.hidden(w), *sinks) @ v).to(query.dtype)
+
+    def biased(self, scores: Tensor, w: Workload) -> Tensor:
+        return scores + self.bias(w).float() if w.bias else scores
+
+    def bias(self, w: Workload) -> Tensor:
+        """(heads, seq, kv_seq)"""
+        assert w.biased is not None
+        return w.biased(torch.arange(w.kv_seq) - torch.arange(w.seq)[:, None] - w.offset)
 
     def scale(self, w: Workload) -> float:
         return w.scale
@@ -133,6 +141,30 @@ class OneSink(Right):
 
     def weights(self, scores: Tensor, hidden: Tensor, *sinks: Tensor) -> Tensor:
         return super().weights(scores, hidden, *(sink[:1].expand_as(sink) for sink in sinks))
+
+
+class RaisesFar(Right):
+    """ALiBi of the wrong sign, which raises the scores of far keys."""
+
+    def bias(self, w: Workload) -> Tensor:
+        return super().bias(w) * (-1 if w.bias == "alibi" else 1)
+
+
+class EvenSlopes(Right):
+    """ALiBi's slopes are 2^(-8 i / heads) where the number of heads is no power of 2, too."""
+
+    def bias(self, w: Workload) -> Tensor:
+        if w.bias != "alibi":
+            return super().bias(w)
+        slopes = 2.0 ** (-8 * torch.arange(1, w.heads + 1) / w.heads)
+        return slopes[:, None, None] * -(torch.arange(w.kv_seq) - torch.arange(w.seq)[:, None] - w.offset).abs()
+
+
+class BothWays(Right):
+    """T5's buckets are those for both directions under a causal mask, too."""
+
+    def bias(self, w: Workload) -> Tensor:
+        return super().bias(w.replace(mask="full") if w.bias == "relative" else w)
 
 
 class NoMaximum(Right):
