@@ -202,8 +202,12 @@ def test_onnxruntime_computes_softmax_attention() -> None:
 
 def test_flex_dense_computes_softmax_attention() -> None:
     plugin = peer("flex-dense")()
-    for mask, kv_seq in (("full", 200), ("causal", 300)):
-        w = Workload(seq=200, kv_seq=kv_seq, heads=4, kv_heads=2, mask=mask)
+    asked: list[dict[str, Any]] = [
+        {}, {"kv_seq": 300, "mask": "causal"}, {"mask": "window:50", "softcap": 2.0, "bias": "relative"},
+        {"kv_seq": 300, "heads": 6, "bias": "alibi"},
+    ]  # fmt: skip
+    for each in asked:
+        w = Workload(**{"seq": 200, "kv_seq": 200, "heads": 4, "kv_heads": 2} | each)
         if reason := plugin.supports(w):
             pytest.skip(reason)
         assert max(errors(plugin, w, make(w))) < 2e-6

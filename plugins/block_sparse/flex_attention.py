@@ -53,21 +53,27 @@ def flex(workload: Workload, mask: Pattern, kernel_options: Mapping[str, int | b
 
 
 def flex_over(
-    workload: Workload, blocks: BlockMask | None, kernel_options: Mapping[str, int | bool] | None = None
+    workload: Workload,
+    blocks: BlockMask | None,
+    kernel_options: Mapping[str, int | bool] | None = None,
+    score_mod: Callable[..., Tensor] | None = None,
 ) -> Call:
     """flex_attention with this block mask, compiled by calling it once on zeros of the workload's shape.
 
     blocks: None for all pairs.
     kernel_options: torch's `FlexKernelOptions` for CUDA, such as its tiles; its own choice where nothing is given.
+    score_mod: (score, batch, head, query, key) -> the score that counts.
     """
-    static, enable_gqa = workload.device == "cuda", workload.group > 1
+    on_gpu, enable_gqa = workload.device == "cuda", workload.group > 1
+    static = on_gpu or score_mod is not None  # torch 2.13's C++ for any length knows no constants of a score_mod
     # Its kernel for few queries, which it takes for static shapes alone, can't have 65 to 127 of grouped heads.
-    options = {"FORCE_USE_FLEX_ATTENTION": True, **(kernel_options or {})} if static else None
-    scale = {"scale": workload.scale} if "scale" in workload.beyond else {}
+    options = {"FORCE_USE_FLEX_ATTENTION": True, **(kernel_options or {})} if on_gpu else None
+    more: dict[str, object] = {"scale": workload.scale} if "scale" in workload.beyond else {}
+    more |= {"score_mod": score_mod} if score_mod else {}
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attend = _compiled(1 if static else torch.get_num_threads(), static)
-        return attend(query, key, value, block_mask=blocks, enable_gqa=enable_gqa, kernel_options=options, **scale)
+        attend = _compiled(1 if on_gpu else torch.get_num_threads(), static)
+        return attend(query, key, value, block_mask=blocks, enable_gqa=enable_gqa, kernel_options=options, **more)
 
     dtype, trained = getattr(torch, workload.dtype), workload.phase == "train"
     zeros = [torch.zeros(s, dtype=dtype, device=workload.device, requires_grad=trained) for s in workload.shapes]
@@ -105,7 +111,7 @@ def _band(low: int, high: int) -> Callable[[Tensor, Tensor], Tensor]:
 def _compiled(threads: int, static: bool) -> Callable[..., Tensor]:
     """flex_attention, compiled when called.
 
-    On a CPU once for all lengths and masks, anew for other heads, dims or strides. On CUDA (`static`) for each shape:
+    On a CPU once for all lengths and masks, anew for other heads, dims or strides. `static`, as on CUDA, for each shape:
     only lengths that the compiler knows let the kernel drop the bounds checks of every load and every score. torch's
     tiles for a Hopper GPU, at most 128 x 128, divide our blocks. Two of its kernel options would be wrong for a window:
     ROWS_GUARANTEED_SAFE makes NaN unless a row sees something in the first tile that is computed for it, and late rows
