@@ -111,12 +111,13 @@ def _band(low: int, high: int) -> Callable[[Tensor, Tensor], Tensor]:
 def _compiled(threads: int, static: bool) -> Callable[..., Tensor]:
     """flex_attention, compiled when called.
 
-    On a CPU once for all lengths and masks, anew for other heads, dims or strides. `static`, as on CUDA, for each shape:
-    only lengths that the compiler knows let the kernel drop the bounds checks of every load and every score. torch's
-    tiles for a Hopper GPU, at most 128 x 128, divide our blocks. Two of its kernel options would be wrong for a window:
-    ROWS_GUARANTEED_SAFE makes NaN unless a row sees something in the first tile that is computed for it, and late rows
-    of a block see nothing of the window's first block; BLOCKS_ARE_CONTIGUOUS reads blocks between the window's two
-    edges, which are listed one after the other. PRESCALE_QK rounds the scaled query once more.
+    On a CPU once for all lengths and masks, anew for other heads, dims or strides. On CUDA, and with a score_mod, for
+    each shape (`static`): on CUDA only lengths that the compiler knows let the kernel drop the bounds checks of every
+    load and every score. torch's tiles for a Hopper GPU, at most 128 x 128, divide our blocks. Two of its kernel
+    options would be wrong for a window: ROWS_GUARANTEED_SAFE makes NaN unless a row sees something in the first tile
+    that is computed for it, and late rows of a block see nothing of the window's first block; BLOCKS_ARE_CONTIGUOUS
+    reads blocks between the window's two edges, which are listed one after the other. PRESCALE_QK rounds the scaled
+    query once more.
 
     threads: the C++ code holds a buffer for each; torch < 2.13 would reuse code compiled for another count. Torch 2.13
     still reuses code for AVX-512 where the same machine is told to do with AVX2, and answers wrong: hence the bits.

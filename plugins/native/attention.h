@@ -77,11 +77,22 @@ struct Problem {
     float* lse;         // (batch, heads, seq), dense: the log-sum-exp of each row's scores; null where not wanted
     const int32_t* pages;  // (batch, pages of an entry), dense: where keys and values lie; null where they do so in order
     int64_t pages_row, page_bits;  // pages of an entry; the logarithm of the tokens in one, to base 2
+    // (heads, bias_row): over the scale what a head adds to a score, by how far the key lies from the query, from the last
+    // query's first key on; of the backward pass by how far the query lies from the key. Null where nothing is added.
+    const float* bias;
+    int64_t bias_row;
 
     // Of key or value.
     template <class T>
     Rows<T> rows(const Tensor& x, int64_t entry, int64_t head, int64_t start) const {
         return {x, entry, head, start, pages ? pages + entry * pages_row : nullptr, page_bits};
+    }
+    // What is added to the scores of a query with the keys from `key` on; as it is said of `bias`, or the other way round.
+    const float* added(int64_t head, int64_t row, int64_t key) const {
+        return bias + head * bias_row + key - row + seq - 1;
+    }
+    const float* added_to_key(int64_t head, int64_t key, int64_t row) const {
+        return bias + head * bias_row + row - key + kv_seq - 1;
     }
     // Keys that lie one after the other, from a multiple of it on.
     int64_t run() const { return pages ? int64_t(1) << page_bits : kv_seq; }
@@ -145,6 +156,7 @@ struct Workspace {
     Buffer<float> scores;
     Buffer<typename Values::Weight> weights;
     Buffer<float> out, top, sum;
+    int64_t head = 0;  // of the queries
 };
 
 // R rows of a strip, from the `row`-th on, over the keys [start, end) of one block, both multiples of PANEL: what lies
@@ -162,6 +174,7 @@ void tile(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys, 
         const int64_t from = range.whole ? range.start : std::max<int64_t>(range.start, i + p.low);
         const int64_t to = range.whole ? range.end : std::min<int64_t>(range.end, i + p.high + 1);
         float* s = w.scores + r * p.keys;
+        if (p.bias) add(s, p.added(w.head, i, start), n);
         if (from > start || to < end) hide(s, n, from - start, to - start);
         factors[r] = packed.values.weigh(s, n, w.queries.scale(row + r), w.top[row + r], w.sum[row + r],
                                          out + r * columns, columns, w.weights + r * p.keys);
@@ -175,6 +188,7 @@ void attend(const Problem& p, const Packed<Keys, Values>& packed, Workspace<Keys
     constexpr int ROWS = SCORE_ROWS<Keys, Values>;
     const int64_t rows = strip.end - strip.start, columns = p.columns();
     w.queries.pack(p, batch, head, strip);
+    w.head = head;
     std::fill(w.top + 0, w.top + rows, LOWEST);
     std::fill(w.sum + 0, w.sum + rows, 0.f);
     std::fill(w.out + 0, w.out + rows * columns, 0.f);

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attnbench.errors import AttnbenchError
 from attnbench.plugin import Call
 from attnbench.workload import Workload
 
 from ..autograd import Backward, Forward, dense_rows, differentiable
-from ..pieces import strips
+from ..pieces import by_distance, strips
 from . import compiler
 
 KEYS, ROWS, TILE_ROWS = 64, 6, 16  # as in vectors.h and amx.h
@@ -118,6 +119,8 @@ class _Problem(ctypes.Structure):
         ("lse", ctypes.c_void_p),
         ("pages", ctypes.c_void_p),
         *((n, ctypes.c_int64) for n in ("pages_row", "page_bits")),
+        ("bias", ctypes.c_void_p),
+        ("bias_row", ctypes.c_int64),
     )
 
 
@@ -129,10 +132,16 @@ class _Problems:
     """Problems of one workload and plan, for tensors whose last dimension is dense.
 
     The threads are torch's, as many as it uses when called.
+
+    from_key: a bias is read by how far queries lie from a key, as the backward pass does.
     """
 
-    def __init__(self, workload: Workload, plan: Plan, keys: int) -> None:
+    def __init__(self, workload: Workload, plan: Plan, keys: int, from_key: bool = False) -> None:
         self.workload, self.keys, self.band = workload, keys, plan.band
+        line = by_distance(workload)  # (heads, seq + kv_seq - 1)
+        if line is not None:  # the kernel reads whole panels
+            line = pad((line.flip(-1) if from_key else line) / workload.scale, (0, KEYS))
+        self.bias = line
         ranges = [r for _, _, own in plan.strips for r in own]
         strips, at = [], 0
         for start, end, own in plan.strips:
@@ -148,9 +157,10 @@ class _Problems:
     ) -> _Problem:  # fmt: skip
         tensors, sizes = map(_tensor, (query, key, value, out)), (getattr(self.workload, name) for name in _SIZES)
         paged = (None, 0, 0) if table is None else (table.data_ptr(), table.shape[1], key.shape[2].bit_length() - 1)
+        bias = (None, 0) if self.bias is None else (self.bias.data_ptr(), self.bias.shape[1])
         return _Problem(
             *tensors, *sizes, *self.band, self.keys, self.tallest, torch.get_num_threads(), self.workload.scale,
-            self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(), *paged,
+            self.strips, len(self.strips), self.ranges, None if lse is None else lse.data_ptr(), *paged, *bias,
         )  # fmt: skip
 
 
@@ -253,7 +263,7 @@ def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: in
 
 
 def backward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int) -> Backward:
-    problem = _Problems(workload, plan, keys)
+    problem = _Problems(workload, plan, keys, from_key=True)
 
     def call(
         query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, out_gradient: Tensor

@@ -73,7 +73,8 @@ struct Queries {
           up_rows(p.columns() * KEYS),
           sums(p.head_dim * KEYS) {}
 
-    void pack(const Problem& p, const Gradients& g, int64_t batch, int64_t head, int64_t start, int64_t rows) {
+    void pack(const Problem& p, const Gradients& g, int64_t batch, int64_t of, int64_t start, int64_t rows) {
+        head = of;
         const Value *q = p.query.at<Value>(batch, head, start), *up = g.out.at<Value>(batch, head, start);
         const Dense<Value> from_q{q, p.query.row}, from_up{up, g.out.row};
         pack_rows<Product>(from_q, rows, p.head_dim, queries + 0);
@@ -93,6 +94,7 @@ struct Queries {
     Buffer<Element> queries, ups, query_rows, up_rows;
     Buffer<float> sums;  // dQ^T
     alignas(64) float lse[KEYS], delta[KEYS];
+    int64_t head;
 };
 
 // What one thread works in: a strip's queries; S^T, dP^T, P^T and dS^T of a tile; dS^T of a block by groups of keys.
@@ -119,6 +121,7 @@ void tile(const Problem& p, const Head& head, const Sums& sums, const Queries& q
     for (int r = 0; r < R; ++r) {
         float* s = w.scores + r * KEYS;
         const int64_t j = key + r;
+        if (p.bias) add(s, p.added_to_key(q.head, j, row), KEYS);
         if (j < range.start)
             hide(s, KEYS, KEYS, KEYS);
         else if (!range.whole)  // the queries i that see it have i + low <= j <= i + high

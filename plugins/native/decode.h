@@ -98,15 +98,17 @@ class Shares {
     Buffer<float> out_;
 };
 
-// R rows from the `row`-th on over a block of keys, of which `rows` exist.
+// R rows from the `row`-th on over a block of keys, of which `rows` exist. first: query head of the group.
 template <int R, class Cache>
-void block(const Problem& p, const Cache& cache, const typename Cache::Head& head, Share* shares, float* out,
+void block(const Problem& p, const Cache& cache, const typename Cache::Head& head, int64_t first, Share* shares, float* out,
            int64_t columns, int64_t row, int64_t key, int64_t rows, Ahead& values, Ahead& keys) {
     constexpr int BLOCK = Cache::BLOCK;
     alignas(64) float s[R * BLOCK];
     typename Cache::Weights weights;
     float scale[R], top[R], sum[R];
     cache.template scores<R>(head, row, key, rows, s, values);
+    for (int r = 0; p.bias && r < R; ++r)
+        add(s + r * BLOCK, p.added(first + (row + r) / p.seq, (row + r) % p.seq, key), BLOCK);
     for (int r = 0; r < R; ++r) hide(s + r * BLOCK, BLOCK, 0, std::min(rows, (row + r) % p.seq + p.high + 1 - key));
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -127,7 +129,8 @@ template <class Cache>
 void attend(const Problem& p, const Cache& cache, Shares& shares, int64_t index, int64_t split, int64_t start,
             int64_t end) {
     const typename Cache::Head head = cache.head(index);
-    const int64_t all = Group(p).rows, columns = shares.columns();
+    const Group group(p);
+    const int64_t all = group.rows, columns = shares.columns(), first = index % p.kv_heads * group.heads;
     for (int64_t key = start; key < end; key += Cache::BLOCK) {
         const int64_t rows = std::min<int64_t>(Cache::BLOCK, end - key);
         // While scores are computed, V of these keys is asked for, and while V is read, K of the next ones.
@@ -136,8 +139,8 @@ void attend(const Problem& p, const Cache& cache, Shares& shares, int64_t index,
         Ahead keys = cache.keys_ahead(head, key + Cache::BLOCK, next);
         for (int64_t row = 0; row < all; row += TOGETHER)
             with_constant<TOGETHER>(all - row, [&](auto r) {
-                block<r>(p, cache, head, &shares.at(index, split, row), shares.out(index, split, row), columns, row, key,
-                         rows, values, keys);
+                block<r>(p, cache, head, first, &shares.at(index, split, row), shares.out(index, split, row), columns, row,
+                         key, rows, values, keys);
             });
     }
 }

@@ -13,6 +13,11 @@ inline void hide(float* s, int64_t n, int64_t from, int64_t to) {
     std::fill(s + std::clamp<int64_t>(to, 0, n), s + n, -INFINITY);
 }
 
+// s += x; n: a multiple of LANES.
+inline void add(float* s, const float* x, int64_t n) {
+    for (int64_t j = 0; j < n; j += LANES) store(s + j, load(s + j) + load(x + j));
+}
+
 inline float maximum(const float* s, int64_t n) {  // n: a multiple of PANEL
     Floats top[VECTORS];
     for (auto& x : top) x = splat(-INFINITY);

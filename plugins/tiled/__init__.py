@@ -34,6 +34,7 @@ from ..native import compiler
 from ..sdpa import Sdpa
 from .plain import Strips
 
+BIASES = ("alibi-bias", "relative-bias")
 STRIP_ROWS = 512
 ROWS = 192
 BLOCK = 1 << 18  # bytes of packed keys and values of 64 dims to a block, of native
@@ -77,11 +78,11 @@ class Tiled(Choice):
             self._native,
             _no_kernel,
             workspace_bytes=self._native_bytes,
-            honours=("scale", "window", "sinks"),
+            honours=("scale", "window", "sinks", *BIASES),
             ragged=not workload.trains and not all(map(_few, workload.entries())),  # of few each is a call of its own
         )
         emulated = kernels.has_slow_products(workload)
-        honours: tuple[str, ...] = ("scale", "window", "alibi-bias", "relative-bias")
+        honours: tuple[str, ...] = ("scale", "window", *BIASES)
         honours += () if workload.trains else ("softcap", "sinks")
         strip = Implementation(
             "strip", self._strip, slow, no_gain, self._strip_bytes, emulated=emulated, honours=honours

@@ -28,7 +28,7 @@ HONOURED = {
     "sdpa": f"scale window {BIASES}",
     "sdpa:backend=math": f"scale window {BIASES}",
     "tiled": f"scale window softcap sinks {BIASES}",
-    "tiled:impl=native": "scale window sinks",
+    "tiled:impl=native": f"scale window sinks {BIASES}",
     "tiled:impl=strip": f"scale window softcap sinks {BIASES}",
     "paged": "scale window",
     "mla": "scale window",
