@@ -70,9 +70,11 @@ class Sdpa(Plugin):
     def workspace_bytes(self, workload: Workload) -> int | None:
         """What the chosen kernel holds beside inputs and output; see `_flash_bytes` and `_math_bytes`."""
         w = workload
-        if w.phase == "train" or _has_matrix(w):
+        if w.phase == "train":
             return None
         kernel = self._kernel(w)
+        if _has_matrix(w):
+            return _matrix_bytes(w) + _flash_bytes(w) if kernel == "flash" and w.on_host else None
         if kernel == "math":
             return _math_bytes(w)
         if kernel == "flash":
@@ -288,6 +290,11 @@ def _flash_bytes(w: Workload) -> int:
         return lse + w.threads * tile
     past = rows * w.value_dim * w.itemsize
     return past + 2 * lse + w.threads * tile
+
+
+def _matrix_bytes(w: Workload) -> int:
+    """Of `_mask`, but for math."""
+    return (w.heads if w.bias else 1) * w.seq * w.kv_seq * w.itemsize
 
 
 def _math_bytes(w: Workload) -> int:

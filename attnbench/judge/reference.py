@@ -210,7 +210,7 @@ def _weights(
         return scores / scores.sum(-1, keepdim=True)
     if isinstance(definition, Maps):
         maps = (
-            weight * _weights(Softmax(), workload, made(q), made(k), mask, sinks) for made, weight in definition.parts
+            weight * _weights(Softmax(), workload, made(q), made(k), mask, added, sinks) for made, weight in definition.parts
         )
         return sum(maps, torch.zeros((), dtype=q.dtype, device=q.device))  # (group, n, kv_seq)
     scores = (q @ k.T).mul_(workload.scale)  # (group, n, kv_seq)

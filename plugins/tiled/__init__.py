@@ -137,7 +137,7 @@ class Tiled(Choice):
         if w.phase == "train":
             return None
         rows = self._rows(w, STRIP_ROWS)
-        scores = rows * (w.kv_seq + w.head_dim) * w.itemsize + (4 * rows * w.kv_seq if w.bias else 0)
+        scores = rows * ((3 if w.bias else 1) * w.kv_seq + w.head_dim) * w.itemsize
         return min(w.threads, w.batch * w.heads) * scores
 
     def _keys(self, workload: Workload) -> int:

@@ -34,6 +34,7 @@ class Strips:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
         w = self.workload
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
+        bias = None if self.bias is None else self.bias.to(query.dtype)  # as scores are here: nothing is converted
 
         def work(heads: list[tuple[int, int]]) -> None:
             buffer = query.new_empty(self.rows * w.kv_seq)
@@ -44,8 +45,8 @@ class Strips:
                     s = buffer[: n * keys].view(n, keys)  # (rows, keys seen)
                     torch.mm(query[b, h, strip] * w.scale, k[seen].T, out=s)
                     cap_(s, w.softcap)
-                    if self.bias is not None:
-                        s.add_(biased_part(self.bias[h], w, strip, seen))
+                    if bias is not None:
+                        s.add_(biased_part(bias[h], w, strip, seen))
                     if w.masked.window:
                         s.masked_fill_(hidden_part(w, strip, seen), -torch.inf)
                     elif w.is_causal:
