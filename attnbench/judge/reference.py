@@ -210,7 +210,8 @@ def _weights(
         return scores / scores.sum(-1, keepdim=True)
     if isinstance(definition, Maps):
         maps = (
-            weight * _weights(Softmax(), workload, made(q), made(k), mask, added, sinks) for made, weight in definition.parts
+            weight * _weights(Softmax(), workload, made(q), made(k), mask, added, sinks)
+            for made, weight in definition.parts
         )
         return sum(maps, torch.zeros((), dtype=q.dtype, device=q.device))  # (group, n, kv_seq)
     scores = (q @ k.T).mul_(workload.scale)  # (group, n, kv_seq)
@@ -313,9 +314,7 @@ def gradients(
     return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
 
 
-def _backward(
-    definition: Definition, workload: Workload, leaves: Sequence[Tensor], up: Tensor, first: int = 0
-) -> None:
+def _backward(definition: Definition, workload: Workload, leaves: Sequence[Tensor], up: Tensor, first: int = 0) -> None:
     """Adds to the leaves' gradients those of sum(out * up), some rows at a time: query, key, value and gates.
 
     first: see `expected_at`.
