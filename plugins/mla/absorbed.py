@@ -68,8 +68,9 @@ class Absorbed:
         made = w.itemsize * own + wide * rows * (latent.row + latent.dim)
         if _KERNEL.supports(as_one) is None:
             held = _KERNEL.workspace_bytes(as_one)
-            return None if held is None else made + held
-        return made + wide * (own + 2 * w.batch * w.heads * _strip(w) * w.kv_seq)
+            return None if held is None else max(latent.rows_bytes(), made + held)
+        scores = 2 * w.batch * w.heads * _strip(w) * w.kv_seq
+        return max(latent.rows_bytes(), made + wide * (own + scores))
 
     def _call(self, workload: Workload) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
         """(query, rows) -> out, and what computes it."""
@@ -80,9 +81,12 @@ class Absorbed:
 
         def call(query: Tensor, rows: Tensor) -> Tensor:
             content, position = query.to(wide).split((latent.content, latent.rope), -1)
-            absorbed = torch.cat([content @ up_key, position], -1)  # (batch, heads, seq, d_c + rope)
+            # Of all batch entries at a time: a product of matrices would copy W_UK for each.
+            content = torch.einsum("bhsn,hnd->bhsd", content, up_key)  # (batch, heads, seq, d_c)
+            absorbed = torch.cat([content, position], -1)  # (batch, heads, seq, d_c + rope)
             mixed = over(absorbed, rows)  # (batch, heads, seq, d_c)
-            return (mixed.to(wide) @ up_value.mT).to(query.dtype)  # (batch, heads, seq, value_dim)
+            out = torch.einsum("bhsd,hnd->bhsn", mixed.to(wide), up_value)  # (batch, heads, seq, value_dim)
+            return out.to(query.dtype)
 
         return call, how
 

@@ -63,7 +63,7 @@ class Expanded:
         rows, tokens = w.batch * w.kv_seq * self.latent.row, w.batch * w.heads * w.kv_seq
         made = rows + tokens * (w.head_dim + w.value_dim)
         wide = product_dtype(w).itemsize * (rows + tokens * self.latent.content)
-        return w.itemsize * made + max(exact, wide)
+        return max(self.latent.rows_bytes(), w.itemsize * made + max(exact, wide))
 
 
 def _exact(workload: Workload) -> Plugin:

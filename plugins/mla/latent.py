@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from attnbench.workload import Workload
 
@@ -42,12 +43,25 @@ class Latent:
 
     def rows(self, key: Tensor, value: Tensor) -> Tensor:
         """(c, k_R) of each token: (batch, 1, length, d_c + rope), in the inputs' dtype."""
-        content, position = key.split((self.content, self.rope), -1)  # (batch, kv_heads, length, ..) each
-        parts = torch.cat([content, value], -1).unflatten(1, (self.groups, -1))  # (batch, groups, heads each, ..)
-        c = parts.sum(2, dtype=_wide(key)) * parts.shape[2] ** -0.5  # (batch, groups, length, content + value_dim)
+        k, v = (self._sums(x) for x in (key, value))  # (batch, groups, length, head_dim), (.., value_dim)
+        content, position = k.split((self.content, self.rope), -1)  # (batch, groups, length, ..) each
+        each = key.shape[1] // self.groups
+        c = torch.cat([content, v], -1) * each**-0.5  # (batch, groups, length, content + value_dim)
         c = c.transpose(1, 2).flatten(2).unsqueeze(1)  # (batch, 1, length, d_c)
-        shared = position.sum(1, keepdim=True, dtype=_wide(key)) * key.shape[1] ** -0.5  # (batch, 1, length, rope)
+        shared = position.sum(1, keepdim=True) * key.shape[1] ** -0.5  # (batch, 1, length, rope)
         return torch.cat([c, shared], -1).to(key.dtype)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """Of the kv heads of each group, in float32 or as wide as x is: (batch, groups, length, dim)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # sum's own dtype= takes several times as long
+        return wide.unflatten(1, (self.groups, -1)).sum(2)
+
+    def rows_bytes(self) -> int:
+        """Of the rows, and most that is held while they are made."""
+        w = self.workload
+        tokens = w.batch * w.kv_seq
+        copied = w.kv_heads * max(w.head_dim, w.value_dim) if w.itemsize < 4 else 0
+        return tokens * (w.itemsize * self.row + 4 * copied + 4 * self.groups * 2 * (w.head_dim + w.value_dim))
 
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W_UK (heads, content, d_c) and W_UV (heads, value_dim, d_c), rounded to the workload's dtype, in another."""
@@ -64,9 +78,9 @@ class Latent:
         """
         c, position = rows.split((self.dim, self.rope), -1)
         c = c.to(up_key.dtype)  # (batch, 1, length, d_c)
-        content = (c @ up_key.mT).to(rows.dtype)  # (batch, heads, length, content)
+        content, value = (_for_heads(c, up).to(rows.dtype) for up in (up_key, up_value))  # (batch, heads, length, ..)
         key = torch.cat([content, position.expand(*content.shape[:3], -1)], -1)  # (batch, heads, length, head_dim)
-        return key, (c @ up_value.mT).to(rows.dtype)  # (batch, heads, length, value_dim)
+        return key, value
 
     def up_flops(self, tokens: int) -> int:
         """Of both matrices for so many rows of all heads: what they make of a latent, or of a query and an output."""
@@ -79,12 +93,13 @@ class Latent:
         return w.batch * w.heads * w.masked.pairs(w.seq, w.kv_seq)
 
 
+def _for_heads(c: Tensor, up: Tensor) -> Tensor:
+    """c (batch, 1, length, d_c) times each head's matrix of up (heads, n, d_c), as one product: a view."""
+    made = linear(c.squeeze(1), up.flatten(0, 1))  # (batch, length, heads * n)
+    return made.unflatten(-1, up.shape[:2]).transpose(1, 2)  # (batch, heads, length, n)
+
+
 def product_dtype(workload: Workload) -> torch.dtype:
     """In what torch should multiply: on a CPU float32 where it has no products of the workload's dtype."""
     own: torch.dtype = getattr(torch, workload.dtype)
     return kernels.product_dtype(workload.dtype) if workload.device == "cpu" else own
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """In what to add: float32, or as wide as x is."""
-    return torch.promote_types(x.dtype, torch.float32)
