@@ -29,8 +29,10 @@ from that is told as its approximation error and is no fault of its.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from attnbench.plugin import Choice, Definition, Implementation, Option, Softmax
@@ -67,10 +69,11 @@ class Mla(Choice):
 
     def definition(self, workload: Workload) -> Definition:
         latent = self._latent(workload)
+        weights = cache(lambda: latent.weights(torch.float64))  # drawing them takes a while
 
         def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rows = latent.rows(key, value).double()  # rounded once, as a cache holds them
-            return query, *latent.expand(rows, *latent.weights(rows.dtype))
+            return query, *latent.expand(rows, *weights())
 
         return Softmax(operands=operands, smooth=True)
 
