@@ -116,8 +116,8 @@ def _call(w: Workload, kernel: str) -> tuple[Call, str]:
     how = ", keys and values expanded for each query head" if gqa and kernel in ("math", "efficient") else ""
     attention = partial(scaled_dot_product_attention, scale=w.scale, enable_gqa=gqa)
     if _has_matrix(w):
-        what = ", bias and mask" if w.bias else ", mask"
-        return partial(attention, attn_mask=_mask(w, kernel)), f"{how}{what} made in build"
+        what = " and ".join(["bias"] * bool(w.bias) + ["mask"] * w.is_causal)
+        return partial(attention, attn_mask=_mask(w, kernel)), f"{how}, {what} made in build"
     if not _is_shifted(w):
         return partial(attention, is_causal=w.is_causal and w.seq > 1), how
     if kernel == "flash" and w.device == "cpu":
