@@ -36,7 +36,7 @@ class Moba(Plugin):
     honours = ("scale",)
     options: ClassVar[Mapping[str, Option]] = {
         "topk": Option(4, "blocks that a query attends to, its own included"),
-        "block": Option(64, "keys to a block"),
+        "block": Option(16, "keys to a block"),
     }
     topk: int
     block: int

@@ -42,7 +42,7 @@ class TopkIndexer(Plugin):
     study = True
     honours = ("scale", "window")
     options: ClassVar[Mapping[str, Option]] = {
-        "topk": Option(256, "keys that a query attends to"),
+        "topk": Option(64, "keys that a query attends to"),
         "dims": Option(16, "of an index query or key; head_dim or more: the query and key as they are"),
     }
     topk: int

@@ -130,7 +130,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("spec", ["topk-indexer:topk=6:dims=4", "moba:topk=2:block=8", "sparge:alike=0:rows=8:keys=4"])
 def test_where_few_keys_are_chosen(spec: str, case: str) -> None:
-    """At their defaults the small problems of a check see all keys."""
+    """At its defaults sparge keeps all of drawn keys, and the others most of what small problems have."""
     found = check(spec, Workload(**(SMALL | CASES[case])), strided=case == "full")
     if spec.startswith("sparge") and case == "step":
         assert found.status == "unsupported"
