@@ -169,7 +169,7 @@ def test_every_variant_with_a_choice_is_a_choice() -> None:
     }  # fmt: skip
     assert set(CHOICES) == {
         "tiled", "int8", "int4", "fp8", "linear", "block-sparse", "retention", "gated-delta", "gated-linear", "ssd", "mla",
-        "differential",
+        "differential", "kimi-delta", "rwkv7",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The four recurrences: against their equations, the float64 reference, its gradients, and decoding token by token."""
+"""The recurrences: against their equations, the float64 reference, its gradients, and decoding token by token."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 import torch
 from attnbench_plugins.recurrent.gated_delta import GatedDelta
 from attnbench_plugins.recurrent.gated_linear import GatedLinear
+from attnbench_plugins.recurrent.kimi_delta import KimiDelta
 from attnbench_plugins.recurrent.recurrence import Recurrent, rates
 from attnbench_plugins.recurrent.retention import Retention
+from attnbench_plugins.recurrent.rwkv7 import MOST, Rwkv7
 from attnbench_plugins.recurrent.ssd import Ssd
 from torch import Tensor
 
@@ -24,6 +26,8 @@ VARIANTS: dict[str, type[Recurrent]] = {
     "gated-delta": GatedDelta,
     "gated-linear": GatedLinear,
     "ssd": Ssd,
+    "kimi-delta": KimiDelta,
+    "rwkv7": Rwkv7,
 }
 SHAPES = {
     "one": {"seq": 1, "kv_seq": 1},
@@ -89,6 +93,22 @@ def test_a_token_changes_the_state_as_the_paper_writes_it(name: str) -> None:
             beta = 1 / (1 + math.exp(-raw[1].item()))
             should = alpha * (torch.eye(w.head_dim) - beta * column @ column.T) @ s + beta * column @ row
             assert math.isclose(float(column.norm()), 1)
+        elif name == "kimi-delta":
+            dts = 0.001 * 100 ** ((torch.arange(w.head_dim, dtype=torch.float64) + 0.5) / w.head_dim)
+            alpha = torch.exp(-rate * torch.log1p(torch.exp(raw[0]) * torch.expm1(dts)))
+            beta = 1 / (1 + math.exp(-raw[1].item()))
+            erased = torch.eye(w.head_dim) - beta * column @ column.T
+            should = erased @ torch.diag(alpha) @ s + beta * column @ row
+            assert math.isclose(float(column.norm()), 1)
+        elif name == "rwkv7":
+            n = torch.arange(w.head_dim, dtype=torch.float64) + 0.5
+            at, z = (h * w.head_dim + n) / (w.kv_heads * w.head_dim), 2 * n / w.head_dim - 1
+            d, a = raw[0] - 5.5 + 6 * at + 2.5 * z * z.abs(), raw[1] - 0.19 + 0.4 * (at - 0.5) + 0.3 * z * z.abs()
+            kept, a = torch.exp(-math.exp(-0.5) / (1 + torch.exp(-d))), 1 / (1 + torch.exp(-a))
+            kappa = column[:, 0] / column.norm()
+            # As equation 17 has it, with rows of values.
+            wkv = s.T @ (torch.diag(kept) - kappa[:, None] @ (a * kappa)[None]) + row.T @ (a * column[:, 0])[None]
+            should = wkv.T
         else:
             should = torch.diag((1 / (1 + torch.exp(-raw[0]))) ** (1 / 16)) @ s + column @ row
         torch.testing.assert_close(new[0, h], should, rtol=1e-12, atol=1e-13)
@@ -100,6 +120,8 @@ def test_queries_are_scaled_but_not_those_of_a_state_space_model() -> None:
         "retention": x / 4,
         "gated-linear": x / 4,
         "gated-delta": x / x.norm(dim=-1)[:, None] / 4,
+        "kimi-delta": x / x.norm(dim=-1)[:, None] / 4,
+        "rwkv7": x / 4,
         "ssd": x,
     }.items():
         torch.testing.assert_close(VARIANTS[name]().definition(w).query(x), should)
@@ -194,6 +216,18 @@ def test_no_gate_is_too_far_out(name: str, raw: tuple[float, ...], chunk: int) -
     assert all(bool(x.isfinite().all()) for x in torch.autograd.grad(out.sum(), leaves))
 
 
+def test_the_longest_chunk_of_rwkv7_holds_the_strongest_decays() -> None:
+    """Its factors lie on both sides of 1."""
+    w, plugin = workload("past", kv_seq=256, seq=256), Rwkv7(chunk=MOST)
+    query, key, value, decay, rate = inputs(plugin, w)
+    tensors = [1e3 * query, 1e3 * key, value, torch.full_like(decay, 1e3), rate]
+    leaves = [x.requires_grad_() for x in tensors]
+    out = plugin.build(w).call(*leaves)
+    assert rel_l2(out.detach(), reference(plugin, w, [x.detach() for x in tensors])) < 2e-5
+    assert all(bool(x.isfinite().all()) for x in torch.autograd.grad(out.sum(), leaves))
+    assert "at most 64" in str(Rwkv7(chunk=MOST + 1).supports(w))
+
+
 @variants
 def test_a_key_of_zeros_is_no_nan(name: str) -> None:
     w, plugin = workload("odd"), VARIANTS[name]()
@@ -246,6 +280,13 @@ def test_work_grows_with_length_and_memory_with_the_output_alone(name: str) -> N
 def plain(name: str, *x: Tensor, **more: Any) -> Tensor:
     """fla's own reference, on (batch, length, heads, ..)."""
     family = VARIANTS[name].kernel
+    if name == "kimi-delta":
+        q, k, v, beta, decay = x
+        x = q, k, v, decay, beta
+    elif name == "rwkv7":  # theirs is of all such rules, heads first, and subtracts nothing
+        q, k, v, kappa, removed, decay = (each.transpose(1, 2) for each in x)
+        naive = import_module("fla.ops.generalized_delta_rule.dplr.naive")
+        return naive.dplr_recurrence(q, k, v, -kappa, removed, decay)[0].transpose(1, 2)
     naive = import_module(f"fla.ops.{family}.naive")
     return getattr(naive, f"naive_recurrent_{family}")(*x, **more)[0]
 

@@ -56,6 +56,13 @@ class Recurrent(Choice):
         key, value, decay = terms
         return decayed(state, query, key, value, *left(decay))
 
+    def handed(
+        self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor
+    ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+        """What fla's kernels get, in order and by name, of queries and terms that are in their layout."""
+        decay, *beta = rest
+        return (query, key, value, decay), {"beta": beta[0]} if beta else {}
+
     def supports(self, workload: Workload) -> str | None:
         if self.chunk < 0:
             return "chunk must be at least 0"
@@ -149,11 +156,10 @@ class Recurrent(Choice):
             q = k if query is None else phi(query)  # an output that nobody reads may be anything
             # In fla's layout, (batch, length, heads, ..).
             q, k, v = (x.to(key.dtype).transpose(1, 2) for x in (q, k, v))
-            decay, *beta = (x.transpose(1, 2) for x in rest)
+            given, named = self.handed(q, k, v, *(x.transpose(1, 2) for x in rest))
             # What takes one token after the other has no backward pass everywhere.
             kernel = one_by_one if w.phase == "decode" and key.shape[2] <= FEW else chunked
-            more = {"beta": beta[0]} if beta else {}
-            out, state = kernel(q, k, v, decay, **more, scale=1.0, initial_state=state, output_final_state=True)
+            out, state = kernel(*given, **named, scale=1.0, initial_state=state, output_final_state=True)
             return out.transpose(1, 2), state
 
         return run, f"fla-core {version('fla-core')} {self.kernel}"
@@ -237,7 +243,16 @@ def rates(workload: Workload) -> tuple[Tensor, Tensor]:
     It draws A uniformly and log softplus(dt_bias) too; here the heads stand evenly over both, so that they differ
     alike in every run.
     """
-    head = torch.arange(workload.kv_heads, dtype=torch.float64, device=workload.device).unsqueeze(-1)
-    at = (head + 0.5) / workload.kv_heads  # (kv_heads, 1)
+    at = evenly(workload.kv_heads, workload).unsqueeze(-1)  # (kv_heads, 1)
+    return 1 + 15 * at, step_bias(at)
+
+
+def evenly(n: int, workload: Workload) -> Tensor:
+    """n numbers evenly between 0 and 1, float64 (n,)."""
+    return (torch.arange(n, dtype=torch.float64, device=workload.device) + 0.5) / n
+
+
+def step_bias(at: Tensor) -> Tensor:
+    """Mamba-2's dt_bias at this share of its range."""
     dt = 0.001 * 100**at
-    return 1 + 15 * at, dt.expm1().log()  # softplus(log(exp(dt) - 1)) = dt
+    return dt.expm1().log()  # softplus(log(exp(dt) - 1)) = dt
