@@ -21,6 +21,8 @@ class Softmax:
         value heads than before, as many as query has, and other dims.
     smooth: operands can be differentiated, and gradients are held to what comes of that; one head of what it returns
         may be made of all heads that it gets.
+    weights: what the variant makes of softmax's weights before it multiplies V by them, such as quantization: on
+        float64 (.., rows, kv_seq), each row by itself. None leaves them as they are.
     chosen: keys a query may see beside those, where that hangs on what query and key hold: (query, key, rows) -> bool
         (batch, heads, n, kv_seq), True where the key takes part. Gets query (batch, heads, seq, head_dim) and key
         (batch, kv_heads, kv_seq, head_dim) whole, as the variant gets them or with the same numbers in float64, and the
@@ -34,6 +36,7 @@ class Softmax:
 
     allowed: Callable[[Tensor, Tensor], Tensor] | None = None
     operands: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    weights: Callable[[Tensor], Tensor] | None = None
     smooth: bool = False
     chosen: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 

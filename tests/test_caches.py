@@ -42,6 +42,9 @@ FORMATS = (
     ("bf16", 2e-3, 2e-3, 100 * 2 * (64 + 32)),
     ("fp8", 3e-2, 3e-2, 100 * (64 + 2 + 32 + 2)),
     ("fp8:format=e5m2", 6e-2, 6e-2, 100 * (64 + 2 + 32 + 2)),
+    # Scales of 8 bits for 16 or 32 numbers, and of NVFP4 a float32 for a head's keys, and one for its values.
+    ("fp4", 0.11, 0.11, 100 * (32 + 4 + 16 + 2) + 4 + 4),
+    ("fp4:format=mxfp4", 0.13, 0.13, 100 * (32 + 2 + 16 + 1)),
     ("int8", 7e-3, 7e-3, 100 * (64 + 2 + 32 + 2)),
     ("int8:group=32", 7e-3, 7e-3, 100 * (64 + 2 * 2 + 32 + 2)),
     ("int8:smooth=true", 7e-3, 7e-3, 100 * (64 + 2 + 32 + 2) + 4 * 64),  # and the mean in float32
@@ -166,6 +169,7 @@ STEPS = (
     ("int4:rotate=true", None, "no kernel rotates"),
     ("int4:group=32", None, "64 numbers"),
     ("int8:keys=false", None, "one side"),
+    ("fp4", None, "no kernel reads this form"),
     ("kivi", None, "no kernel reads this form"),
     ("h2o", None, "weights"),
 )

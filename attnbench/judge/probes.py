@@ -63,9 +63,10 @@ def _wrong(task: Task, workload: Workload, family: str, values: str) -> str | No
         return "output has NaN or infinite values"
     query, key, value, *gates = tensors
     rows = torch.arange(workload.seq)
-    error = deviation.compare(
-        out, reference.expected(task.definitions["self"], workload, query, key, value, rows, gates)
-    )
+    definition = task.definitions["self"]
+    error = deviation.compare(out, reference.expected(definition, workload, query, key, value, rows, gates))
     if not values:
-        return deviation.verdict(error, deviation.tolerance(workload, family))
+        return deviation.verdict(
+            deviation.past_edges(error, definition), deviation.tolerance(workload, family, definition)
+        )
     return None if error.rel_l2 <= COARSE else f"implementation error {error.rel_l2:.1e} (relative L2)"

@@ -222,7 +222,9 @@ def _weights(
     scores = scores.masked_fill_(~mask, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:2], 1)], -1)
-    return torch.softmax(scores, dim=-1)[..., : k.shape[0]]
+    weights = torch.softmax(scores, dim=-1)[..., : k.shape[0]]  # (group, n, kv_seq)
+    made = definition.weights if isinstance(definition, Softmax) else None
+    return made(weights) if made else weights
 
 
 def _recurrence(

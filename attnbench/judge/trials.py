@@ -235,7 +235,7 @@ def _steps(plugin: Plugin, case: Case) -> Checked:
     past, first = [x[:, :, : each[0].past].clone() for x in tensors[1:]], each[0].past
     kept, before = [x.clone() for x in past], form.global_state()
     state, columns = made[0].start(*past, capacity=last.kv_seq), dict[str, float]()
-    allowed = deviation.tolerance(last, plugin.family)
+    allowed = deviation.tolerance(last, plugin.family, plugin.definition(last))
     for number, (w, decoding) in enumerate(zip(each, made, strict=True), 1):
         given = [x[:, :, w.past : w.kv_seq].clone() for x in tensors]
         should = _defined(plugin, w.replace(seq=w.kv_seq - first), tensors, w.seq)
@@ -248,7 +248,7 @@ def _steps(plugin: Plugin, case: Case) -> Checked:
                 error = deviation.compare(out, should)
                 for name, value in error.columns("implementation").items():
                     columns[name] = max(value, columns.get(name, value))
-                problem = deviation.verdict(error, allowed)
+                problem = deviation.verdict(deviation.past_edges(error, plugin.definition(w)), allowed)
             if problem:
                 said = f"step {number} of {len(each)}, {w.past} tokens before it{again}: {problem}"
                 return Checked("wrong", said, decoding.implementation, columns)

@@ -20,7 +20,9 @@ from attnbench.workload import Workload
 
 _PAIRS = 1 << 25  # (query, key) pairs whose gradients are computed in float64 for one check: about a second
 _GLANCE_ROWS = 4
-_EDGES = 2  # times the tolerance: what a block quantizes its projections rounded first, to this side of an edge or that
+# Times the tolerance: what a block quantizes its projections rounded first, to this side of an edge or that; and where
+# it rounds softmax's weights as well, which then has steps of 4 bits.
+_EDGES, _MORE_EDGES = 2, 3
 _SAMPLED = 256  # the same where an error is only told, or was found before and is looked for again
 _RECURRENT_PAIRS = 1 << 14  # what a token of a recurrence counts for, as states of all heads are carried one by one
 Errors = dict[str, Error | None]
@@ -69,7 +71,7 @@ def judge(
     ends: judge what a whole block puts out; else the attentions inside it alone, as somebody else judges that.
     """
     w = task.workload
-    allowed = deviation.tolerance(w, family)
+    allowed = deviation.tolerance(w, family, *task.definitions.values())
     columns = {"tolerance": allowed}
     whole = _is_whole(task)
     found, problems = _end_to_end(task, tensors, outputs(raw)[0], draw, allowed, apart) if whole and ends else ({}, [])
@@ -118,7 +120,8 @@ def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: i
     part = task.parts["self"]
     should = reference.expected_at(definition, part, every[:, :, rows], key, value, rows, gates, every, h)
     actual = outputs(raw)[0].detach()[batch, heads][:, :, rows]
-    return deviation.verdict_of_rows(deviation.compare(actual, should), deviation.tolerance(w, family))
+    error = deviation.past_edges(deviation.compare(actual, should), definition)
+    return deviation.verdict_of_rows(error, deviation.tolerance(w, family, definition))
 
 
 def _worse(one: Errors, other: Errors) -> Errors:
@@ -150,8 +153,10 @@ def _end_to_end(
         found["approximation"] = implementation
     elif apart:
         found["approximation"] = error({name: Softmax() for name in task.definitions}, _SAMPLED)
-    edges = any(reference.is_of_all(d) for d in task.definitions.values())
-    return found, [deviation.verdict(implementation, (_EDGES if edges else 1) * allowed)]
+    every = task.definitions.values()
+    rounds = any(map(deviation.rounds_weights, every))
+    edges = _MORE_EDGES if rounds else _EDGES if any(map(reference.is_of_all, every)) else 1
+    return found, [deviation.verdict(implementation, edges * allowed)]
 
 
 def _tap(
@@ -176,7 +181,7 @@ def _tap(
         found["approximation"] = None
     elif apart:
         found["approximation"] = error(lambda rows: reference.exact(part, query, key, value, rows, gates), _SAMPLED)
-    return found, _located(task, tap, deviation.verdict(implementation, allowed))
+    return found, _located(task, tap, deviation.verdict(deviation.past_edges(implementation, definition), allowed))
 
 
 def _located(task: Task, tap: Tap, problem: str | None) -> str | None:

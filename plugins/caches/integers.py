@@ -13,9 +13,9 @@ from attnbench.plugin import Option
 from ..quantized_cache import Format
 from .bits import pack, unpack
 from .rotation import rotation
-from .sides import ONE_SIDE, Codes, Side, Smoothed, Turned, TwoSides
+from .sides import ONE_SIDE, Codes, Side, Turned, TwoSides, smoothed
 
-FIRST = 32  # tokens whose mean is subtracted from keys
+FIRST = 32  # tokens to which a cache is fitted, such as by their mean
 
 
 def codes(bits: int, group: int) -> Codes:
@@ -61,7 +61,7 @@ class Integers(TwoSides):
         side: Side = codes(self.bits, self.group)
         if self.rotate:
             side = Turned(side, rotation)
-        return Smoothed(side, FIRST) if self.smooth else side, side
+        return smoothed(side, FIRST) if self.smooth else side, side
 
     @property
     def unread(self) -> str:

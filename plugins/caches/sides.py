@@ -113,29 +113,41 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class Smoothed:
-    """Less the mean of the first `tokens`, which wait in full until there are so many."""
+class Fitted:
+    """Kept after a change that is fitted to the first `tokens`, which wait in full until there are so many.
+
+    fit: what is fitted to them, float32 of any shape, from (batch, kv_heads, tokens, dim). before, after: a change of
+        tokens by that, and its way back.
+    """
 
     side: Side
     tokens: int
+    fit: Callable[[Tensor], Tensor]
+    before: Callable[[Tensor, Tensor], Tensor]
+    after: Callable[[Tensor, Tensor], Tensor]
 
     def start(self, x: Tensor) -> State:
         return self.side.start(x), x.to(FULL), None
 
     def append(self, state: State, x: Tensor) -> State:
-        inner, rest, mean = state
+        inner, rest, fitted = state
         x = x.to(FULL)  # all of them, as some have to wait in that
-        if mean is None:
+        if fitted is None:
             rest = torch.cat((rest, x), 2)
             if rest.shape[2] < self.tokens:
                 return inner, rest, None
-            mean = rest[:, :, : self.tokens].mean(2, keepdim=True, dtype=torch.float32)  # (batch, kv_heads, 1, dim)
+            fitted = self.fit(rest[:, :, : self.tokens].float())
             x, rest = rest, rest[:, :, :0].clone()
-        return self.side.append(inner, x.float() - mean), rest, mean
+        return self.side.append(inner, self.before(x.float(), fitted)), rest, fitted
 
     def read(self, state: State) -> Tensor:
-        inner, rest, mean = state
-        return rest if mean is None else self.side.read(inner).float() + mean
+        inner, rest, fitted = state
+        return rest if fitted is None else self.after(self.side.read(inner).float(), fitted)
+
+
+def smoothed(side: Side, tokens: int) -> Fitted:
+    """Less the mean of the first tokens."""
+    return Fitted(side, tokens, lambda x: x.mean(2, keepdim=True), torch.sub, torch.add)
 
 
 ONE_SIDE: Mapping[str, Option] = {
