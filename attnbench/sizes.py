@@ -295,6 +295,16 @@ class Sweep:
                 yield attention.replace(**own, layers=layers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed(Sweep):
+    """Workloads that are no product of axes, such as drawn ones; they have `device` and `threads` in common."""
+
+    listed: tuple[Workload, ...]
+
+    def workloads(self) -> list[Workload]:
+        return sorted(dict.fromkeys(self.listed), key=_size)
+
+
 def _size(w: Workload) -> tuple[int, ...]:
     return list(PHASES).index(w.phase), w.batch * w.heads * w.seq * w.kv_seq, SCOPES.index(w.scope), w.layers
 

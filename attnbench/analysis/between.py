@@ -44,6 +44,10 @@ class Change:
         """Whether NEW is slower by more than this share for certain, or has no number where BASE has one."""
         return self.verdict == BROKEN or (self.high is not None and self.high < 1 - share)
 
+    def is_apart(self, share: float) -> bool:
+        """Whether NEW is slower or faster by more than this share for certain."""
+        return (self.high is not None and self.high < 1 - share) or (self.low is not None and self.low > 1 + share)
+
     def as_dict(self) -> dict[str, Any]:
         told = (
             "status",

@@ -33,6 +33,7 @@ COMMANDS = (
     "run",
     "show",
     "theory",
+    "verify",
 )
 """Each is `command` in the module of its name here."""
 

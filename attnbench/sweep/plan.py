@@ -213,6 +213,12 @@ def choose(plugins: str, baseline: str) -> tuple[list[Request], Request | None]:
     return requests, base[0]
 
 
+def asked_of(server: Forkserver, asked: Asked, request: Request, workloads: Sequence[Workload]) -> list[Cell]:
+    """The cells of one request. Raises: AttnbenchError: see `cells_of`."""
+    limit = asked.memory if of(asked.sweep.device).limits_process else None
+    return list(cells_of(request, ask(server, request, workloads, limit), workloads))
+
+
 def plan(server: Forkserver, asked: Asked, requests: Sequence[Request], base: Request | None) -> tuple[list[Cell], str]:
     """All cells, workload by workload with the baseline first, and the baseline's canonical name ("" for none).
 
@@ -220,9 +226,8 @@ def plan(server: Forkserver, asked: Asked, requests: Sequence[Request], base: Re
         AttnbenchError: a plugin, an option or a combination of sizes is not to be had.
     """
     workloads = asked.sweep.workloads()
-    limit = asked.memory if of(asked.sweep.device).limits_process else None
-    base_cells = list(cells_of(base, ask(server, base, workloads, limit), workloads)) if base else []
-    cells = [c for r in requests for c in cells_of(r, ask(server, r, workloads, limit), workloads)]
+    base_cells = asked_of(server, asked, base, workloads) if base else []
+    cells = [c for r in requests for c in asked_of(server, asked, r, workloads)]
     unique: dict[tuple[str, Any], Cell] = {}
     for cell in [*base_cells, *cells]:
         unique.setdefault((cell.plugin, cell.workload), cell)
