@@ -32,6 +32,7 @@ COMMANDS = (
     "report",
     "run",
     "show",
+    "submit",
     "theory",
     "verify",
 )

@@ -39,27 +39,27 @@ def command(
 ) -> None:
     """Measure a drawn sample of the cells of RUN on this machine, and say which hold as ratios.
 
-    A cell claims a speedup over its baseline. It holds where the speedup here is the same within --same for certain,
-    and does not hold where it is not for certain, or where the variant is wrong here. Exits with 1 where a cell does
-    not hold, or nothing can be told of any.
+    RUN is a run's folder, or a file that attnbench submit wrote. A cell claims a speedup over its baseline. It holds
+    where the speedup here is the same within --same for certain, and does not hold where it is not for certain, or
+    where the variant is wrong here. Exits with 1 where a cell does not hold, or nothing can be told of any.
 
     \b
     attnbench verify results/RUN
-    attnbench verify results/RUN --cells 20 --budget 300 --seed 1
+    attnbench verify submissions/FILE --cells 20 --budget 300 --seed 1
     """
     from rich.console import Console
 
     from attnbench.advice.verify import verify
     from attnbench.commands.watch import Watch
-    from attnbench.records.run import read_meta, rows
+    from attnbench.records.submission import read
 
     margin = parse_precision(same, "same")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    meta = read_meta(run)
+    shared = read(run)
     options.warn_of_packages()
     with Watch(Console(stderr=True, quiet=as_json), 0) as watch:
         found = verify(
-            rows(run),
+            shared.rows(),
             seed=seed,
             cells=cells,
             budget=budget,
@@ -73,7 +73,7 @@ def command(
         counts = {"claims": found.claims, "seed": seed, "margin": margin, "failed": found.failed}
         print_json({"run": str(run), **counts, "cells": [each.as_dict() for each in found.checked]})
     else:
-        _print(found, meta, seed, same)
+        _print(found, shared.meta, seed, same)
     sys.exit(CELL_FAILED if found.failed else 0)
 
 

@@ -111,6 +111,8 @@ def machine_name(run: Meta) -> str:
 
 
 def _hardware(machine: Mapping[str, Any]) -> str:
+    if machine.get("named"):  # by whoever shared the run
+        return str(machine["named"])
     if machine.get("gpu"):
         return str(machine["gpu"])
     cores = f", {units.count(machine['cores'], 'core')}" if machine.get("cores") else ""
