@@ -32,6 +32,7 @@ COMMANDS = (
     "report",
     "run",
     "show",
+    "site",
     "submit",
     "theory",
     "verify",

@@ -57,16 +57,15 @@ def of_rows(path: Path, meta: dict[str, Any], rows: Sequence[Row]) -> Shared:
     """Without what is not shared. Raises: AttnbenchError: there are no rows."""
     if not rows:
         raise AttnbenchError(f"{path} has no rows; make a run with: attnbench run")
-    columns = {name: [row.get(name) for row in rows] for name in COLUMNS if name not in _LEFT_OUT}
+    columns = {name: [_short(row.get(name)) for row in rows] for name in COLUMNS if name not in _LEFT_OUT}
     kept = {name: values for name, values in columns.items() if any(value not in (None, []) for value in values)}
     return Shared(path, meta, kept, len(rows))
 
 
 def content(shared: Shared) -> bytes:
     """Of the file."""
-    columns = {name: [_short(value) for value in values] for name, values in shared.columns.items()}
-    same = {name: values[0] for name, values in columns.items() if all(value == values[0] for value in values)}
-    told = {name: values for name, values in columns.items() if name not in same}
+    same = {name: values[0] for name, values in shared.columns.items() if all(v == values[0] for v in values)}
+    told = {name: values for name, values in shared.columns.items() if name not in same}
     head = {"submission": LAYOUT, "schema": SCHEMA, "run": shared.meta, "rows": shared.length, "same": same}
     lines = [f"{json.dumps(name)}: {strict.dumps(value)}" for name, value in head.items()]
     body = ",\n".join(f" {json.dumps(name)}: {strict.dumps(values)}" for name, values in told.items())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -45,6 +45,7 @@ from attnbench.report.tables.caches import by_cache, done
 from attnbench.report.tables.inputs import by_inputs
 from attnbench.report.tables.levels import by_level
 from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
+from attnbench.report.templates import templates
 
 Draw = Callable[[Sequence[Panel], Style], Figure | None]
 
@@ -232,12 +233,7 @@ def _when_and_where(run: Meta) -> str:
 
 
 def _templates(**settings: Any) -> Environment:
-    """Every value is escaped, by `settings`, unless it is marked safe."""
-    here = Path(__file__).parent
-    loader = FileSystemLoader(here)
-    made = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
-    made.globals["css"] = Markup((here / "report.css").read_text(encoding="utf-8"))
-    made.globals["scripts"] = [Markup((here / name).read_text(encoding="utf-8")) for name in _SCRIPTS]
+    made = templates(_SCRIPTS, **settings)
     made.filters["fenced"] = fenced
     return made
 

@@ -77,7 +77,7 @@ def arrange(frame: pd.DataFrame, runs: Sequence[Meta]) -> list[Panel]:
     """
     if frame.empty:
         return []
-    words = pd.DataFrame([_words(row, _apart(frame, runs)) for row in as_rows(frame)], index=frame.index)
+    words = pd.DataFrame([dimensions(row, _apart(frame, runs)) for row in as_rows(frame)], index=frame.index)
     words, lengths = _name_lengths(frame, words)
     words = _join_batches(frame, words, lengths)
     if words["inputs"].nunique() > 1:
@@ -133,7 +133,7 @@ def _apart(frame: pd.DataFrame, runs: Sequence[Meta]) -> bool:
     return bool((cells > 1).any()) or len({identity(dict(run.get("machine") or {})) for run in runs}) > 1
 
 
-def _words(row: Row, apart: bool) -> dict[str, str]:
+def dimensions(row: Row, apart: bool = False) -> dict[str, str]:
     """Each dimension of a row's workload in words; a dimension's usual value is an empty word."""
     grouped, same_dim = row["kv_heads"] != row["heads"], row["head_dim"] == row["value_dim"]
     heads = units.count(int(row["heads"]), "head")
