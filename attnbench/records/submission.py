@@ -8,14 +8,15 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from attnbench.errors import AttnbenchError, refusals
 from attnbench.records import flaws, run, strict
-from attnbench.records.schema import COLUMNS, SCHEMA, SCHEMA_COLUMNS, STATUSES, Row
+from attnbench.records.schema import COLUMNS, SCHEMA, SCHEMA_COLUMNS, STATUSES, WORKLOAD, Column, Row
 
 SUFFIX = ".attnbench.json"
 LAYOUT = 1
@@ -33,6 +34,25 @@ _KINDS: Mapping[str, Any] = {
     "kinds": list[list[str] | None],
 }
 _TYPES = {column.name: _KINDS[column.kind] for column in SCHEMA_COLUMNS}
+
+
+def _field(column: Column) -> Any:
+    kind, needed = get_args(_KINDS[column.kind])[0], column.name in _NEEDED and column.name not in _LATER
+    return (column.name, kind) if needed else (column.name, kind | None, None)
+
+
+_Cell = msgspec.defstruct("_Cell", [_field(column) for column in SCHEMA_COLUMNS], kw_only=True)
+
+
+class _Line(msgspec.Struct):
+    """Of cells.jsonl, without what is not shared: to build samples only to drop them takes most of the time."""
+
+    schema: int
+    cells: list[_Cell]  # type: ignore[valid-type]
+
+
+_names = attrgetter("plugin", *WORKLOAD)
+_lines = msgspec.json.Decoder(_Line).decode
 
 
 @dataclass(frozen=True)
@@ -55,11 +75,39 @@ class Shared:
 
 def of_rows(path: Path, meta: dict[str, Any], rows: Sequence[Row]) -> Shared:
     """Without what is not shared. Raises: AttnbenchError: there are no rows."""
-    if not rows:
+    return _of_columns(path, meta, {name: [row.get(name) for row in rows] for name in COLUMNS}, len(rows))
+
+
+def _of_columns(path: Path, meta: dict[str, Any], columns: Mapping[str, list[Any]], length: int) -> Shared:
+    if not length:
         raise AttnbenchError(f"{path} has no rows; make a run with: attnbench run")
-    columns = {name: [_short(row.get(name)) for row in rows] for name in COLUMNS if name not in _LEFT_OUT}
-    kept = {name: values for name, values in columns.items() if any(value not in (None, []) for value in values)}
-    return Shared(path, meta, kept, len(rows))
+    kept = {name: _short(values) for name, values in columns.items() if name not in _LEFT_OUT and _has_any(values)}
+    return Shared(path, meta, kept, length)
+
+
+def _has_any(values: Sequence[Any]) -> bool:
+    return any(value is not None and value != [] for value in values)
+
+
+def _short(values: Sequence[Any]) -> list[Any]:
+    return [float(f"{value:.{_DIGITS}g}") if value.__class__ is float else value for value in values]
+
+
+def _of_folder(path: Path) -> Shared:
+    """Raises: AttnbenchError: see `records.run.rows`."""
+    meta, file, found = run.read_meta(path), path / "cells.jsonl", dict[tuple[Any, ...], Any]()
+    try:
+        data = file.read_bytes()
+        for line in map(_lines, data[: data.rfind(b"\n") + 1].splitlines()):
+            found |= {_names(cell): cell for cell in line.cells}
+            if line.schema > SCHEMA:
+                raise ValueError
+    except (OSError, ValueError, RecursionError):
+        return of_rows(path, meta, run.rows(path))  # which says what is wrong
+    columns = {name: [getattr(cell, name) for cell in found.values()] for name in COLUMNS}
+    if not set(STATUSES).issuperset(columns["status"]):
+        return of_rows(path, meta, run.rows(path))
+    return _of_columns(path, meta, columns, len(found))
 
 
 def content(shared: Shared) -> bytes:
@@ -72,10 +120,6 @@ def content(shared: Shared) -> bytes:
     return ("{\n" + ",\n".join([*lines, f'"columns": {{\n{body}\n}}']) + "\n}\n").encode()
 
 
-def _short(value: Any) -> Any:
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
-
-
 def read(path: Path) -> Shared:
     """The run in a file, or in a run's folder.
 
@@ -83,7 +127,7 @@ def read(path: Path) -> Shared:
         AttnbenchError: it is neither, is damaged, or a newer attnbench wrote it.
     """
     if path.is_dir():
-        return of_rows(path, run.read_meta(path), run.rows(path))
+        return _of_folder(path)
     with refusals(f"read {path}"):
         data = path.read_bytes()
     try:

@@ -1,7 +1,7 @@
 """A leaderboard of many machines' runs as static pages: index.html, and a file of rows for each shape.
 
-A shape is a workload but for device, dtype, threads and seed; the page loads the one that is looked at. Each row is what
-one run measured: nothing is averaged.
+A shape is a workload but for device, dtype, threads and seed; the page loads the one that is looked at. Each row is
+what one run measured: nothing is averaged.
 Names and reasons are data: the page's scripts put them in as text.
 """
 
