@@ -143,6 +143,9 @@ SMALL = [
     (r"^attnbench check ", "attnbench check --case odd "),
     (r"^attnbench doctor", "attnbench doctor --seconds 2"),
     (r"^attnbench calibrate", "attnbench calibrate --only ceilings"),
+    # Of runs that are fit for it, which a run of seconds is not.
+    (r"verify results/RUN", f"verify --cells 1 --budget 5 {ROOT / 'results/2026-11-29-cpu-isa-auto'}"),
+    (r"submit results/RUN", f"submit {ROOT / 'results/2026-11-25-phases-2'}"),
     (r"^attnbench generate ", "attnbench generate --prompt 16 --tokens 2 --repeats 1 "),
 ]
 
@@ -170,7 +173,7 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path: Path) -> None:
             line = line.replace("RUN", runs[0]).replace("OTHER", alike[-1])
         words = shlex.split(line)
         done = python(tmp_path, "-m", *words)
-        busy = words[1] in ("doctor", "calibrate") and done.returncode == 1  # the machine is, and it says so
+        busy = words[1] in ("doctor", "calibrate", "verify") and done.returncode == 1  # the machine is, and it says so
         assert done.returncode == 0 or busy, f"{line}\n{done.stdout}{done.stderr}"
         made = [path.parent.name for path in (tmp_path / "results").glob("*/cells.jsonl")]
         if words[1] == "run" and not {"--dry-run", "--resume"} & set(words):

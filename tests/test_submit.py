@@ -77,7 +77,7 @@ def test_a_damaged_file_is_refused_in_a_line(file: Path, tmp_path: Path, edit: C
 UNFIT: dict[str, tuple[Callable[[dict[str, Any], Lines], Any], str]] = {
     "unfinished": (lambda meta, lines: meta.update(finished=None), "attnbench run --resume"),
     "nameless": (lambda meta, lines: meta["machine"].update(cpu="unknown"), "--machine"),
-    "uncalibrated": (lambda meta, lines: meta.update(ceilings=None), "attnbench calibrate --device cpu --threads 2"),
+    "uncalibrated": (lambda meta, lines: meta.update(ceilings=None), "attnbench calibrate --only ceilings --device cpu --threads 2"),
     "other threads": (lambda meta, lines: meta["ceilings"].update(threads=1), "--threads 2"),
     "noisy ceilings": (lambda meta, lines: meta["ceilings"].update(disturbed=0.4), "40% of the cores"),
     "uncommitted": (lambda meta, lines: meta["machine"].update(git="abc-dirty"), "commit them"),

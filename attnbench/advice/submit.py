@@ -102,12 +102,15 @@ def _of_version(meta: dict[str, Any]) -> Iterator[Missing]:
 
 def _of_ceilings(meta: dict[str, Any], cells: Sequence[Row]) -> Iterator[Missing]:
     known = Ceilings.from_dict(meta.get("ceilings"))
-    works = {(w.device, w.threads if w.on_host else None): w for w in (key(row)[1] for row in cells)}
-    for (device, threads), workload in works.items():
+    works = {(w.device, w.threads if w.on_host else None, row.get("isa")): w for row in cells for w in [key(row)[1]]}
+    for (device, threads, isa), workload in works.items():
         option = f"--device {device}" + (f" --threads {threads}" if threads else "")
+        option += f" --isa {isa}" if isa not in (None, "", "auto") else ""
         if known is None or known.device != device or (threads and known.threads != workload.threads):
             told = f"the machine was not calibrated for {device}" + (f" with {threads} threads" if threads else "")
-            yield Missing(told, f"attnbench calibrate {option}, on that machine, then attnbench submit again")
+            yield Missing(
+                told, f"attnbench calibrate --only ceilings {option}, on that machine, then attnbench submit again"
+            )
     if known and known.disturbed > QUIET:
         yield Missing(
             f"others took {known.disturbed:.0%} of the cores while it was calibrated",

@@ -86,6 +86,9 @@ def _print(found: "Verified", meta: Mapping[str, Any], seed: int, same: str) -> 
     click.echo(f"theirs: {_machine(theirs)}")
     if found.facts:
         click.echo(f"here:   {_machine(found.facts)}")
+    pairs = ((each.theirs.get("distribution"), each.ours.get("distribution")) for each in found.checked if each.ours)
+    for one, other in dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]):
+        click.echo(f"theirs came with {one or 'what it does not say'}, here with {other}")
     names = short_names({each.theirs["plugin"]: each.theirs["variant"] for each in found.checked})
     for workload, group in groupby(found.checked, key=lambda each: each.workload):
         click.echo(f"\n{workload.label()}")

@@ -140,7 +140,7 @@ addEventListener("DOMContentLoaded", () => {
     const machines = new Set(some.map((row) => row.machine)).size, missing = some.filter((row) => row.seconds === null).length;
     place("heading").textContent = shape.heading;
     place("count").textContent = `${some.length} of ${all.length} rows, ${machines} machine${machines === 1 ? "" : "s"}`
-      + (missing ? `; ${missing} without a number, which come last` : "") + ". * less precise than asked.";
+      + (missing ? `; ${missing} without a number, which come last` : "") + `. ${[...new Set(some.map((row) => row.dtype))].sort().join(" and ")}. * less precise than asked.`;
     draw(rows.filter((row) => row.seconds !== null), kinds[state.show]);
     table();
   }
