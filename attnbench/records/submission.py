@@ -128,6 +128,8 @@ def read(path: Path) -> Shared:
     """
     if path.is_dir():
         return _of_folder(path)
+    if not path.exists():
+        raise AttnbenchError(f"{path} is not there; give a run's folder, or a file that attnbench submit wrote")
     with refusals(f"read {path}"):
         data = path.read_bytes()
     try:

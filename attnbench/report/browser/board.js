@@ -52,7 +52,7 @@ addEventListener("DOMContentLoaded", () => {
   // What is shown of the shape's rows, without those that a newer run of the same machine stands for.
   function chosen() {
     const rows = loaded.get(state.shape), latest = new Map();
-    const key = (row) => [row.machine, row.plugin, row.dtype, row.device, row.threads].join();
+    const key = (row) => [row.machine, row.plugin, row.base, row.dtype, row.device, row.threads].join();
     for (const row of rows) {
       const known = latest.get(key(row));
       if (!known || row.started > known.started || (row.started === known.started && row.run > known.run)) latest.set(key(row), row);
