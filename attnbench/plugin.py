@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from attnbench.definition import Definition as Definition
 from attnbench.definition import FeatureMap as FeatureMap
@@ -18,6 +18,8 @@ from attnbench.definition import Maps as Maps
 from attnbench.definition import Recurrence as Recurrence
 from attnbench.definition import Softmax as Softmax
 from attnbench.errors import AttnbenchError
+from attnbench.past import Cache as Cache
+from attnbench.past import ragged as ragged_past
 from attnbench.workload import Workload
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class Decoding:
     start: (key, value, *gates, capacity) -> state: of `Workload.past` tokens, key (batch, kv_heads, past, head_dim) and
         so on. capacity: how many tokens the state will have to hold at most.
     step: (state, query, key, value, *gates) -> (out, state): of the new tokens, query (batch, heads, seq, head_dim) and
-        key (batch, kv_heads, kv_seq - past, head_dim) and so on, which join the past; for a full mask there are none.
+        key (batch, kv_heads, new, head_dim) and so on, which join the past; for a full mask there are none.
         The state that came in may share memory with the one that goes out, but a step from it once more answers
         the same: the harness repeats the step that it times.
     """
@@ -104,41 +106,6 @@ class Decoding:
     step: Callable[..., tuple[Tensor, Any]]
     implementation: str
     density: float | Callable[[], float | None] | None = None
-
-
-class Cache(NamedTuple):
-    """Keys (batch, kv_heads, capacity, head_dim) and values (.., capacity, value_dim), of which `length` are there."""
-
-    key: Tensor
-    value: Tensor
-    length: int
-
-    @classmethod
-    def of(cls, key: Tensor, value: Tensor, capacity: int) -> Cache:
-        """A cache with these in it, and room for `capacity` tokens in all."""
-        rooms = [x.new_empty(*x.shape[:2], capacity, x.shape[-1]) for x in (key, value)]
-        return cls(rooms[0], rooms[1], 0).append(key, value)
-
-    def append(self, key: Tensor, value: Tensor) -> Cache:
-        """With these behind what is there, written in place: no key is copied twice.
-
-        Raises:
-            AttnbenchError: there is no room for them.
-        """
-        end = self.length + key.shape[2]
-        if end > self.key.shape[2]:
-            raise AttnbenchError(f"a cache of {self.key.shape[2]} tokens has no room for {end}")
-        self.key[:, :, self.length : end] = key
-        self.value[:, :, self.length : end] = value
-        return Cache(self.key, self.value, end)
-
-    @property
-    def keys(self) -> Tensor:
-        return self.key[:, :, : self.length]
-
-    @property
-    def values(self) -> Tensor:
-        return self.value[:, :, : self.length]
 
 
 class Configured:
@@ -206,10 +173,11 @@ class Plugin(Configured):
         return False
 
     def ragged(self, workload: Workload) -> bool:
-        """Whether `build` takes this batch of entries with lengths of their own, `Workload.lengths`, all in one call.
+        """Whether it takes this batch of entries with lengths of their own, `Workload.lengths`, all in one call.
 
-        Its call then gets tensors that are padded to the longest entry, and puts out 0 behind each entry's end;
-        `Workload.entries` says what each is. Where not, and in phase decode, the harness calls it entry by entry.
+        The call of `build`, or start and step of `decoding`, then get tensors that are padded to the longest entry, and
+        put out 0 behind each entry's end; `Workload.entries` says what each is: its queries, its past and new tokens
+        are the first ones. Where not, the harness calls it entry by entry.
         """
         return False
 
@@ -235,9 +203,12 @@ class Plugin(Configured):
     def decoding(self, workload: Workload) -> Decoding:
         """How this workload's new tokens join its past: `build`'s call over a KV cache, unless a variant knows better.
 
-        The call then gets the cache as views that are not contiguous.
+        The call then gets the cache as views that are not contiguous; of a ragged batch all of it.
         """
         made = built(self, workload)
+        if workload.lengths:
+            start, ragged_step = ragged_past(workload, made.call)
+            return Decoding(start, ragged_step, made.implementation, made.density)
 
         def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
             state = state.append(key, value)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from attnbench import batch as batches
 from attnbench.activations import Activations, named
 from attnbench.bias import BIASES, Bias
 from attnbench.errors import AttnbenchError
@@ -90,6 +91,7 @@ class Workload:
     layers: blocks stacked on each other; 1 for attention alone.
     lengths: of a ragged batch, the keys of each entry, such as "512,300"; tensors are padded behind them to kv_seq.
         Where seq and kv_seq are the same, an entry has as many queries; what is put out behind them is 0.
+        Or a server's batch, such as "q2k_8q1s1k", whose entries have queries and keys of their own: see `of_batch`.
     inputs: "normal", "outlier", or a layer of a model whose activations they are: see `activations`.
 
     Raises:
@@ -162,7 +164,9 @@ class Workload:
             raise AttnbenchError(
                 "--block encoder sees all tokens at once and decodes none; use decoder-only or decoder"
             )
-        if self.lengths:
+        if batches.is_spec(self.lengths):
+            self._check_batch()
+        elif self.lengths:
             self._check_lengths()
 
     def _check_scores(self) -> None:
@@ -186,16 +190,51 @@ class Workload:
                 "--lengths is for self-attention or cross-attention, not for --block decoder with both"
             )
 
+    def _check_batch(self) -> None:
+        sizes = batches.parse(self.lengths)
+        queries, keys = (max(each) for each in zip(*sizes, strict=True))
+        if (self.batch, self.seq, self.kv_seq) != (len(sizes), queries, keys):
+            raise AttnbenchError(
+                f"--batch-spec {self.lengths!r} has a batch of {len(sizes)}, up to {queries} queries and {keys} keys"
+            )
+        if self.scope == "block" or self.trains:
+            raise AttnbenchError("--batch-spec is for attention alone, in the phases decode and forward")
+        if not self.is_causal:
+            raise AttnbenchError("--batch-spec is of tokens in their order: --mask causal or window:N")
+
+    @classmethod
+    def of_batch(cls, spec: str, **values: Any) -> Workload:
+        """A server's batch, such as "q2k_8q1s1k": prompts, chunks of them and decoding steps beside each other.
+
+        Tensors are padded to the most queries and keys of an entry. In phase decode, which it is in unless `values` say
+        otherwise, each entry's queries bring the last of its keys with them; forward, all keys come with the call.
+
+        Raises:
+            AttnbenchError: the spec is malformed (see `batch`), or no workload has these values.
+        """
+        sizes = batches.parse(spec)
+        queries, keys = (max(each) for each in zip(*sizes, strict=True))
+        own = {"lengths": batches.written(sizes), "batch": len(sizes), "seq": queries, "kv_seq": keys}
+        return cls(**({"phase": "decode", "mask": "causal"} | values | own))
+
     @property
     def _is_square(self) -> bool:
         return self.seq == self.kv_seq and not self.decodes
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Queries and keys of each entry of a ragged batch; empty where all are alike."""
+        if batches.is_spec(self.lengths):
+            return batches.parse(self.lengths)
+        each = [int(n) for n in self.lengths.split(",")] if self.lengths else []
+        return tuple((n if self._is_square else self.seq, n) for n in each)
 
     def entries(self) -> list[Workload]:
         """Each batch entry of a ragged batch as a problem of its own; otherwise the whole as it is."""
         if not self.lengths:
             return [self]
-        each = [int(n) for n in self.lengths.split(",")]
-        return [self.replace(batch=1, lengths="", kv_seq=n, seq=n if self._is_square else self.seq) for n in each]
+        made = {own: self.replace(batch=1, lengths="", seq=own[0], kv_seq=own[1]) for own in set(self.sizes)}
+        return [made[own] for own in self.sizes]
 
     @property
     def styled(self) -> Style:
@@ -277,10 +316,20 @@ class Workload:
 
     @property
     def past(self) -> int:
-        """Tokens whose keys and values were there before: of a decoding step those that its queries don't bring."""
+        """Tokens whose keys and values were there before: of a decoding step those that its queries don't bring.
+
+        Of a ragged batch, those of the entry that has most.
+        """
         if not self.decodes:
             return 0
+        if batches.is_spec(self.lengths):
+            return max(keys - queries for queries, keys in self.sizes)
         return self.offset if self.is_causal or self.scope == "block" else self.kv_seq
+
+    @property
+    def new(self) -> int:
+        """Tokens whose keys and values a call brings; of a ragged batch, those of the entry that brings most."""
+        return self.seq if self.decodes and batches.is_spec(self.lengths) else self.kv_seq - self.past
 
     @property
     def _is_self_attention(self) -> bool:
@@ -325,14 +374,16 @@ class Workload:
         what = what if self.phase == "forward" else f"{self.phase} {what}"
         heads = str(self.heads) if self.group == 1 else f"{self.heads}/{self.kv_heads}"
         seq = str(self.seq) if self.kv_seq == self.seq else f"{self.seq}->{self.kv_seq}"
+        mixed = batches.is_spec(self.lengths)
+        size = f"{self.lengths} {heads}" if mixed else f"{self.batch}x{heads}x{seq}"
         dim = str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim}/{self.value_dim}"
         tail = "" if self.inputs == "normal" else f" {self.inputs} inputs{' (tiled)' if self.is_tiled else ''}"
-        tail += f" lengths {self.lengths}" if self.lengths else ""
+        tail += f" lengths {self.lengths}" if self.lengths and not mixed else ""
         tail += f" scale {self.softmax_scale:g}" if self.softmax_scale else ""
         tail += f" softcap {self.softcap:g}" if self.softcap else ""
         tail += f" {self.bias} bias" if self.bias else ""
         tail += " sinks" if self.sinks else ""
-        return f"{what} {self.batch}x{heads}x{seq}x{dim} {self.dtype} {self.mask}{tail}"
+        return f"{what} {size}x{dim} {self.dtype} {self.mask}{tail}"
 
 
 def flag(name: str) -> str:

@@ -8,7 +8,8 @@ that costs is a look into the table on the way to each key, in the kernels where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -23,38 +24,47 @@ from .tiled import Tiled
 
 
 class Pages(NamedTuple):
-    """Keys (pages, kv_heads, page, head_dim) and values (.., value_dim), of which each sequence has `length` tokens.
+    """Keys (pages, kv_heads, page, head_dim) and values (.., value_dim), of which each sequence has its `lengths`.
 
-    table: int32 (batch, pages of a sequence), which are its own.
+    table: int32 (batch, pages of the longest sequence), which are its own, in order. owned: how many.
     """
 
     key: Tensor
     value: Tensor
     table: Tensor
-    length: int
+    owned: tuple[int, ...]
+    lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, capacity: int, page: int, seed: int) -> Pages:
-        """A pool with these in it, and room for `capacity` tokens of each; the order of pages is drawn from `seed`."""
-        batch, each = key.shape[0], -(-capacity // page)
-        pools = [x.new_zeros(batch * each, x.shape[1], page, x.shape[3]) for x in (key, value)]
-        order = torch.randperm(batch * each, generator=torch.Generator().manual_seed(seed))
-        return cls(pools[0], pools[1], order.int().view(batch, each), 0).append(key, value)
+    def of(cls, key: Tensor, value: Tensor, capacities: Sequence[int], page: int, seed: int) -> Pages:
+        """A pool without tokens, with room for so many of each sequence; the order of pages is drawn from `seed`.
 
-    def append(self, key: Tensor, value: Tensor) -> Pages:
-        """With these tokens behind what is there, written in place.
+        key, value: (batch, kv_heads, any length, dim), as the tokens will be.
+        """
+        counts = [-(-capacity // page) for capacity in capacities]
+        pools = [x.new_zeros(sum(counts), x.shape[1], page, x.shape[3]) for x in (key, value)]
+        order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed)).int()
+        table = torch.nn.utils.rnn.pad_sequence(list(order.split(counts)), batch_first=True)  # (batch, most pages)
+        return cls(pools[0], pools[1], table, tuple(counts), (0,) * len(counts))
+
+    def append(self, key: Tensor, value: Tensor, counts: Sequence[int]) -> Pages:
+        """With the first so many tokens of each sequence behind what is there, written in place.
 
         Raises:
             AttnbenchError: there is no room for them.
         """
-        page, end = self.key.shape[2], self.length + key.shape[2]
-        if end > self.table.shape[1] * page:
-            raise AttnbenchError(f"{self.table.shape[1]} pages of {page} tokens have no room for {end}")
-        at = torch.arange(self.length, end)  # (new,)
-        own = self.table[:, at // page]  # (batch, new), the page of each token
-        self.key[own, :, at % page] = key.transpose(1, 2)  # (batch, new, kv_heads, head_dim)
-        self.value[own, :, at % page] = value.transpose(1, 2)  # (batch, new, kv_heads, value_dim)
-        return self._replace(length=end)
+        page, start = self.key.shape[2], 0
+        ends = tuple(at + count for at, count in zip(self.lengths, counts, strict=True))
+        for owned, end in zip(self.owned, ends, strict=True):
+            if end > owned * page:
+                raise AttnbenchError(f"{owned} pages of {page} tokens have no room for {end}")
+        for count, alike in groupby(counts):  # neighbours that get as many are written together
+            own = slice(start, start := start + len(list(alike)))
+            at = torch.tensor(self.lengths[own])[:, None] + torch.arange(count)  # (sequences, new)
+            pages = self.table[own].gather(1, at // page)  # (sequences, new), the page of each token
+            self.key[pages, :, at % page] = key[own, :, :count].transpose(1, 2)  # (sequences, new, kv_heads, head_dim)
+            self.value[pages, :, at % page] = value[own, :, :count].transpose(1, 2)  # (.., kv_heads, value_dim)
+        return self._replace(lengths=ends)
 
 
 class Paged(Plugin):
@@ -89,18 +99,23 @@ class Paged(Plugin):
         return Attention(call, made.implementation)
 
     def decoding(self, workload: Workload) -> Decoding:
+        how = kernels.described(workload.dtype)
         if workload.lengths:
-            call, _ = Tiled(impl="native").over_entries(workload)
+            call, pieces = Tiled(impl="native").over_entries(workload)
+            how += f", {pieces}"
         else:
             kernel, plan, keys = Tiled(impl="native").kernel(workload)
             call = kernels.paged(kernel, workload, plan, keys)
+        entries = workload.entries() if workload.lengths else [workload] * workload.batch
+        past, new = [entry.past for entry in entries], [entry.new for entry in entries]
 
         def start(key: Tensor, value: Tensor, capacity: int) -> Pages:
-            return Pages.of(key, value, capacity, self.page, workload.seed)
+            more = capacity - workload.kv_seq
+            pages = Pages.of(key, value, [entry.kv_seq + more for entry in entries], self.page, workload.seed)
+            return pages.append(key, value, past)
 
         def step(state: Pages, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Pages]:
-            state = state.append(key, value)
+            state = state.append(key, value, new)
             return call(query, state.key, state.value, state.table), state
 
-        how = f"{kernels.described(workload.dtype)}, pages of {self.page} tokens in random order"
-        return Decoding(start, step, how)
+        return Decoding(start, step, f"{how}, pages of {self.page} tokens in random order")

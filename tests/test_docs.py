@@ -131,6 +131,7 @@ SMALL = [
     (r"(?<=--seq )\d+(?!\S)", "64"),
     (r"(?<=--kv-seq )\d+", "128"),
     (r"(?<=--lengths )\S+", "64,30,7,9"),
+    (r"(?<=--batch-spec )\S+", "q64_2q1s64"),
     (r"(?<=--layers )1,\S+", "1,2"),
     (r"(?<=--layers )4(?!\S)", "2"),
     (r",smollm2:3", ""),  # it takes a minute to capture, where the model is installed: see test_activations.py

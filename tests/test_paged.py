@@ -31,14 +31,26 @@ def test_a_step_over_pages_is_the_step_over_a_cache(page: int, seq: int, dtype: 
 
 def test_pages_lie_in_no_order_and_are_shared_by_nobody() -> None:
     key, value = torch.randn(3, 2, 70, 8), torch.randn(3, 2, 70, 4)
-    pages = Pages.of(key, value, 100, 16, seed=0)
+    pages = Pages.of(key, value, [100] * 3, 16, seed=0).append(key, value, [70] * 3)
     assert pages.table.shape == (3, 7)
     assert sorted(pages.table.flatten().tolist()) == list(range(21))
     assert pages.table.flatten().tolist() != list(range(21))
     held = pages.key[pages.table[1].long()].transpose(0, 1).flatten(1, 2)  # (kv_heads, pages * page, head_dim)
     assert torch.equal(held[:, :70], key[1])
     with pytest.raises(AttnbenchError, match="7 pages of 16 tokens have no room for 113"):
-        pages.append(torch.randn(3, 2, 43, 8), torch.randn(3, 2, 43, 4))
+        pages.append(torch.randn(3, 2, 43, 8), torch.randn(3, 2, 43, 4), [43] * 3)
+
+
+def test_each_sequence_owns_the_pages_that_it_needs_and_no_other() -> None:
+    key, value = torch.randn(3, 2, 40, 8), torch.randn(3, 2, 40, 4)
+    pages = Pages.of(key, value, [40, 5, 17], 16, seed=3).append(key, value, [38, 4, 16])
+    assert pages.key.shape[0] == 3 + 1 + 2
+    pages = pages.append(key[:, :, 38:], value[:, :, 38:], [2, 1, 1])
+    assert pages.lengths == (40, 5, 17)
+    held = pages.value[pages.table[2, :2].long()].transpose(0, 1).flatten(1, 2)  # (kv_heads, 2 * page, value_dim)
+    assert torch.equal(held[:, :17], torch.cat([value[2, :, :16], value[2, :, 38:39]], 1))
+    with pytest.raises(AttnbenchError, match="1 pages of 16 tokens have no room for 17"):
+        pages.append(key, value, [0, 12, 0])
 
 
 def test_a_plugin_of_all_is_not_asked_for_by_its_name() -> None:

@@ -81,6 +81,8 @@ def _check(picture: Path, given: Given) -> None:
     from attnbench.advice import shown
 
     shown.check(picture)
+    if given["batch_spec"]:
+        raise AttnbenchError("--map is over sizes, and --batch-spec has its own; drop one of them")
     words = {name: text for name, text in given.items() if isinstance(text, str) and name != "plugins"}
     several = [name for name, text in words.items() if _SEVERAL.search(text)]
     if not given["seq"] and not given["kv_seq"] and not given["tokens"]:

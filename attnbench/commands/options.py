@@ -105,6 +105,10 @@ _WORKLOADS = (
     option("--style", type=click.Choice(list(STYLES)), help="Of the block's layers.  [default: classic]"),
     option("--layers", help="Blocks stacked on each other.  [default: 1]"),
     option("--lengths", help="Of a ragged batch, the tokens of each entry: 512,300,77; or drawn."),
+    option(
+        "--batch-spec",
+        help="A server's batch in vLLM's grammar: q2k_8q1s1k, a prompt beside 8 decoding steps at 1024 keys.",
+    ),
     option("--inputs", help=f"{', '.join(INPUTS)} or a model's layer, smollm2:3; lists too.  [default: normal]"),
     option("--seed", type=click.IntRange(0, 2**31 - 1), help="[default: 0]"),
     THREADS,

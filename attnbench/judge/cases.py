@@ -115,12 +115,7 @@ def _cases() -> Iterator[Case]:
     yield from _beyond()
     yield Case("twice", "repeats", _SMALL.replace(**_lengths(130)), "twice")
     yield Case("no-batch", "shapes", _SMALL, "no-batch")
-    steps = {
-        "steps": _lengths(1, 40), "chunks": _lengths(4, 61), "from-nothing": _lengths(1, 6),
-        "grouped-steps": _lengths(1, 70, heads=4), "batch-steps": _lengths(1, 33, batch=2, value_dim=48),
-    }  # fmt: skip
-    yield from _each("decoding", steps, "steps", phase="decode", mask="causal")
-    yield from _each("decoding", {"crossing": _lengths(3, 50)}, phase="decode")
+    yield from _decoding()
     yield from _each("gradients", {
         "gradient": _lengths(33), "gradient-grouped": _lengths(40, heads=4, value_dim=48),
         "gradient-cache": _lengths(20, 70), "gradient-one": _lengths(1, 5), "gradient-tail": _lengths(129),
@@ -141,6 +136,19 @@ def _cases() -> Iterator[Case]:
         "workspace": _lengths(1024, 1024), "workspace-grouped": _lengths(700, 1500, heads=8),
     }, "workspace", head_dim=64, value_dim=64)  # fmt: skip
     yield Case("drawn", "drawn", _SMALL)
+
+
+def _decoding() -> Iterator[Case]:
+    steps = {
+        "steps": _lengths(1, 40), "chunks": _lengths(4, 61), "from-nothing": _lengths(1, 6),
+        "grouped-steps": _lengths(1, 70, heads=4), "batch-steps": _lengths(1, 33, batch=2, value_dim=48),
+    }  # fmt: skip
+    yield from _each("decoding", steps, "steps", phase="decode", mask="causal")
+    yield from _each("decoding", {"crossing": _lengths(3, 50)}, phase="decode")
+    served = _lengths(21, 40, batch=5, lengths="q21_2q1s40_q5s18_q1s2")
+    yield from _each(
+        "decoding", {"served": served, "served-grouped": served | {"heads": 4}}, phase="decode", mask="causal"
+    )
 
 
 CASES = {case.name: case for case in _cases()}

@@ -151,7 +151,7 @@ def _laid(task: Task, lay: str) -> tuple[list[Tensor], draws.Laid]:
 def _drawn(like: list[Tensor], workload: Workload, number: int, values: str) -> None:
     inputs.fill(like, workload, number)
     for b, entry in enumerate(workload.entries() if workload.lengths and workload.scope == "attention" else ()):
-        ends = (entry.seq, *(entry.kv_seq for _ in like[1:]))
+        ends = (entry.seq, *(entry.new for _ in like[1:]))
         for x, end in zip(like[:3], ends, strict=False):
             x[b, :, end:] = _GARBAGE
     if values:

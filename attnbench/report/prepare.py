@@ -13,6 +13,7 @@ import pandas as pd
 from attnbench import environment
 from attnbench.analysis import attainable, shares
 from attnbench.analysis.frames import as_rows, filled
+from attnbench.batch import is_spec
 from attnbench.records.run import identity
 from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row
 from attnbench.report import units
@@ -137,6 +138,7 @@ def dimensions(row: Row, apart: bool = False) -> dict[str, str]:
     """Each dimension of a row's workload in words; a dimension's usual value is an empty word."""
     grouped, same_dim = row["kv_heads"] != row["heads"], row["head_dim"] == row["value_dim"]
     heads = units.count(int(row["heads"]), "head")
+    lengths = row["lengths"] if isinstance(row["lengths"], str) else ""
     return {
         "run": f"run {row['run']}" if apart else "",
         "scope": _scope(row),
@@ -149,10 +151,10 @@ def dimensions(row: Row, apart: bool = False) -> dict[str, str]:
         "softcap": f"softcap {row['softcap']:g}" if row["softcap"] else "",
         "bias": f"{row['bias']} bias" if isinstance(row["bias"], str) and row["bias"] else "",
         "sinks": "sinks" if row["sinks"] else "",
-        "batch": f"batch {int(row['batch'])}",
+        "batch": "" if is_spec(lengths) else f"batch {int(row['batch'])}",
         "heads": heads + (f" on {units.count(int(row['kv_heads']), 'kv head')}" if grouped else ""),
         "dim": f"head dim {int(row['head_dim'])}" + ("" if same_dim else f", value dim {int(row['value_dim'])}"),
-        "ragged": "ragged batch" if isinstance(row["lengths"], str) and row["lengths"] else "",
+        "ragged": f"batch {lengths}" if is_spec(lengths) else "ragged batch" if lengths else "",
         "inputs": "" if row["inputs"] == "normal" else f"{row['inputs']} inputs",
         "seed": f"seed {int(row['seed'])}" if row["seed"] else "",
         "threads": units.count(int(row["threads"]), "thread") if DEVICES[row["device"]].host else "",
@@ -176,7 +178,9 @@ def _name_lengths(frame: pd.DataFrame, words: pd.DataFrame) -> tuple[pd.DataFram
         if group["kv_seq"].nunique() == 1 < group["seq"].nunique():
             names[group.index] = group["kv_seq"].map(lambda n: units.count(int(n), "key"))
         else:
-            names[group.index] = group["seq"].map(lambda n: units.count(int(n), "query", "queries"))
+            named = group["lengths"].map(lambda text: not (isinstance(text, str) and is_spec(text)))  # says it itself
+            queries = group["seq"].map(lambda n: units.count(int(n), "query", "queries"))
+            names[group.index] = queries.where(named, "")
             lengths[group.index] = group["kv_seq"]
     return words.assign(lengths=names), lengths
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from attnbench.batch import is_spec
 from attnbench.workload import flag
 
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim")
@@ -22,6 +23,7 @@ def repeat_command(row: Mapping[str, Any]) -> str:
     """
     plugin, baseline = str(row["plugin"]), row.get("baseline")
     baseline = baseline if isinstance(baseline, str) else ""
+    mixed = is_spec(str(row.get("lengths") or ""))
     decodes, own_masks = row["phase"] == "decode", row["scope"] == "block" and row["block"] != "encoder"
     usual = {
         "kv_seq": None if decodes else row["seq"],
@@ -31,7 +33,7 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         "mask": row["mask"] if own_masks and row["mask"] in ("full", "causal") else None,
         "softmax_scale": 0.0,
         "softcap": 0.0,
-        "phase": "forward",
+        "phase": "decode" if mixed else "forward",
         "norm": "pre",
         "layers": 1,
         "inputs": "normal",
@@ -40,8 +42,10 @@ def repeat_command(row: Mapping[str, Any]) -> str:
         "isa": "auto",
         "baseline": "sdpa",
     }
-    values = {"plugins": ",".join(dict.fromkeys(filter(None, (plugin, baseline))))}
+    values: dict[str, Any] = {"plugins": ",".join(dict.fromkeys(filter(None, (plugin, baseline))))}
     values |= {name: row.get(name, usual.get(name)) for name in (*_SIZES, *_REST, "l2", "isa")} | {"baseline": baseline}
+    if mixed:
+        values |= dict.fromkeys(("seq", "kv_seq", "batch", "lengths")) | {"batch_spec": row["lengths"]}
     words = ["attnbench", "run"]
     for name, value in values.items():
         if value not in ("", None, usual.get(name)) and value == value:

@@ -262,6 +262,7 @@ def run(
     style: str | None = None,
     layers: Sizes | None = None,
     lengths: str | None = None,
+    batch_spec: str | None = None,
     inputs: Names | None = None,
     baseline: str = "sdpa",
     seed: int | None = None,
@@ -282,9 +283,10 @@ def run(
     lengths, such as 1024, [512, 1000] or "512..16384", which doubles; batch, heads, kv_heads, head_dim, value_dim and
     layers likewise. tokens: of the whole batch at each length. preset: a model's sizes, or "standard". dtype, mask,
     phase: one name or several. scope: "attention", "block" or "all". block, norm, style: of it. scale, softcap,
-    bias: of the scores. lengths: of a ragged batch. inputs: how drawn, or a model's layer, "smollm2:3". baseline: what
-    speedups refer to, or "none". precision: at which half-width an interval has converged. budget, timeout: seconds for
-    the sweep and for a cell. memory: what may be in use. isa: "avx2" for no more than it.
+    bias: of the scores. lengths: of a ragged batch. batch_spec: a server's, "q2k_8q1s1k", in the place of sizes.
+    inputs: how drawn, or a model's layer, "smollm2:3". baseline: what speedups refer to, or "none". precision: at which
+    half-width an interval has converged. budget, timeout: seconds for the sweep and for a cell. memory: what may be in
+    use. isa: "avx2" for no more than it.
     out: the run's folder, not there yet, or None. progress: called with rows, later with better ones, and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 import msgspec
 
+from attnbench import batch as batches
 from attnbench.activations import Source, named
 from attnbench.devices.machine import default_threads
 from attnbench.environment import ISAS
@@ -31,6 +32,7 @@ from attnbench.workload import DTYPES, INPUTS, PHASES, flag
 _SIZES = ("seq", "kv_seq", "batch", "heads", "kv_heads", "head_dim", "value_dim", "layers")
 _NAMES = {"dtype": tuple(DTYPES), "phase": tuple(PHASES)}
 _PLAIN = ("softcap", "bias", "tokens", "scope", "block", "norm", "style", "lengths", "seed")
+_SIZED_BY_BATCH = ("seq", "kv_seq", "batch", "tokens", "lengths")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
 BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
@@ -62,6 +64,7 @@ class Given(TypedDict, total=False):
     style: str | None
     layers: Sizes | None
     lengths: str | None
+    batch_spec: str | None
     inputs: Names | None
     baseline: str
     seed: int | None
@@ -141,7 +144,11 @@ def _sweep(given: Given) -> Sweep:
     asked["style"] = "" if asked["style"] == "classic" else asked["style"]
     asked["inputs"], source = _inputs(values.get("inputs"))
     asked = {name: value for name, value in asked.items() if value is not None}
+    if spec := values.get("batch_spec"):
+        asked = _batch(spec, asked)
     if preset == STANDARD:
+        if spec:
+            raise AttnbenchError("--preset standard is one fixed sweep; drop --batch-spec")
         if fixed := sorted(asked.keys() & STANDARD_SWEEP.keys()):
             raise AttnbenchError(f"--preset standard is one fixed sweep; drop {flag(fixed[0])}")
         asked = dict(STANDARD_SWEEP)
@@ -154,6 +161,20 @@ def _sweep(given: Given) -> Sweep:
         asked = own | {"scope": "attention"} | ({} if source.causal else {"mask": ("full",)}) | asked
     threads = given.get("threads") or default_threads()
     return Sweep(**({"dtype": ()} | asked), device=given.get("device", "auto"), threads=threads)
+
+
+def _batch(spec: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for with a server's batch among it: decoding, and attention alone, unless something else is.
+
+    Raises:
+        AttnbenchError: the spec is malformed, or something else says the sizes too.
+    """
+    if clash := next((name for name in _SIZED_BY_BATCH if name in asked), None):
+        raise AttnbenchError(f"--batch-spec says queries and keys of each entry; drop {flag(clash)}")
+    sizes = batches.parse(spec)
+    queries, keys = (max(each) for each in zip(*sizes, strict=True))
+    own = {"batch": (len(sizes),), "seq": (queries,), "kv_seq": (keys,), "lengths": batches.written(sizes)}
+    return {"phase": ("decode",), "scope": "attention", **asked, **own}
 
 
 def _inputs(given: Names | None) -> tuple[str | None, Source | None]:

@@ -45,18 +45,21 @@ def fill(tensors: Sequence[Tensor], workload: Workload, draw: int) -> None:
         AttnbenchError: they were not captured.
     """
     with _Windows(workload) as windows:
-        drawn, count, past = Random((workload.seed << 20) + draw), len(tensors[0]), workload.past
+        drawn, count = Random((workload.seed << 20) + draw), len(tensors[0])
+        entries = workload.entries()
         if workload.decodes:
-            choice, late = windows.of_past(), windows.size - past - workload.seq
+            choice = windows.of_past()
             picks = [choice[entry % workload.batch] for entry in range(count)]
-            shifts = [drawn.randint(0, max(0, late)) for _ in range(count)]
+            late = [windows.size - own.past - own.seq for own in entries]
+            shifts = [drawn.randint(0, max(0, late[entry % len(late)])) for entry in range(count)]
         else:
             turns = -(-count // windows.count)
             picks = [i for _ in range(turns) for i in drawn.sample(range(windows.count), windows.count)]
             shifts = [0] * count
         for entry in range(count):
+            own = entries[entry % len(entries)]
             for name, tensor in zip(NAMES, tensors, strict=True):
-                start = past if workload.decodes else max(0, workload.offset) if name == "query" else 0
+                start = own.past if workload.decodes else max(0, own.offset) if name == "query" else 0
                 windows.copy(name, picks[entry], start + shifts[entry], tensor[entry])
 
 

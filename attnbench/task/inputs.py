@@ -29,7 +29,7 @@ def shapes(workload: Workload, gates: Sequence[int] = ()) -> list[tuple[int, ...
         found = [out, (w.batch, w.kv_seq, w.width)] if w.block == "decoder" and not w.decodes else [out]
     else:
         out = (w.batch, w.heads, w.seq, w.value_dim)
-        found = [(w.batch, w.heads, w.seq, w.head_dim), *_token_shapes(w, w.kv_seq - w.past, gates)]
+        found = [(w.batch, w.heads, w.seq, w.head_dim), *_token_shapes(w, w.new, gates)]
         found += [(w.heads,)] if w.sinks else []
     return [*found, out] if w.trains else found
 

@@ -32,22 +32,28 @@ def build(plugin: Plugin, workload: Workload) -> Attention:
 
 
 def decoding(plugin: Plugin, workload: Workload) -> Decoding:
-    """The plugin's state for each entry, and a step of each one after the other."""
+    """The plugin's state and step, of all entries or for each, one after the other; rows behind an end are 0."""
+    if plugin.ragged(workload):
+        return plugin.decoding(workload)
     entries = workload.entries()
     made = {entry: plugin.decoding(entry) for entry in dict.fromkeys(entries)}
 
     def start(*past: Tensor, capacity: int) -> list[Any]:
         return [
-            made[entry].start(*(x[b : b + 1, :, : entry.past] for x in past), capacity=capacity)
+            made[entry].start(
+                *(x[b : b + 1, :, : entry.past] for x in past), capacity=capacity - workload.kv_seq + entry.kv_seq
+            )
             for b, entry in enumerate(entries)
         ]
 
-    def step(states: list[Any], *tensors: Tensor) -> tuple[Tensor, list[Any]]:
-        steps = [
-            made[entry].step(state, *(x[b : b + 1] for x in tensors))
-            for b, (entry, state) in enumerate(zip(entries, states, strict=True))
-        ]
-        return torch.cat([out for out, _ in steps]), [state for _, state in steps]
+    def step(states: list[Any], query: Tensor, *tokens: Tensor) -> tuple[Tensor, list[Any]]:
+        outs, after = [], []
+        for b, (entry, state) in enumerate(zip(entries, states, strict=True)):
+            own = (x[b : b + 1, :, : entry.new] for x in tokens)
+            out, state = made[entry].step(state, query[b : b + 1, :, : entry.seq], *own)
+            outs.append(pad(out, (0, 0, 0, workload.seq - entry.seq)))
+            after.append(state)
+        return torch.cat(outs), after
 
     first = made[entries[0]]
     return Decoding(start, step, f"{first.implementation}, entry by entry", first.density)

@@ -38,7 +38,7 @@ def block_workspace(workload: Workload, attention: float) -> float:
 
 
 def peak(workload: Workload, attention: float, holds_scores: bool = False) -> float:
-    """Predicted bytes at the peak of a call: `min_bytes`, and what is held beside them.
+    """Predicted bytes at the peak of a call: inputs, parameters and output, and what is held beside them.
 
     That is the workspace of attention alone (`attention`, bytes), and of a block's forward pass `block_workspace`. In
     training with exact attention it is at least what the forward pass leaves or, as that goes while the gradients come,
@@ -47,9 +47,9 @@ def peak(workload: Workload, attention: float, holds_scores: bool = False) -> fl
     if workload.trains:
         gradients, out = output_bytes(workload), output_bytes(workload.replace(phase="forward"))
         left = out + saved_bytes(workload, holds_scores)
-        return min_bytes(workload) - gradients + max(left, gradients)
+        return _tensor_bytes(workload) - gradients + max(left, gradients)
     inside = workload.scope == "block" and not workload.decodes
-    return min_bytes(workload) + (block_workspace(workload, attention) if inside else attention)
+    return _tensor_bytes(workload) + (block_workspace(workload, attention) if inside else attention)
 
 
 def ffn_flops(workload: Workload) -> float:
@@ -119,13 +119,17 @@ def products(workload: Workload, d_ff: int | None = None, gated: bool = False) -
     linear = partial(_linear, biases=style.biases)
     found: list[Product] = []
     for layer, w in attentions(workload).items():
-        rows, keys = w.batch * w.heads * w.seq, w.batch * w.kv_heads * w.kv_seq
-        shown = w.heads * sum(entry.batch * visible_pairs(entry) for entry in w.entries())
+        entries = w.entries()
+        rows, keys = (
+            w.heads * sum(e.batch * e.seq for e in entries),
+            w.kv_heads * sum(e.batch * e.kv_seq for e in entries),
+        )
+        shown = w.heads * sum(e.batch * visible_pairs(e) for e in entries)
         scores = Product(layer, "QK^T", 2 * shown * w.head_dim, shown + (rows + keys) * w.head_dim, w.heads)
         mix = Product(layer, "PV", 2 * shown * w.value_dim, shown + (rows + keys) * w.value_dim, w.heads)
         if workload.scope == "attention":
             return [scores, mix]
-        new = w.batch * (w.kv_seq - w.past)
+        new = w.batch * w.new
         found += [
             linear(layer, "W_Q", w.batch * w.seq, w.width, w.heads * w.head_dim, w.heads),
             linear(layer, "W_K", new, w.width, w.kv_heads * w.head_dim, w.kv_heads),
@@ -199,7 +203,7 @@ def input_bytes(workload: Workload) -> int:
         whole = w.block == "decoder" and not w.decodes
         elements = w.batch * (w.seq + w.kv_seq if whole else w.seq) * w.width
     else:
-        elements = w.batch * (w.heads * w.seq * w.head_dim + w.kv_heads * (w.kv_seq - w.past) * _pair(w))
+        elements = w.batch * (w.heads * w.seq * w.head_dim + w.kv_heads * w.new * _pair(w))
     return elements * w.itemsize + cache_bytes(w) + (_out_bytes(w) if w.trains else 0)
 
 
@@ -215,9 +219,20 @@ def output_bytes(workload: Workload) -> int:
 
 
 def min_bytes(workload: Workload) -> int:
-    """Bytes that must move at least: inputs and parameters read once, the output written once."""
-    weights = parameters(workload) * workload.itemsize
-    return input_bytes(workload) + weights + output_bytes(workload)
+    """Bytes that must move at least: inputs and parameters read once, the output written once.
+
+    What pads a ragged batch, of attention alone, need not.
+    """
+    return sum(map(_tensor_bytes, unpadded(workload)))
+
+
+def unpadded(workload: Workload) -> list[Workload]:
+    """The entries of a ragged batch of attention alone; else the whole, as a block computes what pads it."""
+    return workload.entries() if workload.scope == "attention" else [workload]
+
+
+def _tensor_bytes(workload: Workload) -> int:
+    return input_bytes(workload) + parameters(workload) * workload.itemsize + output_bytes(workload)
 
 
 def saved_bytes(workload: Workload, scores: bool) -> int:

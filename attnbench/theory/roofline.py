@@ -113,7 +113,7 @@ def roof(
     if workload.decodes and family != "exact":
         if family == "sparse" or state_bytes is None or not math.isfinite(state_bytes):
             return None
-        moved += state_bytes - costs.cache_bytes(workload)
+        moved += state_bytes - sum(map(costs.cache_bytes, costs.unpadded(workload)))
     if not found:
         return None
     name, rate = found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -213,37 +214,61 @@ def paged(
     return call
 
 
-def ragged(kernel: Callable[..., int], entries: Sequence[Workload], rows: int, keys: int) -> Callable[..., Tensor]:
-    """A kernel over all entries of a ragged batch in one call, as a function of query, key, value and maybe a table.
+def ragged(together: Callable[..., int], apart: Callable[..., int], entries: Sequence[Workload], rows: int, keys: int,
+           is_few: Callable[[Workload], bool]) -> Callable[..., Tensor]:  # fmt: skip
+    """Kernels over all entries of a ragged batch, as a function of query, key, value and maybe a table.
 
+    together: of many entries at once. apart: of alike entries, for those of few queries over a past (`is_few`), such as
+        decoding steps, whose keys it does not pay to pack.
     entries: each as a problem of its own, of which query, key and value, padded, are the batch; or key and value are
         pools of pages, and the table says whose. Rows behind an entry's end are put out as 0.
     rows: of a strip. keys: of a block.
     """
-    problems = [_Problems(entry, dense(entry, min(rows, entry.seq)), keys) for entry in entries]
-    longest = max(entry.seq for entry in entries)
+    runs = list(_runs(entries, is_few))
+    many = [(own, _problems(entry, rows, keys)) for own, entry, few in runs if not few]
+    few = [(own, _problems(entry, rows, keys)) for own, entry, few in runs if few]
+    shape = (len(entries), entries[0].heads, max(entry.seq for entry in entries), entries[0].head_dim)
 
     def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor | None = None) -> Tensor:
         query, key, value = dense_rows(query, key, value)
-        _fits(query, (len(entries), entries[0].heads, max(query.shape[2], longest), entries[0].head_dim))
+        _fits(query, (*shape[:2], max(query.shape[2], shape[2]), shape[3]))
         out = query.new_empty(*query.shape[:3], value.shape[3])
-        made = (_Problem * len(entries))()
-        for b, (problem, entry) in enumerate(zip(problems, entries, strict=True)):
-            own = slice(b, b + 1)
+
+        def one(own: slice, problem: _Problems) -> _Problem:
+            w = problem.workload
             k, v, pages = key, value, None
             if table is None:
-                k, v = (x[own, :, : entry.kv_seq] for x in (key, value))
-                _fits(k, entry.shapes[1])
-                _fits(v, entry.shapes[2])
+                k, v = (x[own, :, : w.kv_seq] for x in (key, value))
+                _fits(k, w.shapes[1])
+                _fits(v, w.shapes[2])
             else:
                 pages = table[own]
-            made[b] = problem(query[own, :, : entry.seq], k, v, out[own, :, : entry.seq], table=pages)
-            out[b, :, entry.seq :] = 0
-        if kernel(made, ctypes.c_int64(len(entries))):
-            raise MemoryError("the kernel's workspace could not be allocated")
+            out[own, :, w.seq :] = 0
+            return problem(query[own, :, : w.seq], k, v, out[own, :, : w.seq], table=pages)
+
+        if many:
+            made = (_Problem * len(many))(*(one(own, problem) for own, problem in many))
+            if together(made, ctypes.c_int64(len(many))):
+                raise MemoryError("the kernel's workspace could not be allocated")
+        for own, problem in few:
+            _run(apart, one(own, problem))
         return out
 
     return call
+
+
+def _problems(entry: Workload, rows: int, keys: int) -> _Problems:
+    return _Problems(entry, dense(entry, min(rows, entry.seq)), keys)
+
+
+def _runs(entries: Sequence[Workload], is_few: Callable[[Workload], bool]) -> Iterator[tuple[slice, Workload, bool]]:
+    """Entries, and whether they are few: of those the ones that are alike and beside each other as one problem."""
+    start = 0
+    for entry, alike in groupby(entries):
+        count, few = len(list(alike)), is_few(entry)
+        for each in (count,) if few else (1,) * count:
+            yield slice(start, start + each), entry.replace(batch=each), few
+            start += each
 
 
 def forward(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int, with_lse: bool = True) -> Forward:

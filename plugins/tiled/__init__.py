@@ -79,7 +79,7 @@ class Tiled(Choice):
             _no_kernel,
             workspace_bytes=self._native_bytes,
             honours=("scale", "window", "sinks", *BIASES),
-            ragged=not workload.trains and not all(map(_few, workload.entries())),  # of few each is a call of its own
+            ragged=not workload.trains,
         )
         emulated = kernels.has_slow_products(workload)
         honours: tuple[str, ...] = ("scale", "window", *BIASES)
@@ -98,9 +98,13 @@ class Tiled(Choice):
 
     def over_entries(self, workload: Workload) -> tuple[Callable[..., Tensor], str]:
         """All entries of a ragged batch in one call, and in what pieces."""
-        w, rows, keys = workload, self.rows or ROWS, self._keys(workload)
-        kernel = compiler.load("tiled.cpp", w.dtype).tiled_ragged
-        return kernels.ragged(kernel, w.entries(), rows, keys), f"all entries together, strips of {rows} rows"
+        w, rows, entries = workload, self.rows or ROWS, workload.entries()
+        tiled = compiler.load("tiled.cpp", w.dtype).tiled_ragged
+        decode = compiler.load("decode.cpp", w.dtype).decode
+        steps = sum(map(_is_step, entries))
+        how = [f"all entries together, strips of {rows} rows"] if steps < len(entries) else []
+        how += ["K and V of few queries read once"] if steps else []
+        return kernels.ragged(tiled, decode, entries, rows, self._keys(w), _is_step), ", ".join(how)
 
     def _native(self, workload: Workload) -> Attention:
         w = workload
@@ -148,8 +152,15 @@ class Tiled(Choice):
 
 
 def _no_kernel(workload: Workload) -> str | None:
-    sources = ("decode.cpp",) if _few(workload) else kernels.exact_sources(workload)
-    return kernels.unsupported(workload, *sources, most=kernels.WIDE_DIM)
+    w, sources = workload, ("decode.cpp",) if _few(workload) else kernels.exact_sources(workload)
+    if w.lengths and not w.trains:
+        sources = "tiled.cpp", "decode.cpp"
+    return kernels.unsupported(w, *sources, most=kernels.WIDE_DIM)
+
+
+def _is_step(entry: Workload) -> bool:
+    """Whether an entry of a ragged batch is read as a decoder's step is: with little to pack, packing it is as fast."""
+    return _few(entry) and entry.kv_seq > entry.seq
 
 
 def _few(workload: Workload) -> bool:
