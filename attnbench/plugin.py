@@ -150,7 +150,7 @@ class Plugin(Configured):
     where it is named, and not with all others."""
 
     honours: ClassVar[tuple[str, ...]] = ()
-    """What it does where a workload asks for it: of "scale", "window", "softcap", "sinks", "alibi-bias" and
+    """What it does where a workload asks for it: of "scale", "window", "tree", "softcap", "sinks", "alibi-bias" and
     "relative-bias" (see `Workload.beyond`).
     A workload that asks for anything else is refused before the variant hears of it."""
 

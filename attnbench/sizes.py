@@ -72,7 +72,7 @@ def as_sizes(given: Sizes | None, name: str) -> tuple[int, ...] | None:
 
 def as_masks(given: Names | None) -> tuple[str, ...] | None:
     """Each once, in the order given. Raises: AttnbenchError: one is no mask."""
-    masks = given if given is None or not isinstance(given, str) else given.split(",")
+    masks = given if given is None or not isinstance(given, str) else re.split(r",(?!\s*\d)", given)  # not in a tree
     masks = None if masks is None else tuple(dict.fromkeys(part.strip() for part in masks))
     for each in masks or ():
         Mask.parse(each)
@@ -152,9 +152,9 @@ class Sweep:
 
     `None` follows another axis: kv_seq follows seq, kv_heads follows heads, value_dim follows head_dim; mask is causal,
     as in a language model, but full for an encoder or where there are fewer keys than queries; block is encoder where
-    a mask without a window is asked for, else decoder-only, and so it is in phase decode. Phase decode adds one token
-    to a past unless both seq and kv_seq are given: either one alone is the number of keys. seq is `DEFAULT_SEQ`
-    otherwise. scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
+    a mask without a window is asked for, else decoder-only, and so it is in phase decode. Phase decode adds one token,
+    or a mask's tree, to a past unless both seq and kv_seq are given: either one alone is the number of keys. seq is
+    `DEFAULT_SEQ` otherwise. scope None is attention at every length and the block up to `DEFAULT_BLOCK_LIMIT`.
     tokens: a batch of so many tokens in all at each length, instead of `batch`.
     inputs: one way or several with commas, to each of which every problem is put.
     lengths "drawn" are drawn for each workload from the seed, evenly up to kv_seq, which the first entry has.
@@ -254,15 +254,21 @@ class Sweep:
         """(mask, seq, kv_seq) for each mask and length."""
         lengths = self._lengths(phase)
         if self.mask:
-            return [(mask, *length) for mask in self.mask for length in lengths]
+            nodes = {mask: Mask.parse(mask).nodes if _decodes(phase) and not self._both else 0 for mask in self.mask}
+            return [(mask, nodes[mask] or seq, keys) for mask in self.mask for seq, keys in lengths]
         encodes = self.block == "encoder" and not _decodes(phase)
         return [("full" if encodes or keys < queries else "causal", queries, keys) for queries, keys in lengths]
 
     def _lengths(self, phase: str) -> list[tuple[int, int]]:
         """(seq, kv_seq) for each length."""
-        if _decodes(phase) and (self.seq is None or self.kv_seq is None):
+        if _decodes(phase) and not self._both:
             return [(1, keys) for keys in self.kv_seq or self.seq or DEFAULT_SEQ]
         return [(seq, keys) for seq in self.seq or DEFAULT_SEQ for keys in self.kv_seq or (seq,)]
+
+    @property
+    def _both(self) -> bool:
+        """Whether queries and keys are given."""
+        return self.seq is not None and self.kv_seq is not None
 
     def _entries(self, length: int) -> int:
         """The batch that has `tokens` tokens."""
@@ -288,6 +294,7 @@ class Sweep:
         block = self._block(attention.phase)
         fits = block == "decoder" or attention.decodes or attention.kv_seq == attention.seq
         short = max(attention.seq, attention.kv_seq) <= DEFAULT_BLOCK_LIMIT
+        fits = fits and not attention.masked.tree
         if self.scope in ("block", "all") or (self.scope is None and short and fits):
             mask = attention.mask if block == "encoder" or attention.masked.window else "causal"
             own = {"scope": "block", "block": block, "norm": self.norm, "style": self.style, "mask": mask}

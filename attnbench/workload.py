@@ -80,7 +80,8 @@ class Workload:
     past that was seen before: with a causal mask the `seq` queries bring the last `seq` of the kv_seq keys with them,
     with a full one all keys are of the past, as in cross-attention over an encoder's output.
 
-    mask: "full", "causal", or "window:512" for causal with no more than 512 keys a query; `masked` is it as an object.
+    mask: "full", "causal", "window:512" for causal with no more than 512 keys a query, or in phase decode "tree:2x3" of
+        drafts, each of which sees the past and its ancestors; `masked` is it as an object.
     softmax_scale: what scores are multiplied with; 0 for 1 / sqrt(head_dim). `scale` has the number.
     softcap: scores s become softcap * tanh(s / softcap) before the mask (Gemma 2, arXiv 2408.00118); 0 for as they are.
     bias: what is added to scores by distance, behind the softcap: "alibi" or "relative" (T5); `biased` is it as an
@@ -144,6 +145,7 @@ class Workload:
             raise AttnbenchError(f"--inputs {self.inputs} go into attention, not into a block: use --scope attention")
         mask = Mask.parse(self.mask)
         self._check_scores()
+        self._check_tree(mask)
         if self.heads % self.kv_heads:
             raise AttnbenchError(
                 f"--heads must be a multiple of --kv-heads: {self.heads} heads cannot share {self.kv_heads} kv heads"
@@ -178,6 +180,13 @@ class Workload:
         if self.masked.window and self.block == "decoder":
             raise AttnbenchError("--block decoder has masks of its own; --mask window:N is for the other blocks")
 
+    def _check_tree(self, mask: Mask) -> None:
+        if mask.tree and (not self.decodes or self.scope != "attention" or self.seq != mask.nodes):
+            raise AttnbenchError(
+                f"--mask {self.mask} is of a decoding step of its {mask.nodes} nodes, attention alone: --phase decode "
+                f"--seq {mask.nodes} --kv-seq KEYS"
+            )
+
     def _check_lengths(self) -> None:
         given = [int(n) if n.isascii() and n.isdigit() else 0 for n in self.lengths.split(",")]
         least = 1 if self._is_square or not self.is_causal else self.seq
@@ -199,7 +208,7 @@ class Workload:
             )
         if self.scope == "block" or self.trains:
             raise AttnbenchError("--batch-spec is for attention alone, in the phases decode and forward")
-        if not self.is_causal:
+        if not self.is_causal or self.masked.tree:
             raise AttnbenchError("--batch-spec is of tokens in their order: --mask causal or window:N")
 
     @classmethod
@@ -285,11 +294,12 @@ class Workload:
     def beyond(self) -> tuple[str, ...]:
         """What it asks for beyond plain attention, in the words of `Plugin.honours`.
 
-        A window that hides nothing, and a scale that is the usual one, ask for nothing.
+        A window that hides nothing, a tree that is a chain, and a scale that is the usual one, ask for nothing.
         """
         asked = {
             "scale": self.softmax_scale not in (0.0, self.head_dim**-0.5),
             "window": 0 < self.masked.window < self.kv_seq,
+            "tree": self.masked.branches,
             "softcap": self.softcap > 0,
             "sinks": self.sinks,
             "alibi-bias": self.bias == "alibi",

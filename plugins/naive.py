@@ -25,7 +25,7 @@ class Naive(Plugin):
     of all heads and one batch entry, made in `build` and added in place.
     """
 
-    honours = ("scale", "window", "softcap", "sinks", "alibi-bias", "relative-bias")
+    honours = ("scale", "window", "tree", "softcap", "sinks", "alibi-bias", "relative-bias")
 
     def workspace_bytes(self, workload: Workload) -> int | None:
         """Two score matrices and the expanded K and V, less the output, which comes when one matrix is gone.

@@ -8,7 +8,7 @@ that costs is a look into the table on the way to each key, in the kernels where
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import ClassVar, NamedTuple
 
@@ -21,6 +21,7 @@ from attnbench.workload import Workload
 
 from .native import attention as kernels
 from .tiled import Tiled
+from .tiled.drafts import Drafts
 
 
 class Pages(NamedTuple):
@@ -72,7 +73,7 @@ class Paged(Plugin):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     phases: ClassVar[tuple[str, ...]] = ("decode", "forward")
-    honours = kernels.HONOURS
+    honours = (*kernels.HONOURS, "tree")
     options: ClassVar[Mapping[str, Option]] = {"page": Option(16, "tokens in a page", (16, 32, 64, 128))}
     page: int
 
@@ -99,23 +100,36 @@ class Paged(Plugin):
         return Attention(call, made.implementation)
 
     def decoding(self, workload: Workload) -> Decoding:
-        how = kernels.described(workload.dtype)
-        if workload.lengths:
-            call, pieces = Tiled(impl="native").over_entries(workload)
-            how += f", {pieces}"
-        else:
-            kernel, plan, keys = Tiled(impl="native").kernel(workload)
-            call = kernels.paged(kernel, workload, plan, keys)
-        entries = workload.entries() if workload.lengths else [workload] * workload.batch
+        w = workload
+        entries = w.entries() if w.lengths else [w] * w.batch
         past, new = [entry.past for entry in entries], [entry.new for entry in entries]
+        attend, pieces = self._over_pages(w)
 
         def start(key: Tensor, value: Tensor, capacity: int) -> Pages:
-            more = capacity - workload.kv_seq
-            pages = Pages.of(key, value, [entry.kv_seq + more for entry in entries], self.page, workload.seed)
-            return pages.append(key, value, past)
+            capacities = [entry.kv_seq + capacity - w.kv_seq for entry in entries]
+            return Pages.of(key, value, capacities, self.page, w.seed).append(key, value, past)
 
         def step(state: Pages, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Pages]:
             state = state.append(key, value, new)
-            return call(query, state.key, state.value, state.table), state
+            return attend(state, query, key, value), state
 
+        how = ", ".join(filter(None, (kernels.described(w.dtype), pieces)))
         return Decoding(start, step, f"{how}, pages of {self.page} tokens in random order")
+
+    def _over_pages(self, workload: Workload) -> tuple[Callable[[Pages, Tensor, Tensor, Tensor], Tensor], str]:
+        """Attention of queries to all in the pages, where new keys and values are already, and in what pieces."""
+        w, tiled = workload, Tiled(impl="native")
+        if w.lengths:
+            together, pieces = tiled.over_entries(w)
+            return lambda pages, query, key, value: together(query, pages.key, pages.value, pages.table), pieces
+        if w.masked.branches:
+            drafts = Drafts(w)
+            on_past = kernels.paged(*tiled.kernel(drafts.past)) if drafts.past else None
+
+            def attend(pages: Pages, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+                past = on_past(query, pages.key, pages.value, pages.table) if on_past else ()
+                return drafts(query, key, value, past)
+
+            return attend, f"plain torch on {w.seq} drafts"
+        call = kernels.paged(*tiled.kernel(w))
+        return lambda pages, query, key, value: call(query, pages.key, pages.value, pages.table)[0], ""

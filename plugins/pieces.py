@@ -11,6 +11,11 @@ from attnbench.plugin import visible
 from attnbench.workload import Workload
 
 
+def is_cut(workload: Workload) -> bool:
+    """Whether a query does not see some of the keys before its own: those beyond a window, other branches of a tree."""
+    return bool({"window", "tree"} & set(workload.beyond))
+
+
 def parts(length: int, step: int) -> Iterator[slice]:
     """Slices of `step`, of which the last may be shorter."""
     return (slice(start, min(start + step, length)) for start in range(0, length, step))

@@ -13,7 +13,7 @@ bottom-right. The cheapest right way differs by backend (float32, 8 heads, 4096 
   no call converts it. `causal_lower_right` would make it anew in every call.
 
 A window is such a mask on every backend that takes one: torch has no other way, and computes what it hides. So is a
-bias, (heads, seq, kv_seq): of 8 heads and 16384 tokens 8 GiB in float32.
+tree of drafts, and a bias, (heads, seq, kv_seq): of 8 heads and 16384 tokens 8 GiB in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from attnbench.plugin import Attention, Call, Option, Plugin, expand_kv
 from attnbench.workload import Workload
 
 from .autograd import dense_rows, differentiable
-from .pieces import hidden, whole_bias
+from .pieces import hidden, is_cut, whole_bias
 
 BACKENDS = {
     "math": SDPBackend.MATH,
@@ -62,7 +62,7 @@ class Sdpa(Plugin):
         "backend": Option("auto", "which of torch's kernels; auto leaves the choice to torch", ("auto", *BACKENDS))
     }
     backend: str
-    honours = ("scale", "window", "alibi-bias", "relative-bias")
+    honours = ("scale", "window", "tree", "alibi-bias", "relative-bias")
 
     def supports(self, workload: Workload) -> str | None:
         return None if self.backend == "auto" else _refusal(workload, self.backend)
@@ -102,7 +102,7 @@ def _is_shifted(w: Workload) -> bool:
 
 def _has_matrix(w: Workload) -> bool:
     """Whether only a matrix in memory tells any backend what is asked of the scores."""
-    return "window" in w.beyond or bool(w.bias)
+    return is_cut(w) or bool(w.bias)
 
 
 def _needs_mask(w: Workload, backend: str) -> bool:

@@ -131,3 +131,5 @@ def test_a_sweep_asks_for_it_in_words_and_a_row_repeats_it() -> None:
     for clash in ("seq", "kv_seq", "batch", "lengths"):
         with pytest.raises(AttnbenchError, match=f"drop --{clash.replace('_', '-')}"):
             Asked.of(batch_spec="q2k", **{clash: "64"})
+    with pytest.raises(AttnbenchError, match="drop --scope"):
+        Asked.of(batch_spec="q2k", scope="block")

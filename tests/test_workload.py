@@ -154,7 +154,7 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         ({"heads": 2, "kv_heads": 4}, "--heads must be a multiple of --kv-heads"),
         ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, float16, not 'float64'"),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, not 'tpu'"),
-        ({"mask": "padded"}, "--mask must be one of full, causal, window:N, not 'padded'"),
+        ({"mask": "padded"}, "--mask must be one of full, causal, window:N, tree:2x3, not 'padded'"),
         ({"inputs": "ones"}, "--inputs must be one of normal, outlier or MODEL:LAYER, such as smollm2:3, not 'ones'"),
         ({"block": "encoder"}, "--block"),
         ({"norm": "pre"}, "--norm"),
@@ -167,7 +167,7 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         ({"mask": "causal", "kv_seq": 7}, "a causal mask needs --kv-seq >= --seq"),
         ({"mask": "window:4", "kv_seq": 7}, "a causal mask needs --kv-seq >= --seq"),
         *(
-            ({"mask": text}, "window:N, not")
+            ({"mask": text}, "tree:2x3, not")
             for text in ("window", "window:0", "window:-1", "window:x", "window:²", "")
         ),
         (BLOCK | {"block": "decoder", "mask": "window:4"}, "--block decoder has masks of its own"),

@@ -89,7 +89,7 @@ _WORKLOADS = (
     DEVICE,
     option(
         "--mask",
-        help="full, causal, window:N (causal over N keys); lists too.  [default: causal; full for an encoder]",
+        help="full, causal, window:N, to decode tree:2x3 (drafts); lists too.  [default: causal; full for an encoder]",
     ),
     option("--scale", type=float, help="Multiplies the scores.  [default: 1 / sqrt(head dim)]"),
     option("--softcap", type=float, help="Scores s become N tanh(s / N), as in Gemma 2."),

@@ -145,6 +145,13 @@ def _decoding() -> Iterator[Case]:
     }  # fmt: skip
     yield from _each("decoding", steps, "steps", phase="decode", mask="causal")
     yield from _each("decoding", {"crossing": _lengths(3, 50)}, phase="decode")
+    tree = _lengths(7, 60, mask="tree:2x3")
+    trees = {
+        "tree": tree,
+        "tree-written": tree | {"mask": "tree:0,0,1,1,4,2", "heads": 4},
+        "tree-alone": tree | {"kv_seq": 7},
+    }
+    yield from _each("beyond", trees, phase="decode")
     served = _lengths(21, 40, batch=5, lengths="q21_2q1s40_q5s18_q1s2")
     yield from _each(
         "decoding", {"served": served, "served-grouped": served | {"heads": 4}}, phase="decode", mask="causal"

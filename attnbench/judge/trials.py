@@ -280,7 +280,7 @@ def _compiled(plugin: Plugin, case: Case) -> Checked:
     return Checked("wrong" if found.problem else "ok", found.problem or "", str(task.implementation), found.columns)
 
 
-_HONOURED = ("scale", "window", "softcap", "sinks", *_BIASES)
+_HONOURED = ("scale", "window", "tree", "softcap", "sinks", *_BIASES)
 _ASKED: tuple[dict[str, Any], ...] = (
     {}, {"mask": "causal"}, {"seq": 1}, {"kv_seq": 1000}, {"heads": 8}, {"head_dim": 20},
 )  # fmt: skip

@@ -55,7 +55,7 @@ SCHEMA_COLUMNS = (
     Column("head_dim", "size", "", "of queries and keys"),
     Column("value_dim", "size", "", "of values"),
     Column("lengths", "text", "tokens", "of a ragged batch's entries, or its --batch-spec; empty where all are kv_seq"),
-    Column("mask", "name", "", "full, causal, or window:N for causal over no more than N keys"),
+    Column("mask", "name", "", "full, causal, window:N for causal over no more than N keys, or tree:2x3 of drafts"),
     Column("softmax_scale", "number", "", "what scores are multiplied with; 0 for 1 / sqrt(head_dim)", "0.2.0"),
     Column("softcap", "number", "", "c of scores c tanh(s / c); 0 for scores as they are", "0.2.0"),
     Column("bias", "text", "", "added to scores by distance: alibi or relative (T5); empty for none", "0.2.0"),

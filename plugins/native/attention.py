@@ -197,19 +197,20 @@ def caller(kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int
 
 def paged(
     kernel: Callable[..., int], workload: Workload, plan: Plan, keys: int
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """As `caller`, over pools of pages (pages, kv_heads, page, dim), a power of 2 of tokens each, and a table of them.
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """As `forward`, over pools of pages (pages, kv_heads, page, dim), a power of 2 of tokens each, and a table of them.
 
     The table, dense int32 (batch, pages of an entry), says which pages hold the tokens of an entry, in order.
     """
     w, problem = workload, _Problems(workload, plan, keys)
 
-    def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+    def call(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         (query,) = dense_rows(query)
         _fits(query, w.shapes[0])
         out = query.new_empty(w.batch, w.heads, w.seq, w.value_dim)
-        _run(kernel, problem(query, key, value, out, table=table))
-        return out
+        lse = query.new_empty(w.batch, w.heads, w.seq, dtype=torch.float32)
+        _run(kernel, problem(query, key, value, out, lse, table))
+        return out, lse
 
     return call
 

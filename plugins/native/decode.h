@@ -161,7 +161,9 @@ void merge(const Problem& p, const Cache& cache, Shares& shares, int64_t head, i
     }
     alignas(64) float ordered[WIDE_DIM + 2 * LANES];
     for (int64_t c = 0; c < p.value_dim; ++c) ordered[c] = sum[cache.place(c)];
-    finish(ordered, p.value_dim, cache.factor() / whole.sum, Group(p).at<Value>(p, p.out, head, row));
+    const Group group(p);
+    finish(ordered, p.value_dim, cache.factor() / whole.sum, group.at<Value>(p, p.out, head, row));
+    if (p.lse) p.lse[head * group.rows + row] = log_sum_exp(whole.top, whole.sum);
 }
 
 template <class Cache>

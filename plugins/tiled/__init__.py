@@ -32,6 +32,7 @@ from ..autograd import differentiable
 from ..native import attention as kernels
 from ..native import compiler
 from ..sdpa import Sdpa
+from .drafts import Drafts
 from .plain import Strips
 
 BIASES = ("alibi-bias", "relative-bias")
@@ -78,23 +79,23 @@ class Tiled(Choice):
             self._native,
             _no_kernel,
             workspace_bytes=self._native_bytes,
-            honours=("scale", "window", "sinks", *BIASES),
-            ragged=not workload.trains,
+            honours=("scale", "window", "tree", "sinks", *BIASES),
+            ragged=not workload.trains and not workload.masked.branches,
         )
         emulated = kernels.has_slow_products(workload)
         honours: tuple[str, ...] = ("scale", "window", *BIASES)
-        honours += () if workload.trains else ("softcap", "sinks")
+        honours += () if workload.trains else ("tree", "softcap", "sinks")
         strip = Implementation(
             "strip", self._strip, slow, no_gain, self._strip_bytes, emulated=emulated, honours=honours
         )
         sdpa = Implementation("sdpa", Sdpa().build, workspace_bytes=Sdpa().workspace_bytes, honours=Sdpa.honours)
         return (native, strip, sdpa) if compiler.multiplies_bfloat16() else (native, sdpa, strip)
 
-    def kernel(self, workload: Workload) -> tuple[Callable[..., int], kernels.Plan, int]:
-        """What computes it without gradients, over which strips of rows, and the keys of a block."""
+    def kernel(self, workload: Workload) -> tuple[Callable[..., int], Workload, kernels.Plan, int]:
+        """What computes it without gradients, the problem, its strips of rows, and the keys of a block."""
         name = "decode" if _few(workload) else "tiled"
         plan = kernels.dense(workload, self._rows(workload, ROWS))
-        return getattr(compiler.load(f"{name}.cpp", workload.dtype), name), plan, self._keys(workload)
+        return getattr(compiler.load(f"{name}.cpp", workload.dtype), name), workload, plan, self._keys(workload)
 
     def over_entries(self, workload: Workload) -> tuple[Callable[..., Tensor], str]:
         """All entries of a ragged batch in one call, and in what pieces."""
@@ -111,7 +112,9 @@ class Tiled(Choice):
         if w.lengths:
             call, how = self.over_entries(w)
             return Attention(call, f"{kernels.described(w.dtype)}, {how}")
-        kernel, plan, keys = self.kernel(w)
+        if w.masked.branches:
+            return self._tree(w)
+        kernel, _, plan, keys = self.kernel(w)
         how = f"strips of {self._rows(w, ROWS)} rows, blocks of {keys} keys"
         if w.phase == "train":
             more, wide = min(self.rows or BACKWARD_ROWS, w.seq), self.keys or BACKWARD_KEYS
@@ -122,9 +125,19 @@ class Tiled(Choice):
             how = "K and V read once" if _few(w) else how
         return Attention(call, f"{kernels.described(w.dtype)}, {how}")
 
+    def _tree(self, workload: Workload) -> Attention:
+        w, drafts = workload, Drafts(workload)
+        past = kernels.forward(*self.kernel(drafts.past)) if drafts.past else None
+
+        def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            on_past = past(query, key[:, :, : w.past], value[:, :, : w.past]) if past else ()
+            return drafts(query, key[:, :, w.past :], value[:, :, w.past :], on_past)
+
+        return Attention(call, f"{kernels.described(w.dtype)} on the past, plain torch on {w.seq} drafts")
+
     def _native_bytes(self, workload: Workload) -> int | None:
         w = workload
-        if w.phase == "train" or _few(w):
+        if w.phase == "train" or _few(w) or w.masked.branches:
             return None  # of few it is little: some kilobytes for each query
         return kernels.workspace_bytes(w, self._rows(w, ROWS), self._keys(w), kernels.packed_bytes(w))
 

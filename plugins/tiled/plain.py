@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnbench.workload import Workload
 
-from ..pieces import biased_part, by_distance, cap_, hidden_part, parts, strips
+from ..pieces import biased_part, by_distance, cap_, hidden_part, is_cut, parts, strips
 
 LOG2_E = 1 / math.log(2)
 
@@ -29,6 +29,7 @@ class Strips:
         self.workload, self.rows, self.keys = workload, rows, keys
         self.strips = list(strips(workload, rows))
         self.bias = by_distance(workload)  # (heads, seq + kv_seq - 1)
+        self.is_cut = is_cut(workload)
         self.future = torch.ones(rows, rows, dtype=torch.bool).triu(1)  # True where the key lies after the query
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -47,7 +48,7 @@ class Strips:
                     cap_(s, w.softcap)
                     if bias is not None:
                         s.add_(biased_part(bias[h], w, strip, seen))
-                    if w.masked.window:
+                    if self.is_cut:
                         s.masked_fill_(hidden_part(w, strip, seen), -torch.inf)
                     elif w.is_causal:
                         s[:, strip.start + w.offset :].masked_fill_(self.future[:n, :n], -torch.inf)
@@ -116,7 +117,7 @@ class Strips:
         s = room.product(0, q, k)  # (rows, keys)
         if self.bias is not None:
             s.add_(biased_part(self.bias[head], w, rows, keys), alpha=1 / w.scale)
-        if w.masked.window:
+        if self.is_cut:
             s.masked_fill_(hidden_part(w, rows, keys), -torch.inf)
         elif w.is_causal and keys.stop > rows.start + w.offset + 1:
             last = torch.arange(rows.start, rows.stop)[:, None] + w.offset  # (rows, 1), the last key that each sees
