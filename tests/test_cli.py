@@ -65,7 +65,7 @@ def assert_refused(result: Result, *says: str) -> None:
         ("--heads 8 --kv-heads 3", "8 heads cannot share 3 kv heads"),
         ("--head-dim 6.5", "--head-dim '6.5'"),
         ("--dtype float8", "'float8' is none of float32, bfloat16, float16"),
-        ("--mask full,diagonal", "--mask must be one of full, causal, window:N, not 'diagonal'"),
+        ("--mask full,diagonal", "--mask must be one of full, causal, window:N, tree:2x3, not 'diagonal'"),
         ("--device tpu", "tpu"),
         ("--scope everything", "everything"),
         ("--block middle", "middle"),

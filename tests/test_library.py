@@ -79,7 +79,7 @@ def test_without_out_nothing_stays_on_disk(tmp_path: Path, monkeypatch: pytest.M
         ({"seq": []}, "is no size"),
         ({"seq": -1}, "is no size"),
         ({"heads": 3, "kv_heads": 2}, "must be a multiple"),
-        ({"mask": "casual"}, "--mask must be one of full, causal, window:N, not 'casual'"),
+        ({"mask": "casual"}, "--mask must be one of full, causal, window:N, tree:2x3, not 'casual'"),
         ({"preset": "standard", "heads": 4}, "drop --heads"),
         ({"preset": "gpt5"}, "no preset 'gpt5'"),
         ({"precision": 3}, "--precision"),
