@@ -119,6 +119,20 @@ def test_decoding_goes_on_in_the_window_of_the_past(kept: Path, draw: int) -> No
         assert all(299 <= t < 512 for t in tokens[0])
 
 
+def test_each_entry_of_a_servers_batch_goes_on_behind_its_own_past(kept: Path) -> None:
+    like = of(1, kv_seq=2, phase="decode")
+    w = Workload.of_batch("q1s200_q5_q30s300", **like.as_dict())
+    keep(w)
+    pools = inputs.pools(w)
+    pools.draw(1)
+    for view in pools.views(5, 1):
+        for x in view:
+            for b, entry in enumerate(w.entries()):
+                first, *others = x[b, 0, : entry.new, 3].tolist()
+                assert others == list(range(int(first) + 1, int(first) + entry.new))
+                assert entry.past <= first <= 512 - entry.new
+
+
 def test_what_is_longer_than_its_model_is_tiled_and_says_so(kept: Path) -> None:
     w = of(700, heads=12, kv_heads=12, head_dim=32, value_dim=32, mask="full", inputs="minilm:2")
     keep(w)

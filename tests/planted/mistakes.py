@@ -59,6 +59,7 @@ MISTAKES = {
         Mistake("HalfSums", "shapes", "tail", _OFF),
         Mistake("Padding", "ragged", "ragged", _OFF),
         Mistake("Behind", "ragged", "ragged", "not 0 behind the end"),
+        Mistake("OnePast", "decoding", "served", _OFF),
         Mistake("AlwaysFloat", "shapes", "one", "output is torch.float32"),
         Mistake("Dense", "layouts", "transposed", _OFF),
         Mistake("DenseRows", "layouts", "columns", "NaN"),

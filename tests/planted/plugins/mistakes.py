@@ -286,6 +286,28 @@ class Behind(Right):
         return torch.cat(outs)
 
 
+class OnePast(Right):
+    """Of prompts beside decoding steps all new tokens go behind the longest past, and not each behind its own."""
+
+    def ragged(self, workload: Workload) -> bool:
+        return bool(workload.lengths) and workload.decodes
+
+    def decoding(self, workload: Workload) -> Decoding:
+        if not workload.lengths:
+            return super().decoding(workload)
+        out = torch.zeros(workload.batch, workload.heads, workload.seq, workload.value_dim)
+
+        def step(past: tuple[Tensor, ...], query: Tensor, *new: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            kept = out.to(query.dtype, copy=True)
+            for b, entry in enumerate(workload.entries()):
+                own = (torch.cat([old[b : b + 1], x[b : b + 1]], 2) for old, x in zip(past, new, strict=True))
+                k, v = (x[:, :, : entry.kv_seq] for x in own)
+                kept[b, :, : entry.seq] = self.attend(entry, query[b : b + 1, :, : entry.seq], k, v)[0]
+            return kept, past
+
+        return Decoding(lambda *past, capacity: past, step, "one past")
+
+
 class AlwaysFloat(Right):
     """The output is float32, whatever the inputs are."""
 
