@@ -286,8 +286,7 @@ def run(
     bias: of the scores. lengths: of a ragged batch. batch_spec: a server's, "q2k_8q1s1k", in the place of sizes.
     inputs: how drawn, or a model's layer, "smollm2:3". baseline: what speedups refer to, or "none". precision: at which
     half-width an interval has converged. budget, timeout: seconds for the sweep and for a cell. memory: what may be in
-    use. isa: "avx2" for no more than it.
-    out: the run's folder, not there yet, or None. progress: called with rows, later with better ones, and seconds left.
+    use. isa: "avx2" for no more. out: the run's folder, not there yet, or None. progress: gets rows, and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.
 
