@@ -84,8 +84,7 @@ class Workload:
         drafts, each of which sees the past and its ancestors; `masked` is it as an object.
     softmax_scale: what scores are multiplied with; 0 for 1 / sqrt(head_dim). `scale` has the number.
     softcap: scores s become softcap * tanh(s / softcap) before the mask (Gemma 2, arXiv 2408.00118); 0 for as they are.
-    bias: what is added to scores by distance, behind the softcap: "alibi" or "relative" (T5); `biased` is it as an
-        object. A decoder block has it in self-attention alone, as T5 does.
+    bias: added to scores by distance, behind the softcap: "alibi" or "relative"; see `biased`. Not in cross-attention.
     sinks: softmax sums over one more logit for each head, which has no value, so that a query may attend to nothing
         (gpt-oss; Xiao 2023, arXiv 2309.17453). The logits come as a last input, (heads,). Forward attention alone.
     style: of the block, of `STYLES`; "" for classic. `styled` is it as an object.
@@ -186,6 +185,8 @@ class Workload:
                 f"--mask {self.mask} is of a decoding step of its {mask.nodes} nodes, attention alone: --phase decode "
                 f"--seq {mask.nodes} --kv-seq KEYS"
             )
+        if mask.branches and self.bias:
+            raise AttnbenchError("--bias is by place, and drafts of a tree stand at their depths: not with --mask tree")
 
     def _check_lengths(self) -> None:
         given = [int(n) if n.isascii() and n.isdigit() else 0 for n in self.lengths.split(",")]
@@ -302,8 +303,7 @@ class Workload:
             "tree": self.masked.branches,
             "softcap": self.softcap > 0,
             "sinks": self.sinks,
-            "alibi-bias": self.bias == "alibi",
-            "relative-bias": self.bias == "relative",
+            f"{self.bias}-bias": self.bias != "",
         }
         return tuple(name for name, is_asked in asked.items() if is_asked)
 
