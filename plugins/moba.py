@@ -104,9 +104,7 @@ class Moba(Plugin):
     def _means(self, key: Tensor) -> Tensor:
         """Of each block's keys, of the last one those that are there: float64 (batch, kv_heads, blocks, head_dim)."""
         length = key.shape[2]
-        whole = pad(
-            key.detach().double(), (0, 0, 0, -length % self.block)
-        )  # (batch, kv_heads, blocks * block, head_dim)
+        whole = pad(key.detach().double(), (0, 0, 0, -length % self.block))  # (batch, kv_heads, blocks * block, ..)
         sums = whole.unflatten(2, (-1, self.block)).sum(3)  # (batch, kv_heads, blocks, head_dim)
         start = torch.arange(0, length, self.block, device=key.device)  # (blocks,)
         return sums / (length - start).clamp(max=self.block)[:, None]

@@ -25,8 +25,8 @@ class TopkIndexer(Plugin):
     In the paper index queries, keys and weights are projected from tokens by matrices that were trained to find what
     attention looks at. Nothing is trained here: q^I and k^I are the query and key themselves, multiplied by one random
     matrix (head_dim, dims) that is the same in each call, and rounded to bfloat16 (the paper's are in FP8); all weights
-    w_tj are 1. So an index score is an estimate of the score, the better the more dims. With dims=head_dim or more
-    there is no matrix, and the keys are those with the largest scores.
+    w_tj are 1. So a product of the indexer is an estimate of the score, the better the more dims. With dims=head_dim or
+    more there is no matrix, and it is the score, but for that rounding.
 
     The indexer's heads j are the query heads that share a key head, and choose together, as all of DeepSeek's query
     heads do, which share one key. Of equal index scores, such as the many that are 0 where no product is above 0, the
@@ -56,10 +56,10 @@ class TopkIndexer(Plugin):
             keys = torch.arange(key.shape[2], device=key.device)  # (kv_seq,)
             seen = workload.masked.visible(rows[:, None], keys, workload.offset)  # (n, kv_seq)
             index = self._choose(query[:, :, rows], self._lowered(key), seen)  # (batch, kv_heads, n, topk)
-            found = seen.new_zeros(*index.shape[:3], len(keys)).scatter_(
-                -1, index, True
-            )  # (batch, kv_heads, n, kv_seq)
-            return found.repeat_interleave(query.shape[1] // key.shape[1], 1)  # (batch, heads, n, kv_seq)
+            found = seen.new_zeros(*index.shape[:3], len(keys))  # (batch, kv_heads, n, kv_seq)
+            return found.scatter_(-1, index, True).repeat_interleave(
+                query.shape[1] // key.shape[1], 1
+            )  # (batch, heads, n, kv_seq)
 
         return Softmax(chosen=chosen)
 
