@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from attnbench.commands import main
 from attnbench.records.submission import content, of_rows, read
+from attnbench.report import site as site_page
 from attnbench.report.site import Board
 from attnbench.workload import Workload
 
@@ -93,6 +95,21 @@ def test_shapes_are_what_is_computed_whatever_the_machine_and_dtype(tmp_path: Pa
     board.write(tmp_path)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["0.js", "1.js", "2.js"]
     assert (tmp_path / "data/0.js").read_text().count("attnbench run --plugins a:x=1") == 4
+
+
+def test_no_two_shapes_have_the_same_words() -> None:
+    """A field that a workload gets tells shapes apart by its words, or `report.prepare.dimensions` lacks it."""
+    plain, block = Workload(seq=64, kv_seq=64), Workload(seq=64, kv_seq=64, scope="block", block="encoder", norm="pre")
+    changes: dict[str, Any] = {
+        "seq": 32, "kv_seq": 128, "batch": 2, "heads": 16, "kv_heads": 4, "head_dim": 32, "value_dim": 32, "mask": "window:9",
+        "softmax_scale": 0.5, "softcap": 9.0, "bias": "alibi", "sinks": True, "phase": "train", "lengths": "9", "inputs": "outlier",
+    }  # fmt: skip
+    of_block = {"block": "decoder-only", "norm": "post", "style": "llama", "layers": 3}
+    assert {*changes, *of_block, *site_page._ANY, "scope"} == {each.name for each in fields(Workload)}
+    shapes = [plain, *(plain.replace(**{name: value}) for name, value in changes.items())]
+    shapes += [block, *(block.replace(**{name: value}) for name, value in of_block.items())]
+    told = {tuple(site_page._words(shape).values()) for shape in shapes}
+    assert len(told) == len(set(shapes))
 
 
 def test_what_is_nothing_is_refused_in_a_line(tmp_path: Path) -> None:

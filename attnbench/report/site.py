@@ -27,13 +27,11 @@ from attnbench.workload import Workload
 _SCRIPTS = ("assets/d3.min.js", *(f"browser/{name}.js" for name in ("tell", "theme", "chart", "strip", "board")))
 _ANY = {"dtype": "float32", "device": "cpu", "threads": 1, "seed": 0}  # what rows of one shape may differ in
 _USUAL = {
-    "phase": "forward", "layers": "1 layer", "inputs": "normal inputs", "scale": "usual scale", "softcap": "no softcap",
-    "sinks": "no sinks", "lengths": "even lengths",
+    "phase": "forward", "layers": "1 layer", "inputs": "normal inputs", "scale": "usual scale",
+    "ragged": "even lengths", "batch": "mixed batch",
 }  # fmt: skip
-_DIMENSIONS = (
-    "phase", "scope", "layers", "mask", "length", "batch", "heads", "dim", "lengths", "inputs", "scale", "softcap",
-    "sinks",
-)  # fmt: skip
+_FIRST = ("phase", "scope", "layers", "mask", "length", "batch", "heads", "dim")
+_OF_ROWS = ("run", "device", "dtype", "seed", "threads", "l2")  # of `dimensions`, what is no shape's
 _FIGURES = (
     "latency_s", "latency_low_s", "latency_high_s", "speedup", "speedup_low", "speedup_high", "peak_bytes",
     "approximation_rel_l2",
@@ -168,7 +166,8 @@ class Board:
         shapes = list(shapes)
         variants = {plugin: self._families[plugin][0] for plugin in self._plugins.numbers if plugin in self._families}
         names = short_names(variants)
-        told = [name for name in _DIMENSIONS if name == "length" or len({shape.words[name] for shape in shapes}) > 1]
+        every = list(shapes[0].words) if shapes else []
+        told = [name for name in every if name == "length" or len({shape.words[name] for shape in shapes}) > 1]
         known = {plugin: self._families.get(plugin, ("", ""))[1] for plugin in self._plugins.numbers}
         return {
             "families": [[family, shade(family, 0), shade(family, 1)] for family in SHADES],
@@ -197,16 +196,23 @@ class Board:
 
 
 def _words(workload: Workload) -> dict[str, str]:
+    """Each dimension of a shape in words, no two shapes having all the same."""
     told = dimensions(workload.as_dict() | {"l2": ""})
     keys = units.length(workload.kv_seq)
-    length = keys if workload.seq == workload.kv_seq else f"{units.length(workload.seq)} on {keys}"
-    told |= {"length": length, "lengths": workload.lengths and f"lengths {workload.lengths}"}
-    return {name: told[name] or _USUAL.get(name, "usual") for name in _DIMENSIONS}
+    told["length"] = keys if workload.seq == workload.kv_seq else f"{units.length(workload.seq)} on {keys}"
+    if workload.lengths not in told["ragged"]:
+        told["ragged"] = f"lengths {workload.lengths}"
+    order = dict.fromkeys([*_FIRST, *(name for name in told if name not in _OF_ROWS)])
+    return {name: told[name] or _usual(name) for name in order}
+
+
+def _usual(name: str) -> str:
+    return _USUAL.get(name, f"no {name}")
 
 
 def _heading(words: Mapping[str, str]) -> str:
     """What is not usual, and the length, in a line."""
-    usual = set(_USUAL.values()) - {"forward"}
+    usual = {_usual(name) for name in words} - {"forward"}
     said = (f"length {word}" if name == "length" else word for name, word in words.items())
     return ", ".join(word for word in said if word not in usual)
 
