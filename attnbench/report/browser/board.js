@@ -66,14 +66,14 @@ addEventListener("DOMContentLoaded", () => {
 
   const columns = [
     { name: "variant", of: (row) => row.name },
-    { name: "machine", of: (row) => row.where },
     { name: "speedup", of: (row) => row.ratio, text: (row) => (row.ratio === null ? "-" : within(tell.ratio, row.ratio, row.ratioLow, row.ratioHigh)) },
-    { name: "over", of: (row) => row.base },
     { name: "time", of: (row) => row.seconds, text: (row) => (row.seconds === null ? row.status : within(tell.seconds, row.seconds, row.low, row.high)) },
+    { name: "machine", of: (row) => row.where },
     { name: "memory", of: (row) => row.bytes, text: (row) => tell.bytes(row.bytes) },
     { name: "error", of: (row) => row.error, text: (row) => tell.error(row.error) },
     { name: "dtype", of: (row) => row.dtype },
     { name: "threads", of: (row) => (row.device === "cpu" ? row.threads : null), text: (row) => (row.device === "cpu" ? String(row.threads) : "-") },
+    { name: "over", of: (row) => row.base },
     { name: "what ran", of: (row) => row.ran },
     { name: "measured", of: (row) => row.started, text: (row) => row.started.replace("T", " ") },
   ];
