@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
+from typing import Any
 
 from attnbench.errors import AttnbenchError
 
@@ -64,6 +65,17 @@ def written(entries: Sequence[Sizes]) -> str:
         (str(n) if n > 1 else "") + f"q{size(queries)}" + ("" if queries == keys else f"s{size(keys)}")
         for n, queries, keys in parts
     )
+
+
+def fields(spec: str) -> dict[str, Any]:
+    """What a workload of it has: batch, the most queries as seq and keys as kv_seq, and lengths.
+
+    Raises:
+        AttnbenchError: see `parse`.
+    """
+    entries = parse(spec)
+    queries, keys = (max(each) for each in zip(*entries, strict=True))
+    return {"batch": len(entries), "seq": queries, "kv_seq": keys, "lengths": written(entries)}
 
 
 def is_spec(lengths: str) -> bool:

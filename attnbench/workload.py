@@ -180,6 +180,10 @@ class Workload:
             raise AttnbenchError("--block decoder has masks of its own; --mask window:N is for the other blocks")
 
     def _check_tree(self, mask: Mask) -> None:
+        if mask.tree and self.bias:
+            raise AttnbenchError(
+                "--bias goes by how far tokens lie from each other, which a tree's order does not tell"
+            )
         if mask.tree and (not self.decodes or self.scope != "attention" or self.seq != mask.nodes):
             raise AttnbenchError(
                 f"--mask {self.mask} is of a decoding step of its {mask.nodes} nodes, attention alone: --phase decode "
@@ -201,12 +205,9 @@ class Workload:
             )
 
     def _check_batch(self) -> None:
-        sizes = batches.parse(self.lengths)
-        queries, keys = (max(each) for each in zip(*sizes, strict=True))
-        if (self.batch, self.seq, self.kv_seq) != (len(sizes), queries, keys):
-            raise AttnbenchError(
-                f"--batch-spec {self.lengths!r} has a batch of {len(sizes)}, up to {queries} queries and {keys} keys"
-            )
+        own = batches.fields(self.lengths)
+        if wrong := [name for name in ("batch", "seq", "kv_seq") if getattr(self, name) != own[name]]:
+            raise AttnbenchError(f"--batch-spec {self.lengths!r} has {flag(wrong[0])} {own[wrong[0]]}")
         if self.scope == "block" or self.trains:
             raise AttnbenchError("--batch-spec is for attention alone, in the phases decode and forward")
         if not self.is_causal or self.masked.tree:
@@ -222,10 +223,7 @@ class Workload:
         Raises:
             AttnbenchError: the spec is malformed (see `batch`), or no workload has these values.
         """
-        sizes = batches.parse(spec)
-        queries, keys = (max(each) for each in zip(*sizes, strict=True))
-        own = {"lengths": batches.written(sizes), "batch": len(sizes), "seq": queries, "kv_seq": keys}
-        return cls(**({"phase": "decode", "mask": "causal"} | values | own))
+        return cls(**({"phase": "decode", "mask": "causal"} | values | batches.fields(spec)))
 
     @property
     def _is_square(self) -> bool:

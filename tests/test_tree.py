@@ -111,6 +111,11 @@ def test_a_tree_is_a_decoding_step_of_its_nodes(wrong: dict[str, Any]) -> None:
         step("tree:2x3", 40).replace(**wrong)
 
 
+def test_a_bias_by_distance_says_nothing_of_branches() -> None:
+    with pytest.raises(AttnbenchError, match="which a tree's order does not tell"):
+        step("tree:2x3", 40, bias="alibi")
+
+
 def test_a_sweep_adds_the_nodes_of_each_tree() -> None:
     asked = Asked.of(mask="causal,tree:2x3,tree:0,0,1", phase="decode", kv_seq="64,128", device="cpu", dtype="float32")
     found = {(w.mask, w.seq, w.kv_seq, w.scope) for w in asked.sweep.workloads() if w.scope == "attention"}

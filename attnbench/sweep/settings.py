@@ -173,9 +173,7 @@ def _batch(spec: str, asked: dict[str, Any]) -> dict[str, Any]:
         raise AttnbenchError(f"--batch-spec says queries and keys of each entry; drop {flag(clash)}")
     if asked.get("scope", "attention") != "attention":
         raise AttnbenchError("--batch-spec is for attention alone: a block would compute what pads it; drop --scope")
-    sizes = batches.parse(spec)
-    queries, keys = (max(each) for each in zip(*sizes, strict=True))
-    own = {"batch": (len(sizes),), "seq": (queries,), "kv_seq": (keys,), "lengths": batches.written(sizes)}
+    own = {name: value if name == "lengths" else (value,) for name, value in batches.fields(spec).items()}
     return {"phase": ("decode",), "scope": "attention", **asked, **own}
 
 
