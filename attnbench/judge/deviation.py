@@ -55,12 +55,13 @@ def compare(actual: Tensor, expected: Tensor) -> Error:
 def tolerance(workload: Workload, family: str, *definitions: Definition) -> float:
     """The largest relative L2 at which an implementation still counts as right. The harness's, not the plugin's.
 
-    definitions: of the attentions that are judged by it.
+    definitions: of the attentions that are judged by it. What rounds weights is given room for that if it says of
+        itself that it is quantized.
     """
     allowed = _TOLERANCE[workload.dtype][family]
     if DEVICES[workload.device].tf32 and workload.dtype == "float32":
         allowed = max(allowed, _TF32_TOLERANCE)
-    return max(allowed, _EDGE) if any(map(rounds_weights, definitions)) else allowed
+    return max(allowed, _EDGE) if family == "quantized" and any(map(rounds_weights, definitions)) else allowed
 
 
 def gradient_tolerance(workload: Workload, family: str) -> float:

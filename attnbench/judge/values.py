@@ -80,6 +80,8 @@ def judge(
         errors, problem = _tap(task, part, tap, draw, allowed, apart and not whole, _SAMPLED if whole else EVERY_ROW)
         found = found if whole else _worse(found, errors)
         problems.append(problem)
+    if family != "quantized" and any(map(deviation.rounds_weights, task.definitions.values())):
+        problems.append(f"rounds softmax's weights, for which it is given room, and calls itself {family}")
     if family == "exact" and (off := found.get("approximation")) and not off.rel_l2 <= allowed:
         problems.append(f"calls itself exact, and is off softmax attention by {off.rel_l2:.1e} (relative L2)")
     for prefix, worst in found.items():
