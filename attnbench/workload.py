@@ -189,8 +189,6 @@ class Workload:
                 f"--mask {self.mask} is of a decoding step of its {mask.nodes} nodes, attention alone: --phase decode "
                 f"--seq {mask.nodes} --kv-seq KEYS"
             )
-        if mask.branches and self.bias:
-            raise AttnbenchError("--bias is by place, and drafts of a tree stand at their depths: not with --mask tree")
 
     def _check_lengths(self) -> None:
         given = [int(n) if n.isascii() and n.isdigit() else 0 for n in self.lengths.split(",")]

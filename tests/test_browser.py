@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 from attnbench.analysis.frames import as_rows
 from attnbench.records.run import load, read_metas
 from attnbench.report import page as report
+from attnbench.report import units
 from attnbench.report.page import write_report
 from attnbench.report.prepare import prepared
 from attnbench.report.repeat import repeat_command
@@ -315,3 +316,21 @@ def test_pictures_that_find_no_room_lie_beside_the_page(tmp_path: Path, monkeypa
     assert all((tmp_path / name).is_file() for name in beside)
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
     assert sum(len(panel["rows"]) for panel in data["panels"]) == 110
+
+
+VALUES = [0, 1, 2.6, 2.604, 0.0999, 9.996, 99.96, 123.4, 1234.4, 3.1e-4, 5e-7, 1536, 3e7, None]
+
+
+@pytest.mark.parametrize(
+    ("script", "python"),
+    [("ratio", units.ratio), ("seconds", units.seconds), ("bytes", units.size), ("error", units.error)],
+)
+def test_a_number_reads_as_in_the_tables(opened: Page, script: str, python: Any) -> None:
+    assert opened.evaluate(f"(values) => values.map(tell.{script})", VALUES) == [python(value) for value in VALUES]
+
+
+def test_an_axis_has_no_zeros_at_the_end(opened: Page) -> None:
+    texts = ["64.0x", "0.250x", "100 ms", "1.0e-7", "2.50 GiB", "0.10"]
+    assert opened.evaluate("(texts) => texts.map(tell.tick)", texts) == [
+        "64x", "0.25x", "100 ms", "1e-7", "2.5 GiB", "0.1"
+    ]  # fmt: skip

@@ -55,6 +55,7 @@ def test_a_step_is_right(plugin: Plugin, w: Workload) -> None:
 BYTES = {  # of a state at 4 k tokens, over that at 1 k
     "sdpa": 4, "naive": 4, "block-sparse": 4, "int8": 4, "int4": 4, "fp8": 4, "fp4": 4, "linear": 1, "retention": 1, "gated-delta": 1,
     "gated-linear": 1, "kimi-delta": 1, "rwkv7": 1, "mla": 4, "differential": 4, "paged": 4, "ssd": 1, "tiled": 4, "xformers": 4,
+    "topk-indexer": 4, "moba": 4,
 }  # fmt: skip
 
 

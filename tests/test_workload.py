@@ -174,7 +174,7 @@ BLOCK = {"scope": "block", "block": "encoder", "norm": "pre"}
         ({"softmax_scale": -0.1}, "--scale must be above 0, not -0.1"),
         ({"softcap": float("nan")}, "--softcap must be above 0, not nan"),
         ({"bias": "rotary"}, "--bias must be one of"),
-        ({"bias": "alibi", "mask": "tree:0,0", "seq": 3, "phase": "decode"}, "not with --mask tree"),
+        ({"bias": "alibi", "mask": "tree:0,0", "seq": 3, "phase": "decode"}, "which a tree's order does not tell"),
         ({"sinks": True, "phase": "train"}, "sinks are for attention alone, phase forward"),
     ],
 )

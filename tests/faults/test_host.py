@@ -197,8 +197,11 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> int:
 def check_resumed(folder: Path, sweep: Sweep, before: bytes) -> None:
     result = sweep.wait()
     assert_whole(result)
-    assert result.path is not None
-    assert (result.path / "cells.jsonl").read_bytes().startswith(before)
+    kept = {(row["plugin"], row["seq"]): row for row in result.rows}
+    for line in before.splitlines():
+        for row in json.loads(line)["cells"]:  # a row with more rounds may stand for it
+            after = kept[row["plugin"], row["seq"]]
+            assert after == row or after["rounds"] > row["rounds"]
 
 
 def test_kill_9_loses_no_row_and_leaves_no_process(tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_kill_9_loses_no_row_and_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(3000)
 def test_kill_9_at_fifty_random_moments(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(5) as pool:  # they sleep most of the time
         found = pool.map(lambda seed: kill_and_resume(tmp_path / str(seed), kills=10, seed=seed), range(1, 6))
     assert all(rows > 0 for rows in found)
 

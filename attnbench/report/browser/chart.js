@@ -135,7 +135,7 @@ function thinned(ticks, x) {
 function axes(svg, { x, y, edge, width, height, ticks, heights, text }) {
   const across = svg.append("g").attr("class", "axis").selectAll("g").data(heights).join("g").attr("transform", (value) => `translate(0,${y(value)})`);
   across.append("line").attr("x1", edge.left).attr("x2", width - edge.right);
-  across.append("text").attr("x", edge.left - 8).attr("dy", "0.32em").attr("text-anchor", "end").text(text);
+  across.append("text").attr("x", edge.left - 8).attr("dy", "0.32em").attr("text-anchor", "end").text((value) => tell.tick(text(value)));
   const along = svg.append("g").attr("class", "axis").selectAll("g").data(ticks).join("g").attr("transform", (value) => `translate(${x(value)},0)`);
   along.append("line").attr("y1", edge.top).attr("y2", height - edge.bottom);
   along.append("text").attr("y", height - edge.bottom + 16).attr("text-anchor", "middle").text(tell.length);

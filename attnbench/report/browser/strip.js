@@ -44,7 +44,7 @@ function makeStrip(holder, facts, pick) {
       axis.append("line").attr("x1", x(tick)).attr("x2", x(tick)).attr("y1", 22).attr("y2", height);
       if (x(tick) - last < 44) continue;
       last = x(tick);
-      axis.append("text").attr("x", Math.min(x(tick), width - 16)).attr("y", 15).attr("text-anchor", "middle").text(kind.text(tick));
+      axis.append("text").attr("x", Math.min(x(tick), width - 16)).attr("y", 15).attr("text-anchor", "middle").text(tell.tick(kind.text(tick)));
     }
     if (kind.one && span[0] < 1 && span[1] > 1) svg.append("line").attr("class", "one").attr("x1", x(1)).attr("x2", x(1)).attr("y1", 22).attr("y2", height);
     lanes.forEach(([, own], i) => {

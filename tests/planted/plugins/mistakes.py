@@ -20,7 +20,7 @@ class Right(Plugin):
     """Softmax attention in float32, with the matrix of scores in memory."""
 
     devices = ("cpu",)
-    honours = ("scale", "window", "softcap", "sinks", "alibi-bias", "relative-bias")
+    honours = ("scale", "window", "softcap", "sinks", "alibi-bias", "relative-bias", "tree")
 
     def build(self, workload: Workload) -> Call:
         return lambda *tensors: self.attend(workload, *tensors)
@@ -56,6 +56,8 @@ class Right(Plugin):
         rows, keys = torch.arange(w.seq)[:, None], torch.arange(w.kv_seq)
         if not w.is_causal:
             return keys > rows + w.kv_seq
+        if w.masked.tree:
+            return ~w.masked.visible(rows, keys, w.offset)  # type: ignore[no-any-return]
         last = rows + self.offset(w)
         return (keys > last) | (keys <= last - self.window(w))
 
