@@ -28,11 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attnbench.plugin import Attention, Choice, Definition, Implementation, Maps, Option, Plugin, built
+from attnbench.plugin import Attention, Choice, Definition, Implementation, Maps, Option, built
 from attnbench.workload import Workload
 
-from .sdpa import Sdpa
-from .tiled import Tiled
+from .tiled import Tiled, exact_here
 
 
 class Differential(Choice):
@@ -70,7 +69,7 @@ class Differential(Choice):
         halves = Implementation(
             "halves",
             self._halves,
-            lambda w: _exact(w).supports(_half(w)),
+            lambda w: exact_here(w).supports(_half(w)),
             dear,
             lambda w: _held(w, _half(w), 1, 0),
             lambda w: _products(w, w.head_dim // 2),
@@ -79,7 +78,7 @@ class Differential(Choice):
         padded = Implementation(
             "padded",
             self._padded,
-            lambda w: _exact(w).supports(_twice(w)),
+            lambda w: exact_here(w).supports(_twice(w)),
             workspace_bytes=lambda w: _held(w, _twice(w), 2, 2),
             flops=lambda w: _products(w, w.head_dim),
             honours=("scale", "window"),
@@ -87,7 +86,7 @@ class Differential(Choice):
         return halves, padded
 
     def _halves(self, workload: Workload) -> Attention:
-        exact, by = built(_exact(workload), _half(workload)), self.lambda_init
+        exact, by = built(exact_here(workload), _half(workload)), self.lambda_init
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             (q1, q2), (k1, k2) = query.chunk(2, -1), key.chunk(2, -1)  # (batch, heads, seq, head_dim / 2) each, ..
@@ -97,7 +96,7 @@ class Differential(Choice):
         return Attention(attend, f"halves; {exact.implementation}")
 
     def _padded(self, workload: Workload) -> Attention:
-        exact, by = built(_exact(workload), _twice(workload)), self.lambda_init
+        exact, by = built(exact_here(workload), _twice(workload)), self.lambda_init
         half = workload.head_dim // 2
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -107,10 +106,6 @@ class Differential(Choice):
             return torch.sub(out[:, :, 0], out[:, :, 1], alpha=by)  # (batch, heads, seq, value_dim)
 
         return Attention(attend, f"padded; {exact.implementation}")
-
-
-def _exact(workload: Workload) -> Plugin:
-    return Tiled() if workload.device == "cpu" else Sdpa()
 
 
 def _scale(workload: Workload) -> float:
@@ -136,7 +131,7 @@ def _products(workload: Workload, dim: int) -> int:
 
 def _held(workload: Workload, exact: Workload, outs: int, queries: int) -> int | None:
     """So many outputs and queries beside what exact attention holds."""
-    w, own = workload, _exact(workload).workspace_bytes(exact)
+    w, own = workload, exact_here(workload).workspace_bytes(exact)
     if w.trains or w.decodes or own is None:
         return None
     return own + w.batch * w.heads * w.seq * (outs * w.value_dim + queries * w.head_dim) * w.itemsize

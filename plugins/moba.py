@@ -10,13 +10,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from attnbench.plugin import Attention, Definition, Option, Plugin, Softmax
 from attnbench.workload import Workload
 
 from .pieces import parts
-from .selection import best, gathered, gathered_bytes, joined, rows_at_once
+from .selection import best, block_means, gathered, gathered_bytes, joined, rows_at_once
 
 
 class Moba(Plugin):
@@ -102,12 +101,8 @@ class Moba(Plugin):
         return best(fit, min(self.topk, means.shape[2]))
 
     def _means(self, key: Tensor) -> Tensor:
-        """Of each block's keys, of the last one those that are there: float64 (batch, kv_heads, blocks, head_dim)."""
-        length = key.shape[2]
-        whole = pad(key.detach().double(), (0, 0, 0, -length % self.block))  # (batch, kv_heads, blocks * block, ..)
-        sums = whole.unflatten(2, (-1, self.block)).sum(3)  # (batch, kv_heads, blocks, head_dim)
-        start = torch.arange(0, length, self.block, device=key.device)  # (blocks,)
-        return sums / (length - start).clamp(max=self.block)[:, None]
+        """Of each block's keys: float64 (batch, kv_heads, blocks, head_dim)."""
+        return block_means(key.detach().double(), self.block)
 
     def _blocks(self, workload: Workload) -> int:
         return -(-workload.kv_seq // self.block)

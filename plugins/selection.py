@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from attnbench.workload import Workload
@@ -25,6 +26,14 @@ def best(scores: Tensor, count: int) -> Tensor:
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as the scores are ordered, the negative ones too
     places = torch.arange(scores.shape[-1], device=scores.device)  # (n,)
     return (order << 32).add_(places).topk(count).indices
+
+
+def block_means(x: Tensor, block: int) -> Tensor:
+    """Of each block of tokens of x (batch, heads, length, dim), of the last one those there are: (.., blocks, dim)."""
+    length = x.shape[2]
+    sums = pad(x, (0, 0, 0, -length % block)).unflatten(2, (-1, block)).sum(3)  # (batch, heads, blocks, dim)
+    start = torch.arange(0, length, block, device=x.device)  # (blocks,)
+    return sums / (length - start).clamp(max=block)[:, None]
 
 
 def gathered(query: Tensor, key: Tensor, value: Tensor, index: Tensor, hidden: Tensor, scale: float) -> Tensor:

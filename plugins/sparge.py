@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from math import ceil
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from attnbench.plugin import Attention, Definition, Option, Plugin, Softmax
+from attnbench.plugin import Attention, Definition, Option, Plugin, Softmax, visible
 from attnbench.workload import Workload
 
-from .pieces import hidden_part, parts
-from .selection import best, joined
+from .pieces import parts
+from .selection import best, block_means, joined
 
 _TINIEST = 1e-30  # a row's length, at least: zeros have a direction, too
 
@@ -139,8 +137,9 @@ class _Call:
         k, v = (x[b, h // self.workload.group, keys].float() for x in (key, value))  # (keys kept, dim)
         scores = q @ k.T * self.workload.scale  # (rows, keys kept)
         if self.workload.is_causal:
-            hidden = hidden_part(self.workload, rows, slice(0, self.workload.kv_seq))[:, keys]  # (rows, keys kept)
-            scores = scores.masked_fill(hidden, -torch.inf)
+            at = torch.arange(rows.start, rows.stop, device=keys.device)[:, None]  # (rows, 1)
+            seen = visible(self.workload, at, keys)  # (rows, keys kept)
+            scores = scores.masked_fill(~seen, -torch.inf)
         return (torch.softmax(scores, -1) @ v).to(query.dtype)  # (rows, value_dim)
 
 
@@ -149,12 +148,6 @@ def _pooled(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
     The mean cosine of all pairs of a block is the squared length of the mean of its tokens, each made of length 1.
     """
-    x, blocks = x.detach().double(), ceil(x.shape[2] / block)
-    counts = (x.shape[2] - torch.arange(blocks, device=x.device) * block).clamp(max=block)[:, None]  # (blocks, 1)
-
-    def means(x: Tensor) -> Tensor:
-        whole = pad(x, (0, 0, 0, -x.shape[2] % block))  # (batch, heads, blocks * block, dim)
-        return whole.unflatten(2, (blocks, block)).sum(3) / counts
-
+    x = x.detach().double()
     directions = x / x.norm(dim=-1, keepdim=True).clamp(min=_TINIEST)  # (batch, heads, length, dim)
-    return means(x), means(directions).square().sum(-1).float()
+    return block_means(x, block), block_means(directions, block).square().sum(-1).float()

@@ -18,15 +18,13 @@ from attnbench.plugin import (
     Definition,
     Implementation,
     Option,
-    Plugin,
     Softmax,
     built,
 )
 from attnbench.workload import Workload
 
 from ..native import attention as kernels
-from ..sdpa import Sdpa
-from ..tiled import Tiled
+from ..tiled import exact_here
 from .flex_attention import flex, flex_bytes, flex_unsupported
 from .native import BLOCK_KEYS, STRIP_ROWS, plan
 from .patterns import PATTERNS, Pattern, pattern
@@ -115,7 +113,7 @@ class BlockSparse(Choice):
         if not _is_step(workload):
             return super().workspace_bytes(workload)
         w, (dense, part) = workload, self._seen(workload)
-        held = _dense_plugin(w).workspace_bytes(dense)
+        held = exact_here(w).workspace_bytes(dense)
         gathered = w.batch * w.kv_heads * dense.kv_seq * (w.head_dim + w.value_dim) * w.itemsize
         return held if held is None or isinstance(part, slice) else held + gathered
 
@@ -124,7 +122,7 @@ class BlockSparse(Choice):
         if not _is_step(workload):
             return super().decoding(workload)
         dense, part = self._seen(workload)
-        inner = built(_dense_plugin(workload), dense)
+        inner = built(exact_here(workload), dense)
 
         def step(state: Cache, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Cache]:
             state = state.append(key, value)
@@ -153,10 +151,6 @@ class BlockSparse(Choice):
 def _is_step(workload: Workload) -> bool:
     """Whether one new token of a decoder is what there is to compute."""
     return workload.phase == "decode" and workload.seq == 1 and workload.is_causal
-
-
-def _dense_plugin(workload: Workload) -> Plugin:
-    return Tiled() if workload.device == "cpu" else Sdpa()
 
 
 def _untrained(size: Callable[[Workload], int]) -> Callable[[Workload], int | None]:

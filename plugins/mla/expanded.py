@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attnbench.plugin import Attention, Cache, Decoding, Plugin, built
+from attnbench.plugin import Attention, Cache, Decoding, built
 from attnbench.workload import Workload
 
-from ..sdpa import Sdpa
-from ..tiled import Tiled
+from ..tiled import exact_here
 from .latent import Latent, product_dtype
 
 
@@ -21,12 +20,12 @@ class Expanded:
     latent: Latent
 
     def unsupported(self, workload: Workload) -> str | None:
-        return _exact(workload).supports(_expanded(workload))
+        return exact_here(workload).supports(_expanded(workload))
 
     def build(self, workload: Workload) -> Attention:
         w, latent = workload, self.latent
         up = latent.weights(product_dtype(w))
-        exact = built(_exact(w), _expanded(w))
+        exact = built(exact_here(w), _expanded(w))
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             rows = latent.rows(key, value)  # (batch, 1, kv_seq, d_c + rope)
@@ -38,7 +37,7 @@ class Expanded:
         """The state is keys and values of all heads; a step expands those of new tokens."""
         w, latent = workload, self.latent
         up = latent.weights(product_dtype(w))
-        exact = built(_exact(w), _expanded(w))
+        exact = built(exact_here(w), _expanded(w))
 
         def start(key: Tensor, value: Tensor, capacity: int) -> Cache:
             return Cache.of(*latent.expand(latent.rows(key, value), *up), capacity)
@@ -57,17 +56,13 @@ class Expanded:
     def workspace_bytes(self, workload: Workload) -> int | None:
         """The latents, K and V, what they are joined of or rounded from; then what exact attention holds."""
         w = workload
-        exact = _exact(w).workspace_bytes(_expanded(w))
+        exact = exact_here(w).workspace_bytes(_expanded(w))
         if w.trains or w.decodes or exact is None:
             return None
         rows, tokens = w.batch * w.kv_seq * self.latent.row, w.batch * w.heads * w.kv_seq
         made = rows + tokens * (w.head_dim + w.value_dim)
         wide = product_dtype(w).itemsize * (rows + tokens * self.latent.content)
         return max(self.latent.rows_bytes(), w.itemsize * made + max(exact, wide))
-
-
-def _exact(workload: Workload) -> Plugin:
-    return Tiled() if workload.device == "cpu" else Sdpa()
 
 
 def _expanded(workload: Workload) -> Workload:

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from attnbench.plugin import Attention, Choice, Implementation, Option
+from attnbench.plugin import Attention, Choice, Implementation, Option, Plugin
 from attnbench.workload import Workload
 
 from ..autograd import differentiable
@@ -162,6 +162,11 @@ class Tiled(Choice):
 
     def _rows(self, workload: Workload, usual: int) -> int:
         return min(self.rows or usual, workload.seq)
+
+
+def exact_here(workload: Workload) -> Plugin:
+    """Exact attention for a variant that calls it: `tiled` on a CPU, `sdpa` elsewhere."""
+    return Tiled() if workload.device == "cpu" else Sdpa()
 
 
 def _no_kernel(workload: Workload) -> str | None:
