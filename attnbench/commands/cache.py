@@ -136,7 +136,7 @@ def show(found: "Judgement") -> None:
 def _shown(row: dict[str, Any]) -> list[str]:
     from attnbench.report import units
 
-    needle = f"{sum(n['found'] for n in row['needles'])} of {len(row['needles'])}" if row["needles"] else units.NOTHING
+    needle = units.hits([n["found"] for n in row["needles"] or ()])
     speedup = units.ratio(*(row[f"step_speedup{end}"] for end in ("", "_low", "_high")))
     return [
         row["cache"], f"{row['bits_per_value']:.2f}", f"{row['perplexity']:.4g}", _ratio(row),

@@ -138,7 +138,7 @@ def _windows(rows: list[dict[str, Any]]) -> str:
 
 def _decoded(row: dict[str, Any]) -> list[str]:
     over = f"{row['perplexity_ratio']:.4g}{_between(row, 'perplexity_ratio')}"
-    needle = f"{sum(n['found'] for n in row['needles'])} of {len(row['needles'])}" if row["needles"] else units.NOTHING
+    needle = units.hits([n["found"] for n in row["needles"] or ()])
     return [
         f"{row['perplexity']:.4g}{_between(row, 'perplexity')}", over,
         f"{units.error(row['kl_mean'])}, {units.error(row['kl_p99'])}", f"{row['top1_agreement']:.1%}", needle,

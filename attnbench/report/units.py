@@ -104,6 +104,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+def hits(found: Sequence[bool]) -> str:
+    """ "3 of 5", a dash where nothing was tried."""
+    return f"{sum(found)} of {len(found)}" if found else NOTHING
+
+
 def listed(names: Sequence[str]) -> str:
     """ "a, b and c" """
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

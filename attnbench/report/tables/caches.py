@@ -16,9 +16,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     ),
     "KL": lambda row: units.error(row["kl_mean"]),
     "same top token": lambda row: units.percent(row["top1_agreement"]),
-    "needle": lambda row: (
-        f"{sum(bool(n['found']) for n in row['needles'])} of {len(row['needles'])}" if row["needles"] else units.NOTHING
-    ),
+    "needle": lambda row: units.hits([n["found"] for n in row["needles"] or ()]),
     "a step": lambda row: units.seconds(row["step_s"]),
     "its speedup over bf16": lambda row: units.ratio(*(row[f"step_speedup{end}"] for end in ("", "_low", "_high"))),
 }
