@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import RESULTS, chromium, written
+from browser import RESULTS, chromium, watched, written
 from playwright.sync_api import Browser, Page, expect
 
 from attnbench.analysis.frames import as_rows
@@ -46,14 +46,9 @@ def several(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(browser: Browser, one: Path) -> Iterator[Page]:
     """A page that asks for nothing but itself and says no error, which is found out when it is closed."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    tab, asked, errors = context.new_page(), list[str](), list[str]()
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.goto(one.as_uri())
-    yield tab
-    context.close()
+    with watched(browser) as (tab, asked, errors):
+        tab.goto(one.as_uri())
+        yield tab
     assert [url for url in asked if not url.startswith("data:")] == [
         url for url in asked if url.endswith("/index.html")
     ]

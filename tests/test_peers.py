@@ -213,25 +213,15 @@ def test_flex_dense_computes_softmax_attention() -> None:
         assert max(errors(plugin, w, make(w))) < 2e-6
 
 
+TRAINED = (
+    "fla-linear", "flex-dense", "flash-attn-2", "flash-attn-3", "flash-attn-4", "hf-kernels", "cudnn", "natten",
+)  # fmt: skip
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("dim", [128, *triton_compiler.slow(64)])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sageattention",
-        "sageattention-2",
-        "fla-linear",
-        "flex-dense",
-        "flash-attn-2",
-        "flash-attn-3",
-        "flash-attn-4",
-        "hf-kernels",
-        "cudnn",
-        "flashinfer",
-        "natten",
-    ],
-)
+@pytest.mark.parametrize("name", ["sageattention", "sageattention-2", "flashinfer", *TRAINED])
 def test_on_a_gpu(name: str, mask: str, dim: int) -> None:
     plugin = peer(name)()
     w = Workload(seq=1024, kv_seq=1024, heads=4, kv_heads=4, head_dim=dim, value_dim=dim, dtype="bfloat16", mask=mask,
@@ -244,19 +234,7 @@ def test_on_a_gpu(name: str, mask: str, dim: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fla-linear",
-        "flex-dense",
-        "flash-attn-2",
-        "flash-attn-3",
-        "flash-attn-4",
-        "hf-kernels",
-        "cudnn",
-        "natten",
-    ],
-)
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradients_on_a_gpu(name: str) -> None:
     plugin = peer(name)()
     w = Workload(

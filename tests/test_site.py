@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import RESULTS, chromium
+from browser import RESULTS, chromium, watched
 from click.testing import CliRunner
 from playwright.sync_api import Browser, Page, expect
 
@@ -130,15 +130,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def opened(browser: Browser, site: Path) -> Iterator[Page]:
     """The page, which asks for its own files alone and says no error."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    tab, asked, errors = context.new_page(), list[str](), list[str]()
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.goto((site / "index.html").as_uri())
-    expect(tab.locator("#count")).to_contain_text("rows")
-    yield tab
-    context.close()
+    with watched(browser) as (tab, asked, errors):
+        tab.goto((site / "index.html").as_uri())
+        expect(tab.locator("#count")).to_contain_text("rows")
+        yield tab
     assert all(url.startswith(site.as_uri()) for url in asked)
     assert errors == []
 
