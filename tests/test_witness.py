@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnbench.registry import find, load
-from attnbench.task.call import Task
+from attnbench.sweep.settings import Asked
+from attnbench.task.call import Task, outputs
 from attnbench.task.inputs import Pools
 from attnbench.workers.messages import Given
 from attnbench.workers.witness import Witness, as_bytes
@@ -44,7 +46,7 @@ def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dty
     out = F.scaled_dot_product_attention(*shown(w), is_causal=w.is_causal, enable_gqa=True)
     witness, given = Witness(), Given((NUMBER, NUMBER + 1), True, NUMBER)
     bound = 1e-6 if dtype == "float32" else 1e-2
-    error, problem = witness.judge(w, given, 1, as_bytes(out))
+    error, _, problem = witness.judge(w, given, 1, as_bytes(out))
     assert error.rel_l2 < bound
     assert problem is None
     assert witness.judge(w, given, 2, as_bytes(out.mT.contiguous().mT))[0].rel_l2 < bound  # as it lies in memory
@@ -54,7 +56,7 @@ def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dty
         Given((NUMBER, NUMBER + 1), False, NUMBER),
         Given((NUMBER, NUMBER + 1), True, NUMBER, 3, 1),
     ):
-        error, problem = witness.judge(w, other, 1, as_bytes(out))
+        error, _, problem = witness.judge(w, other, 1, as_bytes(out))
         assert error.rel_l2 > 0.1
         assert "over the tolerance" in (problem or "")
     out[:, :, seq // 8 : seq // 4] = 0
@@ -81,16 +83,55 @@ def test_it_knows_a_right_block_from_one_with_wrong_rows_or_weights(seq: int, bl
     task = Task(load(find()["sdpa"].target)(), w)
     out = task.call(*shown(w))
     witness, given = Witness(), Given((NUMBER, NUMBER + 1), True, NUMBER)
-    error, problem = witness.judge(w, given, 1, as_bytes(out))
+    error, _, problem = witness.judge(w, given, 1, as_bytes(out))
     assert problem is None
     assert error.rel_l2 < (1e-6 if dtype == "float32" else 1e-2)
-    assert "over the tolerance" in (witness.judge(w, Given((NUMBER,), True, NUMBER), 1, as_bytes(out))[1] or "")
+    assert "over the tolerance" in (witness.judge(w, Given((NUMBER,), True, NUMBER), 1, as_bytes(out))[2] or "")
     cut = out.clone()
     cut[:, seq // 8 : seq // 4] = 0
-    assert "over the tolerance" in (witness.judge(w, given, 1, as_bytes(cut))[1] or "")
+    assert "over the tolerance" in (witness.judge(w, given, 1, as_bytes(cut))[2] or "")
     with torch.no_grad():
         next(task.stack.parameters()).mul_(1.5)  # type: ignore[union-attr]
-    assert "over the tolerance" in (witness.judge(w, given, 1, as_bytes(task.call(*shown(w))))[1] or "")
+    assert "over the tolerance" in (witness.judge(w, given, 1, as_bytes(task.call(*shown(w))))[2] or "")
+
+
+def made(**fields: Any) -> Workload:
+    """A small workload of scope attention, or with a block of that block."""
+    block = {"scope": "block", "norm": "pre", "kv_heads": 4} if "block" in fields else {"kv_heads": 2}
+    return Workload(**{"heads": 4, "head_dim": 16, "value_dim": 16, "mask": "causal", "kv_seq": 70} | block | fields)
+
+
+BATCH = Asked.of(batch_spec="q6k_2q1s40", heads="4", kv_heads="2", head_dim="16", dtype="float32", device="cpu").sweep
+KINDS = {
+    "decode": made(seq=2, phase="decode"),
+    "decode, ragged": made(seq=2, phase="decode", lengths="70,9,40", batch=3),
+    "a server's batch": BATCH.workloads()[0],
+    "ragged": made(seq=70, lengths="70,9,40", batch=3),
+    "train": made(seq=70, phase="train"),
+    "sinks": made(seq=70, sinks=True),
+    "decode in a block": made(seq=1, phase="decode", block="decoder-only"),
+    "decode in a decoder": made(seq=1, phase="decode", block="decoder"),
+    "train a block": made(seq=70, phase="train", block="decoder-only"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_the_phase_it_knows_a_right_output(kind: str) -> None:
+    w = KINDS[kind]
+    task = Task(load(find()["naive"].target)(), w)
+    found = [x.clone() for x in outputs(task.call(*shown(w)))]
+    told = found if w.scope == "attention" else found[:1]
+    witness, given = Witness(), Given((NUMBER, NUMBER + 1), True, NUMBER)
+    error, columns, problem = witness.judge(w, given, 1, as_bytes(*told))
+    assert problem is None
+    assert error.rel_l2 < 1e-6
+    assert len(columns) == (3 if w.trains and w.scope == "attention" else 0)
+    assert witness.judge(w, given, 1, as_bytes(found[0])) == (error, {}, None)  # without gradients
+    for i, changed in enumerate(told):
+        changed[-1, ..., 0, :] += 0.1
+        assert "off by" in (message := witness.judge(w, given, 1, as_bytes(*told))[2] or "") or "over" in message, i
+        changed[-1, ..., 0, :] -= 0.1
+    assert "over the tolerance" in (witness.judge(w, Given((NUMBER,), True, NUMBER), 1, as_bytes(*told))[2] or "")
 
 
 def test_it_knows_what_a_call_in_the_middle_of_a_burst_was_given() -> None:
@@ -101,7 +142,7 @@ def test_it_knows_what_a_call_in_the_middle_of_a_burst_was_given() -> None:
     pools.alter(2)
     views = pools.views(20_000, 3)
     out = F.scaled_dot_product_attention(*views[19_000 % len(views)])
-    assert Witness().judge(w, Given((1, 2), True, 3, 20_000, 19_000), 5, as_bytes(out))[1] is None
+    assert Witness().judge(w, Given((1, 2), True, 3, 20_000, 19_000), 5, as_bytes(out))[2] is None
 
 
 def test_views_are_apart_and_altered_without_a_trace() -> None:

@@ -87,8 +87,8 @@ def judge(
     for prefix, worst in found.items():
         columns |= worst.columns(prefix) if worst else {}
     if w.trains:
-        gradients, problem = _gradients(task, shown, deviation.gradient_tolerance(w, family), draw)
-        columns |= gradients
+        told, problem = gradients(task, shown, deviation.gradient_tolerance(w, family), draw)
+        columns |= told
         problems.append(problem)
     if not all(bool(x.isfinite().all()) for x in outputs(raw)):  # all rows, not the sampled ones alone
         problems.insert(0, "output has NaN or infinite values")
@@ -193,7 +193,7 @@ def _located(task: Task, tap: Tap, problem: str | None) -> str | None:
     return f"{tap.name}-attention{layer}: {problem}"
 
 
-def _gradients(
+def gradients(
     task: Task, shown: Sequence[tuple[Workload, Tap]], allowed: float, draw: int
 ) -> tuple[dict[str, float], str | None]:
     """The worst relative L2 of each input's gradient, over the key/value heads looked at, and what is wrong.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.crew import Crew, Live
+from attnbench.theory.costs import output_bytes
 from attnbench.workers.messages import Columns, Given
 
 HIDDEN = "its process does not show what came out of its calls"
@@ -15,9 +16,10 @@ _ERRORS = ("rel_l2", "max_abs", "cosine")
 def has_witness(cell: Cell) -> bool:
     """Whether a process without plugins can say how far an output is from attention, and it fits into a message."""
     w = cell.workload
-    size = w.batch * w.seq * (w.width if w.scope == "block" else w.heads * w.value_dim) * w.itemsize
-    forward = not (w.decodes or w.trains or w.lengths) and w.layers == 1
-    return forward and w.on_host and cell.family != "recurrent" and size <= _LARGEST_OUTPUT
+    in_block = w.scope == "block"
+    size = w.batch * w.seq * w.width * w.itemsize if in_block else output_bytes(w)
+    whole = not in_block or (w.layers == 1 and not w.lengths)
+    return whole and w.on_host and cell.family != "recurrent" and size <= _LARGEST_OUTPUT
 
 
 def hear(crew: Crew, one: Live, given: Given, rows: int, output: bytes, columns: Columns) -> None:
@@ -34,7 +36,7 @@ def hear(crew: Crew, one: Live, given: Given, rows: int, output: bytes, columns:
     told = columns.get("approximation_rel_l2")
     told = told if isinstance(told, float) else found.rel_l2
     if alone:
-        columns |= {f"implementation_{name}": getattr(found, name) for name in _ERRORS}
+        columns |= {f"implementation_{name}": getattr(found, name) for name in _ERRORS} | found.columns
     columns |= {f"approximation_{name}": getattr(found, name) for name in _ERRORS}
     if cell.status is not None:  # it was found to be wrong in another way
         return

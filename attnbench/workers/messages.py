@@ -122,13 +122,17 @@ class Prepared(Answer, frozen=True):
 
 
 class Witnessed(Answer, frozen=True):
-    """How far an output is from exact attention: see `judge.deviation.Error`. problem: why it is not that."""
+    """How far an output is from exact attention: see `judge.deviation.Error`. problem: why it is not that.
+
+    columns: errors of gradients that came with it.
+    """
 
     rel_l2: float
     max_abs: float
     cosine: float
     worst_row: float
     problem: str | None = None
+    columns: Columns = msgspec.field(default_factory=dict)
 
 
 class Aimed(Answer, frozen=True):

@@ -92,8 +92,8 @@ class _Worker:
                 self._subject = None
                 return tried(request)
             case messages.Witness(workload, given, rows, output):
-                error, wrong = self._witness.judge(workload, given, rows, output)
-                return messages.Witnessed(**asdict(error), problem=wrong)
+                error, columns, wrong = self._witness.judge(workload, given, rows, output)
+                return messages.Witnessed(**asdict(error), problem=wrong, columns=columns)
             case messages.Prepare():
                 self._subject = None
                 self._subject = Subject(request)

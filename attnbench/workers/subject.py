@@ -203,7 +203,8 @@ class Subject:
         in_block, elsewhere = self.workload.scope == "block", not here and self.show and family == "exact"
         inside = apart or values.needs_taps(self.task)
         if self.show and (apart or elsewhere):
-            self.output, apart = as_bytes(outputs(raw)[0]), False
+            judged_there = slice(None) if elsewhere and not in_block else slice(1)
+            self.output, apart = as_bytes(*outputs(raw)[judged_there]), False
         found, calls_s = values.Judgement({"tolerance": deviation.tolerance(self.workload, family)}, None), 0.0
         if not elsewhere or (in_block and inside):
             start = bursts.clock()
