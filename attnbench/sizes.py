@@ -133,6 +133,11 @@ def parse_bytes(text: str, name: str = "memory") -> int:
     return value
 
 
+def precision_or_auto(text: str) -> float | None:
+    """As `parse_precision`; None for "auto". Raises: AttnbenchError: it is neither."""
+    return None if text.strip() == "auto" else parse_precision(text)
+
+
 def parse_precision(text: str, option: str = "precision") -> float:
     """A relative half-width from "2%" or "0.02".
 

@@ -10,6 +10,7 @@ from attnbench.sweep.cell import Cell, Measured
 from attnbench.sweep.contest import Contest
 from attnbench.sweep.costs import Costs
 from attnbench.sweep.plan import MOST_ROUNDS
+from attnbench.sweep.precision import within
 from attnbench.sweep.returns import Returns, rounds_needed, verdicts
 from attnbench.sweep.settings import Settings
 from attnbench.workload import Workload
@@ -113,3 +114,18 @@ def test_what_is_emulated_comes_last_by_itself_and_within_its_share() -> None:
 def test_what_more_time_buys_is_told_by_workload() -> None:
     cheap, dear = contest(64, {"sdpa": 0.01, "other": 0.01}), contest(128, {"sdpa": 9.0, "other": 9.0})
     assert returns(cheap, dear).outlook([dear, cheap], 60) == [(cheap.label, 1)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "precision"),
+    [(25.0, 0.1), (24.0, 0.2), (100.0, 0.05), (1e4, 0.02), (6.0, 0.5), (1e-3, 0.5), (300.0, 0.03)],
+)
+def test_what_a_budget_buys_is_said_beforehand_and_never_finer_than_two_per_cent(
+    budget: float, precision: float
+) -> None:
+    """Ten cells that are open: four times the seconds halve the width; what has ended needs none."""
+    cells = contest(64, dict.fromkeys("abcdefghij", 1.0)).cells
+    ended = contest(128, {"a": 1.0, "b": 1.0}).cells
+    for cell in ended:
+        cell.end("skipped", "too large")
+    assert within(budget, [*cells, *ended]) == precision

@@ -13,14 +13,15 @@ from attnbench.errors import AttnbenchError
 from attnbench.records.run import as_frame, identity, newest_first, read_meta, rows
 from attnbench.records.schema import Row, key
 from attnbench.report import units
-from attnbench.sizes import Sweep, parse_bytes, parse_precision
+from attnbench.sizes import Sweep, parse_bytes
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.contest import Contest
 from attnbench.sweep.engine import Plan, planned, settings_here
+from attnbench.sweep.precision import FINEST
 from attnbench.sweep.returns import verdicts
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
-from attnbench.sweep.settings import PRECISION, TIMEOUT, Asked
+from attnbench.sweep.settings import TIMEOUT, Asked
 from attnbench.workload import Workload
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def best(
         plugins=plugins,
         baseline="sdpa",
         sweep=Sweep.of(workload),
-        precision=parse_precision(PRECISION),
+        precision=FINEST,
         budget=budget,
         timeout=TIMEOUT,
     )

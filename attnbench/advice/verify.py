@@ -20,9 +20,10 @@ from attnbench.sweep import captures
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.engine import Plan, planned, settings_here
 from attnbench.sweep.plan import asked_of
+from attnbench.sweep.precision import FINEST
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import measure
-from attnbench.sweep.settings import PRECISION, TIMEOUT, Asked
+from attnbench.sweep.settings import TIMEOUT, Asked
 from attnbench.workload import Workload
 
 CELLS, BUDGET, MARGIN = 8, 60.0, "10%"
@@ -177,7 +178,7 @@ def _measured(
         plugins="",
         baseline=way.baseline,
         sweep=listed,
-        precision=parse_precision(PRECISION),
+        precision=FINEST,
         budget=budget,
         timeout=timeout,
         l2=way.l2 or None,

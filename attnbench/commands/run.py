@@ -31,7 +31,11 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
 
 @click.command()
 @options.sweep
-@option("--precision", default=PRECISION, help="Half-width at which a speedup's interval has converged.")
+@option(
+    "--precision",
+    default=PRECISION,
+    help="Half-width at which a speedup's interval has converged; auto: what the budget buys.",
+)
 @option("--budget", type=Seconds(1, 1e7), default=BUDGET, help="Seconds for the sweep.")
 @option("--timeout", type=Seconds(0.1, 1e6), default=TIMEOUT, help="Seconds for a cell.")
 @option("--l2", type=click.Choice(["kept", "flushed"]), help="A GPU's L2 cache before each call.  [default: kept]")
@@ -82,7 +86,7 @@ def command(
             meta = engine.meta(plan, ["attnbench", *sys.argv[1:]])
             record = Run.create(out, name or plan.asked.sweep.device, meta)
         with record:
-            _measure(plan, record, began, quiet, as_json)
+            _measure(plan, record, asked, began, quiet, as_json)
 
 
 def _asked(ctx: click.Context, resume: Path | None, given: Given) -> Asked:
@@ -113,7 +117,7 @@ def _let_second_interrupt_stop() -> None:
         signal.signal(signal.SIGINT, first)
 
 
-def _measure(plan: "Plan", record: "Run", began: float, quiet: bool, as_json: bool) -> None:
+def _measure(plan: "Plan", record: "Run", asked: Asked, began: float, quiet: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from attnbench import records
@@ -122,7 +126,7 @@ def _measure(plan: "Plan", record: "Run", began: float, quiet: bool, as_json: bo
 
     record.repair()  # a broken run is refused before anything is said of it
     if not quiet:
-        _announce(plan, record)
+        _announce(plan, record, asked)
     try:
         with Watch(Console(stderr=True, quiet=quiet), len(plan.cells)) as watch:
             rows = engine.measure(plan, record, watch, began)
@@ -134,12 +138,15 @@ def _measure(plan: "Plan", record: "Run", began: float, quiet: bool, as_json: bo
     sys.exit(0 if all(row["status"] in records.WELL for row in rows) else options.CELL_FAILED)
 
 
-def _announce(plan: "Plan", record: "Run") -> None:
+def _announce(plan: "Plan", record: "Run", asked: Asked) -> None:
+    """asked: before the plan settled what it left open."""
     from attnbench import environment
 
     sweep, masks = plan.asked.sweep, dict.fromkeys(cell.workload.mask for cell in plan.cells)
     what = f"{', '.join(masks)} mask, {', '.join(sweep.dtype)} on {sweep.device}, {sweep.threads} threads"
     tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, {what}, into {record.path}")
+    if asked.precision is None and plan.asked.precision is not None:
+        tell(f"precision {plan.asked.precision * 100:.3g}%: what that buys half of them (--precision for another)")
     if changed := environment.words(plan.facts):
         tell(f"with {changed}: only runs under the same compare with this one")
     options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)
@@ -167,7 +174,7 @@ def _summarise(rows: "list[Row]", record: "Run", planned: int, quiet: bool, as_j
         print_json({"run": str(record.path), "planned": planned, "cells": cells})
         return
     if not quiet:
-        _count(rows, planned)
+        _count(rows, planned, record.meta["args"]["precision"])
     for row in rows:
         if row["status"] not in WELL:
             click.echo(f"  {row['status']}: {row['plugin']}, {row['scope']} at {row['seq']}: {row['reason']}")
@@ -179,13 +186,15 @@ def _summarise(rows: "list[Row]", record: "Run", planned: int, quiet: bool, as_j
     click.echo(f"run: {record.path}")
 
 
-def _count(rows: "list[Row]", planned: int) -> None:
+def _count(rows: "list[Row]", planned: int, precision: float) -> None:
     from attnbench.records.schema import STATUSES
 
     count = Counter(row["status"] for row in rows)
     text = ", ".join(f"{count[s]} {s}" for s in STATUSES if count[s])
     converged = sum(bool(row.get("converged")) for row in rows)
-    click.echo(f"{len(rows)} of {planned} cells: {text or 'none'}; {converged} converged")
+    click.echo(
+        f"{len(rows)} of {planned} cells: {text or 'none'}; {converged} converged, within {precision * 100:.3g}%"
+    )
 
 
 def _warn(rows: "list[Row]", record: "Run") -> None:

@@ -23,6 +23,7 @@ from attnbench.sizes import Names, Sizes, Sweep
 from attnbench.sweep import captures
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.plan import choose, plan
+from attnbench.sweep.precision import within
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.session import Session, Unwatched
 from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Settings
@@ -43,7 +44,8 @@ _MEMORY_SHARE = 0.8  # of what is available
 class Plan:
     """All that a run will do, while the server that starts its workers is alive.
 
-    asked: with device, dtype, memory and l2 settled for this machine. cells: workload by workload, the baseline first.
+    asked: with device, dtype, memory, l2 and precision settled for this machine.
+    cells: workload by workload, the baseline first.
     baseline: its canonical name, "" for none.
     facts: of the machine, for run.json: `device.describe`, and `unmeasured`, what of a row it can't tell, and why.
     """
@@ -90,6 +92,8 @@ def planned(
         cells, baseline = plan(server, settled, requests, base)
         if ready:
             captures.capture(server, settled.sweep.workloads(), tell)
+        if settled.precision is None:
+            settled = replace(settled, precision=within(settled.budget, cells))
         yield Plan(server, settled, cells, baseline, found.machine | {"unmeasured": here.unmeasured})
 
 
@@ -174,6 +178,7 @@ def settings_of(plan: Plan, known: Ceilings | None) -> Settings:
     """How a session measures the plan. known: what its machine can do at best."""
     asked = plan.asked
     assert asked.memory is not None
+    assert asked.precision is not None
     return Settings(
         baseline=plan.baseline,
         precision=asked.precision,
@@ -285,8 +290,9 @@ def run(
     phase: one name or several. scope: "attention", "block" or "all". block, norm, style: of it. scale, softcap,
     bias: of the scores. lengths: of a ragged batch. batch_spec: a server's, "q2k_8q1s1k", in the place of sizes.
     inputs: how drawn, or a model's layer, "smollm2:3". baseline: what speedups refer to, or "none". precision: at which
-    half-width an interval has converged. budget, timeout: seconds for the sweep and for a cell. memory: what may be in
-    use. isa: "avx2" for no more. out: the run's folder, not there yet, or None. progress: gets rows, and seconds left.
+    half-width an interval has converged, or "auto": what the budget can be expected to buy half of the cells. budget,
+    timeout: seconds for the sweep and for a cell. memory: what may be in use. isa: "avx2" for no more. out: the run's
+    folder, not there yet, or None. progress: gets rows, and seconds left.
 
     Returns a row a cell, as `attnbench.load(out)` does: latency_s, speedup, peak_bytes, both errors, status and reason.
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attnbench.stats.held_up import paired, without
 from attnbench.stats.intervals import Interval, interval
 from attnbench.sweep.cell import Cell, Measured
+
+# Half of a default run's cells came so near with so many seconds of budget each, on two virtual cores of machines that
+# others used, too (docs/measuring.md, Intervals); of half-widths, a quarter needs sixteen times as long.
+_BOUGHT, _SECONDS = 0.1, 2.5
+FINEST = 0.02
+STEPS = (FINEST, 0.03, 0.05, 0.1, 0.2, 0.5)
+
+
+def within(budget: float, cells: Iterable[Cell]) -> float:
+    """The half-width that half of the cells can be expected to reach, of `STEPS`, before any of them is measured.
+
+    budget: seconds for all of them. cells: those that have ended already need none.
+    """
+    seconds = budget / max(1, sum(cell.status is None for cell in cells))
+    expected = _BOUGHT * (_SECONDS / seconds) ** 0.5
+    return next((step for step in STEPS if step >= expected), STEPS[-1])
 
 
 def intervals(cell: Measured, base: Measured | None, confidence: float) -> tuple[Interval, Interval | None]:

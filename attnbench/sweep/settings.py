@@ -23,7 +23,7 @@ from attnbench.sizes import (
     as_names,
     as_sizes,
     parse_bytes,
-    parse_precision,
+    precision_or_auto,
 )
 from attnbench.theory.models import preset as shape_of
 from attnbench.theory.roofline import Ceilings
@@ -35,7 +35,7 @@ _PLAIN = ("softcap", "bias", "tokens", "scope", "block", "norm", "style", "lengt
 _SIZED_BY_BATCH = ("seq", "kv_seq", "batch", "tokens", "lengths")
 _SHAPE = ("heads", "kv_heads", "head_dim", "value_dim")
 
-BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "2%"
+BUDGET, TIMEOUT, PRECISION = 280.0, 120.0, "auto"
 
 
 class Given(TypedDict, total=False):
@@ -81,13 +81,14 @@ class Given(TypedDict, total=False):
 class Asked:
     """All that a run was asked for; `run.json` keeps it, so that a resumed run asks the same.
 
-    Until a machine was asked, the sweep's device may be "auto", its dtype empty, and memory and l2 None.
+    Until a machine was asked, the sweep's device may be "auto", its dtype empty, and memory and l2 None; precision too
+    until the cells are known.
     """
 
     plugins: str
     baseline: str
     sweep: Sweep
-    precision: float
+    precision: float | None
     budget: float
     timeout: float
     memory: int | None = None
@@ -108,7 +109,7 @@ class Asked:
             plugins=given.get("plugins", "all"),
             baseline=given.get("baseline", "sdpa"),
             sweep=_sweep(given),
-            precision=parse_precision(precision),
+            precision=precision_or_auto(precision),
             budget=given.get("budget", BUDGET),
             timeout=given.get("timeout", TIMEOUT),
             memory=parse_bytes(str(memory)) if memory is not None else None,
