@@ -3,6 +3,7 @@
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one kv head, wide values": {"kv_heads": 1, "value_dim": 5, "batch": 3},
 }
 WORLDS = (1, 2, 4, 8)
+SHARED = tuple(name for name in SCHEMES if name != "whole")
 H100 = Device(989e12, 3.35e12, 450e9)
 
 
@@ -30,7 +32,7 @@ def chunk_of(world: int, chunks: int, chunk: int) -> int:
     return chunk if chunks == world else min(chunk, chunks - 1 - chunk)
 
 
-def ring_by_messages(w: Workload, world: int) -> list[int]:
+def ring_by_messages(w: Workload, world: int, from_owner: bool = False) -> list[int]:
     """Bytes that each device sends when blocks go round until each has been everywhere, and sums come home."""
     sent = [0] * world
     block = w.batch * w.kv_heads * (w.kv_seq // world) * (w.head_dim + w.value_dim)
@@ -45,10 +47,9 @@ def ring_by_messages(w: Workload, world: int) -> list[int]:
                 seen[device].add(at[device])
     if w.trains and world > 1:
         for owner in range(world):
-            holder = (owner + 1) % world
-            while holder != owner:
-                sent[holder] += block * 4
-                holder = (holder + 1) % world
+            way = [*range(owner, owner + world)] if from_owner else [*range(owner + 1, owner + world)]
+            for holder in way:  # each adds to the sum and hands it on, the last one to the owner
+                sent[holder % world] += block * 4
     return sent
 
 
@@ -66,10 +67,15 @@ def ulysses_by_elements(w: Workload, world: int) -> list[int]:
 
 
 def all_gather_by_messages(w: Workload, world: int) -> list[int]:
-    """Each piece goes round; backward, the sums of the pieces do, in the tensors' dtype."""
-    piece = w.batch * w.kv_heads * (w.kv_seq // world) * (w.head_dim + w.value_dim) * w.itemsize
-    hops = [sum(1 for owner in range(world) if (owner - 1) % world != device) for device in range(world)]
-    return [piece * n * (2 if w.trains else 1) for n in hops]
+    """Each piece goes round, forward and backward; then each device sends its gradients of all others' pieces."""
+    piece = w.batch * w.kv_heads * (w.kv_seq // world) * (w.head_dim + w.value_dim)
+    sent = []
+    for device in range(world):
+        hops = sum(1 for owner in range(world) if (owner - 1) % world != device)
+        sent.append(piece * w.itemsize * hops)
+        if w.trains:
+            sent[device] += piece * w.itemsize * hops + sum(piece * 4 for owner in range(world) if owner != device)
+    return sent
 
 
 def all_reduce_by_messages(w: Workload, world: int) -> list[int]:
@@ -82,6 +88,7 @@ def all_reduce_by_messages(w: Workload, world: int) -> list[int]:
 COUNTED: dict[str, Callable[[Workload, int], list[int]]] = {
     "ring": ring_by_messages,
     "ring-contiguous": ring_by_messages,
+    "torch-ring": partial(ring_by_messages, from_owner=True),
     "ulysses": ulysses_by_elements,
     "tensor-parallel": all_reduce_by_messages,
     "all-gather": all_gather_by_messages,
@@ -91,19 +98,19 @@ COUNTED: dict[str, Callable[[Workload, int], list[int]]] = {
 @pytest.mark.parametrize("phase", ["forward", "train"])
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SHARED)
 def test_bytes_sent_are_those_counted_one_by_one(scheme: str, shape: str, mask: str, phase: str) -> None:
     for world in WORLDS:
         w = made(shape, mask, phase)
         assert [parallel.sent_bytes(scheme, w, world)] * world == COUNTED[scheme](w, world), world
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SHARED)
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_operations_are_of_the_device_with_most_pairs(scheme: str, mask: str) -> None:
     for world in WORLDS:
         w = made("grouped", mask, "train")
-        chunks = 2 * world if scheme in ("ring", "all-gather") else world
+        chunks = 2 * world if scheme in ("ring", "torch-ring", "all-gather") else world
         pairs = [0] * world
         for row, key in itertools.product(range(w.seq), range(w.kv_seq)):
             if mask == "full" or key <= row:
@@ -114,7 +121,7 @@ def test_operations_are_of_the_device_with_most_pairs(scheme: str, mask: str) ->
 
 @pytest.mark.parametrize("phase", ["forward", "train"])
 @pytest.mark.parametrize("mask", ["full", "causal"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SHARED)
 def test_the_bound_is_where_bisection_finds_it(scheme: str, mask: str, phase: str) -> None:
     for world, device in itertools.product((2, 8), (H100, Device(989e12, 3.35e12, 5e9), Device(1e14, 1e12, 9e11))):
         w = made("grouped", mask, phase, heads=32, kv_heads=8, head_dim=128, value_dim=128)
@@ -139,7 +146,7 @@ def test_the_bound_of_a_ring_is_the_papers(mask: str, times: float) -> None:
 
 def test_nothing_is_sent_by_one_device_and_a_fast_link_binds_nothing() -> None:
     w = made("plain", seq=4096)
-    for scheme in SCHEMES:
+    for scheme in SHARED:
         assert parallel.sent_bytes(scheme, w, 1) == parallel.link_bound_below(scheme, w, 1, H100) == 0
         assert parallel.flops(scheme, w, 1) == costs.flops(w)
         assert parallel.link_bound_below(scheme, w, 4, Device(1e14, 1e12, 1e15)) == 0
@@ -148,11 +155,14 @@ def test_nothing_is_sent_by_one_device_and_a_fast_link_binds_nothing() -> None:
 @pytest.mark.parametrize("phase", ["forward", "train"])
 def test_memory_falls_as_devices_join_but_what_is_whole_stays(phase: str) -> None:
     w = made("grouped", phase=phase, seq=4096, kv_heads=8)
-    for scheme in SCHEMES:
+    for scheme in SHARED:
         few, many = (parallel.peak_bytes(scheme, w, world) for world in (4, 8))
-        whole = {"all-gather": w.batch * w.kv_heads * w.kv_seq * (w.head_dim + w.value_dim) * w.itemsize,
-                 "tensor-parallel": w.batch * w.seq * w.width * w.itemsize}.get(scheme, 0)  # fmt: skip
-        whole *= 2 if w.trains else 1
+        keys = w.batch * w.kv_heads * w.kv_seq * (w.head_dim + w.value_dim)
+        rows = w.batch * w.seq * w.width * w.itemsize
+        whole = {
+            "all-gather": keys * w.itemsize + (keys * 4 if w.trains else 0),
+            "tensor-parallel": rows * (2 if w.trains else 1),
+        }.get(scheme, 0)
         assert many - whole == (few - whole) / 2
 
 
@@ -178,6 +188,7 @@ def test_time_is_the_longer_where_they_overlap_and_the_sum_where_not() -> None:
         ("ring", 2, {"mask": "window:8"}, "attention alone, full or causal"),
         ("ring", 2, {"phase": "decode", "seq": 1}, "attention alone, full or causal"),
         ("ring", 0, {}, "by 1 device or more, not 0"),
+        ("whole", 2, {}, "whole is of 1 device, not 2"),
         ("rung", 2, {}, "no scheme 'rung'; there is: ring, "),
     ],
 )

@@ -7,14 +7,16 @@ with the backward pass. Schemes:
   keys and values go round while the block in hand is computed. A causal mask is balanced by zig-zag order: of 2 N
   chunks device i has the i-th and the i-th from the end (Llama team 2024, arXiv 2407.21783, section 3.3.2).
 - "ring-contiguous": the same with tokens in their order, where the last device sees all keys and sets the time.
+- "torch-ring": torch 2.13's ring behind `context_parallel`, where the sums of gradients make N hops, not N - 1.
 - "ulysses" (Jacobs 2023, "DeepSpeed Ulysses", arXiv 2309.14509, section 3.1): all-to-alls of query, key, value and
   output, between which a device has some heads of all tokens. Fewer kv heads than devices are repeated.
 - "tensor-parallel" (Shoeybi 2019, "Megatron-LM", arXiv 1909.08053, section 3): a device has some heads all the way.
   Attention sends nothing, but what W_O gives is a sum over devices: one all-reduce, and one more backward.
-- "all-gather": every device gets all keys and values first (Llama team 2024, section 3.3.2); backward, their gradients
-  are reduced and scattered. Zig-zag order, too.
+- "all-gather": every device gets all keys and values first (Llama team 2024, section 3.3.2), and backward once more,
+  and what it adds to their gradients goes to who owns them, in float32. Zig-zag order, too.
+- "whole": one device that has all.
 
-A ring all-reduce sends 2 (N - 1) / N of the tensor from each device, all-gather and reduce-scatter half of that
+A ring all-reduce sends 2 (N - 1) / N of the tensor from each device, an all-gather half of that
 (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations", section 3).
 """
 
@@ -29,7 +31,7 @@ from attnbench.theory import costs
 from attnbench.workload import Workload
 
 SUM = 4
-"""Bytes of an element of the gradients that go round a ring: each device adds to them, so they are float32."""
+"""Bytes of an element of the gradients of keys and values that are sent: devices add them up, so they are float32."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Scheme:
 
     steps: of (workload, world), in their order. peak: bytes that a device holds at most. overlaps: a step's message is
     under way while it computes. chunks: what a length has to be a multiple of. by_heads: it shares heads out.
+    most: devices; 0 for as many as there are.
     """
 
     steps: Callable[[Workload, int], list[Step]]
@@ -78,6 +81,7 @@ class Scheme:
     overlaps: bool
     chunks: Callable[[Workload, int], int]
     by_heads: bool = False
+    most: int = 0
 
 
 def unsupported(scheme: str, workload: Workload, world: int) -> str | None:
@@ -87,6 +91,8 @@ def unsupported(scheme: str, workload: Workload, world: int) -> str | None:
         AttnbenchError: there is no such scheme.
     """
     w, how = workload, _scheme(scheme)
+    if 0 < how.most < world:
+        return f"{scheme} is of {how.most} device, not {world}"
     if w.scope != "attention" or w.decodes or w.lengths or w.masked.window or w.masked.tree:
         return f"{scheme} is of attention alone, full or causal, in the phases forward and train, not ragged"
     if w.seq != w.kv_seq:
@@ -199,9 +205,9 @@ def _backward(w: Workload, sent: int, times: int = 1) -> Step:
     return Step(costs.flops(trained) - costs.flops(w), costs.min_bytes(trained), sent, times)
 
 
-def _both(w: Workload, local: Workload, sent: int, backward: int) -> list[Step]:
-    """Of a scheme that does the whole of a pass in one step."""
-    return [_forward(local, sent), *([_backward(local, backward)] if w.trains else [])]
+def _both(local: Workload, trains: bool, forward: int = 0, backward: int = 0) -> list[Step]:
+    """Of a scheme that does the whole of a pass in one step, what is sent in each."""
+    return [_forward(local, forward), *([_backward(local, backward)] if trains else [])]
 
 
 def _elements(w: Workload) -> int:
@@ -222,40 +228,49 @@ def _one(w: Workload, world: int) -> int:
 
 
 def _ring(w: Workload, world: int) -> list[Step]:
-    part = w.seq // world
-    # With two chunks on each device it sees one of another's by all its rows, or both by half of them.
-    seen = part // 2 if w.is_causal and world > 1 else part
-    return _around(w, world, seen)
+    return _around(w, world, _seen(w, world))
+
+
+def _torch_ring(w: Workload, world: int) -> list[Step]:
+    return _around(w, world, _seen(w, world), first=0)
 
 
 def _contiguous_ring(w: Workload, world: int) -> list[Step]:
     return _around(w, world, w.seq // world)
 
 
-def _around(w: Workload, world: int, seen: int) -> list[Step]:
-    """seen: keys of another device's block that each query sees, on average."""
+def _seen(w: Workload, world: int) -> int:
+    """Of another device's block, in zig-zag order: one of two chunks by all rows, or both by half of them."""
+    return w.seq // world // (2 if w.is_causal and world > 1 else 1)
+
+
+def _around(w: Workload, world: int, seen: int, first: int = 1) -> list[Step]:
+    """seen: keys of another device's block that each query sees, on average. first: see `_back_around`."""
     part = w.seq // world
     # Its own block first, which it can compute without anyone.
     own = w.replace(seq=part, kv_seq=part, phase="forward")
     other = own.replace(kv_seq=seen, mask="full")
     block = _elements(own) * w.itemsize
     if world == 1:
-        return _both(w, own, 0, 0)
+        return _both(own, w.trains)
     around = [_forward(own, block), _forward(other, block, world - 2), _forward(other, 0)]
-    return around + (_back_around(own, other, world) if w.trains else [])
+    return around + (_back_around(own, other, world, first) if w.trains else [])
 
 
-def _back_around(own: Workload, other: Workload, world: int) -> list[Step]:
-    """Keys and values go round once more, and behind them the sum of their gradients.
+def _back_around(own: Workload, other: Workload, world: int, first: int) -> list[Step]:
+    """Keys and values go round once more, and a step behind them the sum of their gradients.
 
-    That begins at the device after the owner's, which has its own share already: it makes N - 1 hops, as keys do. What
-    one step gives is sent during the next.
+    first: the step whose gradients are the first to be sent, one while the next is computed. Where it is 1 the owner,
+    who computes its own block in step 0, keeps its share until the sum of the others' comes home: N - 1 hops.
     """
-    block, sums = _elements(own) * own.itemsize, _elements(own) * SUM
-    first, last = Step(0, 0, 0, 0), _backward(other, 0)
-    if world > 2:
-        first, last = _backward(other, block), _backward(other, sums)
-    return [_backward(own, block), first, _backward(other, block + sums, max(world - 3, 0)), last, Step(0, 0, sums)]
+    block, sums, alone = _elements(own) * own.itemsize, _elements(own) * SUM, min(first, world - 2)
+    return [
+        _backward(own, block),
+        _backward(other, block, alone),
+        _backward(other, block + sums, world - 2 - alone),
+        _backward(other, sums if world - 1 > first else 0),
+        Step(0, 0, sums),
+    ]
 
 
 def _own_heads(w: Workload, world: int) -> Workload:
@@ -267,18 +282,19 @@ def _ulysses(w: Workload, world: int) -> list[Step]:
     local = _own_heads(w, world)
     # Of each tensor a device keeps 1 / N, which is the same before and after.
     sent = costs.min_bytes(local) * (world - 1) // world
-    return _both(w, local, sent, sent)
+    return _both(local, w.trains, sent, sent)
 
 
 def _tensor_parallel(w: Workload, world: int) -> list[Step]:
     sent = 2 * (world - 1) * w.batch * w.seq * w.width * w.itemsize // world
-    return _both(w, _own_heads(w, world), sent, sent)
+    return _both(_own_heads(w, world), w.trains, sent, sent)
 
 
 def _all_gather(w: Workload, world: int) -> list[Step]:
-    sent = (world - 1) * _elements(w) * w.itemsize // world
+    """Backward, keys and values are gathered once more, and what each device adds to their gradients is sent on."""
+    others = (world - 1) * _elements(w) // world
     rows = w.replace(seq=w.seq // world, mask="full", phase="forward")
-    made = _both(w, rows, sent, sent)
+    made = _both(rows, w.trains, others * w.itemsize, others * (w.itemsize + SUM))
     whole = costs.flops(w.replace(phase="forward")) // world  # zig-zag order gives each device as many pairs
     return [Step(times * whole, step.moved, step.sent) for step, times in zip(made, (1, 2), strict=False)]
 
@@ -316,13 +332,16 @@ def _tensor_parallel_peak(w: Workload, world: int) -> int:
 
 def _all_gather_peak(w: Workload, world: int) -> int:
     """Beside its share all keys and values, and in training all their gradients: the same however many devices."""
-    return _held(w, world) + (_elements(w) * w.itemsize * (1 + w.trains) if world > 1 else 0)
+    each = w.itemsize + (SUM if w.trains else 0)
+    return _held(w, world) + (_elements(w) * each if world > 1 else 0)
 
 
 SCHEMES: dict[str, Scheme] = {
     "ring": Scheme(_ring, _ring_peak, True, _zigzag),
     "ring-contiguous": Scheme(_contiguous_ring, _ring_peak, True, _whole),
+    "torch-ring": Scheme(_torch_ring, _ring_peak, True, _zigzag),
     "ulysses": Scheme(_ulysses, _ulysses_peak, False, _whole, by_heads=True),
     "tensor-parallel": Scheme(_tensor_parallel, _tensor_parallel_peak, False, _one, by_heads=True),
     "all-gather": Scheme(_all_gather, _all_gather_peak, False, _zigzag),
+    "whole": Scheme(_ring, _held, False, _one, most=1),
 }
