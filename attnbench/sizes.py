@@ -138,6 +138,20 @@ def precision_or_auto(text: str) -> float | None:
     return None if text.strip() == "auto" else parse_precision(text)
 
 
+def parse_rate(text: str, name: str, example: str) -> float:
+    """Bytes or operations a second from "450GB/s", "989TFLOP/s" or "989T"; of which kind, the example says.
+
+    Raises:
+        AttnbenchError: the text is no such rate.
+    """
+    unit = "FLOPS?" if "FLOP" in example else "B"
+    match = re.fullmatch(rf"\s*([\d.]+\s*[KMGT]?I?)({unit})?(/S)?\s*", text.upper(), re.ASCII)
+    try:
+        return float(parse_bytes(match[1] if match else "", name))
+    except AttnbenchError:
+        raise AttnbenchError(f"{flag(name)} {text!r} is no rate; write {example}") from None
+
+
 def parse_precision(text: str, option: str = "precision") -> float:
     """A relative half-width from "2%" or "0.02".
 

@@ -123,6 +123,10 @@ def test_a_run_that_can_not_be_is_refused(parse: Path, arguments: str, says: str
         ("theory --preset nonsense", "no preset 'nonsense'"),
         ("theory --preset mla --device-memory 32GB", "--device-memory needs --preset with a whole model"),
         ("theory --preset gpt2-small --heads 3", "--preset says it already; drop --heads"),
+        ("theory --link 450GB/s", "--link needs --devices"),
+        ("theory --devices 2 --schemes rings --link 1G", "'rings' is none of ring, ulysses"),
+        ("theory --devices 2 --phase decode", "--devices is of attention, forward or in training"),
+        ("theory --devices 8..9 --peak 1T", "--devices 8..9: doubling from 8"),
         ("theory --preset gpt2-small --device-memory much", "--device-memory 'much' is no amount of memory"),
     ],
 )

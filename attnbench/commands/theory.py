@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from attnbench.commands.options import COUNT, JSON, option, print_json, print_table, typed
+from attnbench.commands.theory_devices import SCHEMES, USUAL, show
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.theory import footprint
@@ -27,17 +28,26 @@ ITEM = 2  # bytes of an element in bfloat16
 @option("--block", type=click.Choice(BLOCKS), help="[default: encoder, or as the preset is built]")
 @option("--phase", type=click.Choice(PHASES), default="forward")
 @option("--device-memory", help="Say whether the preset can be trained in it, such as 32GB.")
+@option("--devices", help="Share one attention out among so many: 8..1024 doubles, 2,4,6 lists.")
+@option("--peak", help="Of one of the devices, such as 989TFLOP/s.  [default: this machine's, by attnbench calibrate]")
+@option("--bandwidth", help="Of its memory, such as 3.35TB/s.  [default: likewise]")
+@option("--link", help="What it sends while it receives as much, such as 450GB/s.  [default: likewise]")
+@option("--schemes", default=",".join(USUAL), help=f"Of {', '.join(SCHEMES)}.")
 @JSON
 @click.pass_context
 def command(
-    ctx: click.Context, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
-    phase: str, device_memory: str | None, as_json: bool,
+    ctx: click.Context, /, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
+    phase: str, device_memory: str | None, devices: str | None, schemes: str, as_json: bool, **rates: str | None,
 ) -> None:  # fmt: skip
     """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run.
+
+    With --devices: what one attention takes of so many, by ring, Ulysses, tensor parallel and an all-gather, and
+    below which length each waits for its link.
 
     \b
     attnbench theory --preset llama-3-8b --seq 8192
     attnbench theory --seq 4096 --heads 16 --head-dim 64
+    attnbench theory --seq 65536 --devices 8..64 --peak 989TFLOP/s --bandwidth 3.35TB/s --link 450GB/s
     """
     if name and (given := typed(ctx) & {"heads", "head_dim"}):
         raise AttnbenchError(f"--preset says it already; drop {flag(sorted(given)[0])}")
@@ -46,6 +56,15 @@ def command(
     model = shape if isinstance(shape, Model) else None
     if memory and not model:
         raise AttnbenchError("--device-memory needs --preset with a whole model, such as gpt2-xl-1.5b")
+    if devices:
+        if memory or PHASES[phase].past:
+            raise AttnbenchError("--devices is of attention, forward or in training; drop --device-memory and decode")
+        encodes = block == "encoder" or (not block and model is not None and bool(model.types))
+        attention = _workload(shape, seq, batch, "", phase).replace(mask="full" if encodes else "causal")
+        show(attention, devices, schemes, rates, as_json)
+        return
+    if given := typed(ctx) & {*rates, "schemes"}:
+        raise AttnbenchError(f"{flag(sorted(given)[0])} needs --devices, such as --devices 8..1024")
     inside = "" if name and not model else block or _block(model, phase)
     if as_json:
         print_json(_figures_of(shape, seq, batch, inside, phase, memory))

@@ -68,6 +68,27 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What one attention takes of so many devices.
+
+    time_s: of a call, at least. compute_s: of it the slowest device computes; waits_s: the rest, when it waits for its
+    link. link_s: the link is busy, hidden or not. sent_bytes, peak_bytes: of each device. link_bound_below: tokens; see
+    the function. efficiency: the time of one device, over devices * time_s.
+    """
+
+    scheme: str
+    devices: int
+    time_s: float
+    compute_s: float
+    waits_s: float
+    link_s: float
+    sent_bytes: int
+    peak_bytes: int
+    link_bound_below: float
+    efficiency: float
+
+
+@dataclass(frozen=True)
 class Scheme:
     """A way to share attention out.
 
@@ -92,17 +113,17 @@ def unsupported(scheme: str, workload: Workload, world: int) -> str | None:
     """
     w, how = workload, _scheme(scheme)
     if 0 < how.most < world:
-        return f"{scheme} is of {how.most} device, not {world}"
+        return f"{scheme} is for {how.most} device, not {world}"
     if w.scope != "attention" or w.decodes or w.lengths or w.masked.window or w.masked.tree:
-        return f"{scheme} is of attention alone, full or causal, in the phases forward and train, not ragged"
+        return "only attention alone is shared out, full or causal, in the phases forward and train, not ragged"
     if w.seq != w.kv_seq:
-        return f"{scheme} shares queries and keys of one length out, not {w.seq} and {w.kv_seq}"
+        return f"queries and keys that are shared out have one length, not {w.seq} and {w.kv_seq}"
     if how.by_heads and w.heads % world:
-        return f"{scheme} shares heads out: {world} devices can't share {w.heads} heads"
+        return f"{world} devices can't share {w.heads} heads evenly"
     if how.by_heads and w.kv_heads % world and world % w.kv_heads:
-        return f"{scheme} shares heads out: {w.kv_heads} kv heads and {world} devices are no multiples of each other"
+        return f"{w.kv_heads} kv heads and {world} devices are no multiples of each other"
     if w.seq % (chunks := how.chunks(w, world)):
-        return f"{scheme} cuts {w.seq} tokens in {chunks} chunks, which does not come out even"
+        return f"{w.seq} tokens can't be cut in {chunks} equal chunks"
     return None
 
 
@@ -177,6 +198,16 @@ def link_bound_below(scheme: str, workload: Workload, world: int, device: Device
     short = 2 * world
     one, two = (steps(scheme, workload.replace(seq=n, kv_seq=n), world) for n in (short, 2 * short))
     return max((_crossing(a, b, short, device) for a, b in zip(one, two, strict=True) if a.flops), default=0.0)
+
+
+def predict(scheme: str, workload: Workload, world: int, device: Device) -> Prediction:
+    """Raises: AttnbenchError: see `unsupported`."""
+    time, compute = time_s(scheme, workload, world, device), compute_s(scheme, workload, world, device)
+    return Prediction(
+        scheme, world, time, compute, time - compute, link_s(scheme, workload, world, device),
+        sent_bytes(scheme, workload, world), peak_bytes(scheme, workload, world),
+        link_bound_below(scheme, workload, world, device), compute_s("whole", workload, 1, device) / world / time,
+    )  # fmt: skip
 
 
 def _crossing(one: Step, two: Step, length: int, device: Device) -> float:
