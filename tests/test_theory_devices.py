@@ -80,18 +80,16 @@ def test_what_no_scheme_can_do_is_one_line() -> None:
     assert (result.exit_code, result.output) == (2, "attnbench: 4095 tokens can't be cut in 14 equal chunks\n")
 
 
-def known(**changes: Any) -> Ceilings:
-    values = {"operations_per_s": {"float32": 1e11, "bfloat16": 2e11}, "bytes_per_s": 2e10, "link_bytes_per_s": 1e9}
-    return Ceilings("cpu", 2, **(values | changes))
+HERE = Ceilings("cpu", 2, {"float32": 1e11, "bfloat16": 2e11}, 2e10)
 
 
 @pytest.mark.parametrize(
     ("ceilings", "given", "says"),
     [
-        (known(), "", "each device: 200 GFLOP/s, reads 20 GB/s, sends 1 GB/s"),
-        (known(), "--link 3G", "each device: 200 GFLOP/s, reads 20 GB/s, sends 3 GB/s"),
-        (known(link_bytes_per_s=None), "", "a device's link is not known: give --link 450GB/s, or"),
-        (None, "--bandwidth 1T", "a device's peak and link are not known: give --peak 989TFLOP/s --link 450GB/s, or"),
+        (HERE, "--link 3G", "each device: 200 GFLOP/s, reads 20 GB/s, sends 3 GB/s"),
+        (HERE, "--link 3G --peak 1T", "each device: 1.00 TFLOP/s, reads 20 GB/s, sends 3 GB/s"),
+        (HERE, "", "a device's link is not known: give --link 450GB/s\n"),
+        (None, "--bandwidth 1T", "a device's peak and link are not known: give --peak 989TFLOP/s --link 450GB/s; att"),
     ],
 )
 def test_rates_that_are_not_given_are_this_machines(

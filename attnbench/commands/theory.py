@@ -31,7 +31,7 @@ ITEM = 2  # bytes of an element in bfloat16
 @option("--devices", help="Share one attention out among so many: 8..1024 doubles, 2,4,6 lists.")
 @option("--peak", help="Of one of the devices, such as 989TFLOP/s.  [default: this machine's, by attnbench calibrate]")
 @option("--bandwidth", help="Of its memory, such as 3.35TB/s.  [default: likewise]")
-@option("--link", help="What it sends while it receives as much, such as 450GB/s.  [default: likewise]")
+@option("--link", help="What it sends while it receives as much, such as 450GB/s.")
 @option("--schemes", default=",".join(USUAL), help=f"Of {', '.join(SCHEMES)}.")
 @JSON
 @click.pass_context

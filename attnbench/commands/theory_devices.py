@@ -104,29 +104,27 @@ def _tokens(length: float) -> str:
 
 
 def _device(workload: Workload, rates: dict[str, str | None]) -> Device:
-    """Of these rates; what was not given is this machine's."""
+    """Of these rates; a peak and a bandwidth that were not given are this machine's."""
     from attnbench.report import units
 
     found = {name: parse_rate(text, name, example=_RATES[name]) for name, text in rates.items() if text}
-    if len(found) < len(_RATES):
+    if not {"peak", "bandwidth"} <= found.keys():
         found = _here(workload) | found
     if missing := [name for name in _RATES if name not in found]:
         example = " ".join(f"--{name} {_RATES[name]}" for name in missing)
+        known = missing != ["link"]
         raise AttnbenchError(
-            f"a device's {units.listed(missing)} {'is' if len(missing) == 1 else 'are'} not known: give {example}, "
-            "or have this machine's measured by attnbench calibrate"
+            f"a device's {units.listed(missing)} {'is' if len(missing) == 1 else 'are'} not known: give {example}"
+            + ("; attnbench calibrate measures this machine's peak and bandwidth" if known else "")
         )
     return Device(found["peak"], found["bandwidth"], found["link"])
 
 
 def _here(workload: Workload) -> dict[str, float]:
-    """What is known of this machine's rates, measured by `attnbench calibrate`."""
+    """This machine's rates, where attnbench calibrate has measured them."""
     found = _ceilings()
     rate = found.of(workload.replace(device=found.device, threads=found.threads), quantized=False) if found else None
-    if not found or not rate:
-        return {}
-    link = {"link": found.link_bytes_per_s} if found.link_bytes_per_s else {}
-    return {"peak": rate[1], "bandwidth": found.bytes_per_s} | link
+    return {"peak": rate[1], "bandwidth": found.bytes_per_s} if found and rate else {}
 
 
 def _ceilings() -> "Ceilings | None":

@@ -53,11 +53,13 @@ class Device:
     """Rates of one device.
 
     flops_per_s: of products. bytes_per_s: of its memory. link_bytes_per_s: what it sends while it receives as much.
+    overlaps: whether it can compute meanwhile, which processes that share cores can't: those copy the messages, too.
     """
 
     flops_per_s: float
     bytes_per_s: float
     link_bytes_per_s: float
+    overlaps: bool = True
 
     def compute_s(self, step: Step) -> float:
         """Seconds of one such step on the device alone, by the roofline."""
@@ -180,7 +182,7 @@ def time_s(scheme: str, workload: Workload, world: int, device: Device) -> float
     Latencies of messages are left out. Raises: AttnbenchError: see `unsupported`.
     """
     each = [(step.times, device.compute_s(step), device.link_s(step)) for step in steps(scheme, workload, world)]
-    if _scheme(scheme).overlaps:
+    if _scheme(scheme).overlaps and device.overlaps:
         return sum(times * max(compute, link) for times, compute, link in each)
     return sum(times * (compute + link) for times, compute, link in each)
 

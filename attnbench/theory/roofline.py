@@ -36,7 +36,6 @@ class Ceilings:
     operations_per_s: of matrix products by format, a dtype or "int8"; a multiplication and its addition are two.
     bytes_per_s: of reading from memory.
     cache_bytes: size of all last-level caches together; None where it is not known.
-    link_bytes_per_s: what each of two processes here sends while it receives as much; None where it is not known.
     disturbed: the share of the threads' cores that others took while it was measured.
     at: for each format, and for "memory", with what its rate was reached.
     measured: when, in ISO 8601.
@@ -47,7 +46,6 @@ class Ceilings:
     operations_per_s: dict[str, float]
     bytes_per_s: float
     cache_bytes: int | None = None
-    link_bytes_per_s: float | None = None
     disturbed: float = 0.0
     at: dict[str, str] = field(default_factory=dict)
     measured: str = ""
@@ -62,7 +60,7 @@ class Ceilings:
             found = msgspec.convert(values, cls)
         except msgspec.ValidationError:
             return None
-        rates = [*found.operations_per_s.values(), found.bytes_per_s, found.link_bytes_per_s or 1.0]
+        rates = [*found.operations_per_s.values(), found.bytes_per_s]
         return found if all(math.isfinite(rate) and rate > 0 for rate in rates) else None
 
     def of(self, workload: Workload, quantized: bool) -> tuple[str, float] | None:
