@@ -2,12 +2,13 @@
 
 from dataclasses import asdict
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import click
 
-from attnbench.commands.options import COUNT, JSON, option, print_json, print_table, typed
-from attnbench.commands.theory_devices import SCHEMES, USUAL, show
+from attnbench.commands import theory_against, theory_devices
+from attnbench.commands.options import COUNT, JSON, PATH, option, print_json, print_table, typed
 from attnbench.errors import AttnbenchError
 from attnbench.sizes import parse_bytes
 from attnbench.theory import footprint
@@ -32,12 +33,14 @@ ITEM = 2  # bytes of an element in bfloat16
 @option("--peak", help="Of one of the devices, such as 989TFLOP/s.  [default: this machine's, by attnbench calibrate]")
 @option("--bandwidth", help="Of its memory, such as 3.35TB/s.  [default: likewise]")
 @option("--link", help="What it sends while it receives as much, such as 450GB/s.")
-@option("--schemes", default=",".join(USUAL), help=f"Of {', '.join(SCHEMES)}.")
+@option("--schemes", default=",".join(theory_devices.USUAL), help=f"Of {', '.join(theory_devices.SCHEMES)}.")
+@click.option("--against", type=PATH, help="What attnbench parallel measured: its folder, beside what formulas say.")
 @JSON
 @click.pass_context
 def command(
     ctx: click.Context, /, name: str | None, seq: int, batch: int, heads: int, head_dim: int, block: str | None,
-    phase: str, device_memory: str | None, devices: str | None, schemes: str, as_json: bool, **rates: str | None,
+    phase: str, device_memory: str | None, devices: str | None, schemes: str, against: Path | None, as_json: bool,
+    **rates: str | None,
 ) -> None:  # fmt: skip
     """Count a block's matrix products, and the memory of a whole model, by formula. Nothing is run.
 
@@ -49,6 +52,11 @@ def command(
     attnbench theory --seq 4096 --heads 16 --head-dim 64
     attnbench theory --seq 65536 --devices 8..64 --peak 989TFLOP/s --bandwidth 3.35TB/s --link 450GB/s
     """
+    if against:
+        if typed(ctx) - {"against", "as_json"}:
+            raise AttnbenchError("--against takes all from its folder; drop the other options")
+        theory_against.show(against, as_json)
+        return
     if name and (given := typed(ctx) & {"heads", "head_dim"}):
         raise AttnbenchError(f"--preset says it already; drop {flag(sorted(given)[0])}")
     shape = preset(name) if name else Shape(heads, heads, head_dim, head_dim, "as asked")
@@ -61,7 +69,7 @@ def command(
             raise AttnbenchError("--devices is of attention, forward or in training; drop --device-memory and decode")
         encodes = block == "encoder" or (not block and model is not None and bool(model.types))
         attention = _workload(shape, seq, batch, "", phase).replace(mask="full" if encodes else "causal")
-        show(attention, devices, schemes, rates, as_json)
+        theory_devices.show(attention, devices, schemes, rates, as_json)
         return
     if given := typed(ctx) & {*rates, "schemes"}:
         raise AttnbenchError(f"{flag(sorted(given)[0])} needs --devices, such as --devices 8..1024")

@@ -1,4 +1,4 @@
-"""`model.json` and `cache.json`: what `attnbench model` and `attnbench cache` found, in folders beside the runs."""
+"""`model.json`, `cache.json`, `parallel.json`: what the commands of those names found, in folders beside the runs."""
 
 from __future__ import annotations
 
@@ -59,4 +59,12 @@ CACHE = Judged(
     ("model", "cache", "family", "seq", "dtype", "threads", "status", "bits_per_value", "bytes", "perplexity_ratio",
      "perplexity_ratio_low", "perplexity_ratio_high", "kl_mean", "kl_mean_low", "kl_mean_high", "top1_agreement",
      "needles", "step_s", "step_speedup", "step_speedup_low", "step_speedup_high"),
+)  # fmt: skip
+PARALLEL = Judged(
+    "parallel",
+    "parallel.json",
+    ("scheme", "variant", "world", "batch", "heads", "kv_heads", "head_dim", "value_dim", "seq", "dtype", "device",
+     "mask", "phase", "threads", "status", "reason", "latency_s", "latency_low_s", "latency_high_s", "speedup",
+     "speedup_low", "speedup_high", "sent_bytes", "predicted_sent_bytes", "peak_bytes", "link_bytes_per_s",
+     "implementation_rel_l2", "approximation_rel_l2", "warnings"),
 )  # fmt: skip
