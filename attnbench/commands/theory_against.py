@@ -44,24 +44,28 @@ def show(folder: Path, as_json: bool) -> None:
     if known is None:
         click.echo("The ceilings of that machine are not known here; attnbench calibrate measures them there.")
     click.echo(
-        "Sent: by each process in a call. At least: at its ceilings. Expected: where processes compute as fast"
-        "\nas sdpa in one process did, each with its share of the cores, and send at the rate measured between them."
+        "Sent, peak memory: of each process in a call, and how far off the formula it is; that knows no kernel's "
+        "workspace.\nAt least: at the machine's ceilings. Expected: where processes compute as sdpa in one did, each "
+        "with\nits share of the cores, and send at the rate measured between them."
     )
 
 
 def _table(found: "Sequence[Against]") -> None:
     from attnbench.report import units
 
-    def over(measured: float | None, predicted: float | None) -> str:
-        return units.ratio(measured / predicted) if measured and predicted else units.NOTHING
+    def size(measured: float | None, predicted: float, digits: str) -> str:
+        off = f", {measured / predicted - 1:+{digits}}" if measured and predicted else ""
+        return units.size(measured) + off
 
     rows = [
         [
-            *(each.scheme, str(each.world), units.size(each.sent_bytes), units.size(each.predicted_bytes)),
-            *(over(each.sent_bytes, each.predicted_bytes), units.seconds(each.latency_s), units.seconds(each.least_s)),
-            *(units.seconds(each.expected_s), over(each.latency_s, each.expected_s)),
+            *(each.scheme, str(each.world)),
+            size(each.sent_bytes, each.predicted_bytes, ".2%"),
+            size(each.peak_bytes, each.least_bytes, ".0%"),
+            *map(units.seconds, (each.latency_s, each.least_s, each.expected_s)),
+            units.ratio(each.latency_s / each.expected_s if each.expected_s else None),
         ]
         for each in found
     ]
-    heads = ("scheme", "processes", "sent", "predicted", "over it", "time", "at least", "expected", "over it")
+    heads = ("scheme", "processes", "sent", "peak memory", "time", "at least", "expected", "time over expected")
     print_table(heads, rows, pad_edge=False, within=max(width(), 110))

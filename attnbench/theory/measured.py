@@ -19,7 +19,8 @@ _FORMULAS = {"sdpa": "whole"}
 class Against:
     """A scheme on so many processes: measured, and predicted.
 
-    sent_bytes: of a process in a call. least_s: at the machine's ceilings, None where those are not known. expected_s:
+    sent_bytes, peak_bytes: of a process in a call, None where they could not be measured; predicted_bytes, least_bytes:
+    what formulas say of them. least_s: at the machine's ceilings, None where those are not known. expected_s:
     where processes compute as fast as one does that has all, None where that was not measured.
     """
 
@@ -28,6 +29,8 @@ class Against:
     workload: Workload
     sent_bytes: float | None
     predicted_bytes: int
+    peak_bytes: float | None
+    least_bytes: int
     latency_s: float
     least_s: float | None
     expected_s: float | None
@@ -53,10 +56,9 @@ def against(rows: Iterable[Mapping[str, Any]], ceilings: Ceilings | None, cores:
         least = _at_ceilings(row, workload, ceilings, cores)
         expected = _process(parallel.flops("whole", workload, 1) / reached, math.inf, row, cores) if reached else None
         times = [parallel.time_s(name, workload, world, each) if each else None for each in (least, expected)]
-        predicted = parallel.sent_bytes(name, workload, world)
-        found.append(
-            Against(row["scheme"], world, workload, row.get("sent_bytes"), predicted, row["latency_s"], *times)
-        )
+        sent = row.get("sent_bytes"), parallel.sent_bytes(name, workload, world)
+        held = row.get("peak_bytes"), parallel.peak_bytes(name, workload, world)
+        found.append(Against(row["scheme"], world, workload, *sent, *held, row["latency_s"], *times))
     return found
 
 

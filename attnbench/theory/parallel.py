@@ -31,7 +31,7 @@ from attnbench.theory import costs
 from attnbench.workload import Workload
 
 SUM = 4
-"""Bytes of an element of the gradients of keys and values that are sent: devices add them up, so they are float32."""
+"""Bytes of an element of what is added up over blocks, such as the gradients of keys and values that go round."""
 
 
 @dataclass(frozen=True)
@@ -342,9 +342,18 @@ def _kept(w: Workload) -> int:
 
 
 def _ring_peak(w: Workload, world: int) -> int:
-    """Beside its share a block that another device owns and one that arrives, and so of sums of gradients."""
-    blocks, sums = min(world - 1, 2) * w.itemsize, 2 * SUM if w.trains and world > 1 else 0
-    return _held(w, world) + (blocks + sums) * _elements(w) // world
+    """Beside its share a block that another device owns and one that arrives, and what the block in hand gives.
+
+    That joins a sum over blocks in float32: forward the output; backward the query's gradient, and of keys and values
+    the gradients' sums, of which one comes and one goes.
+    """
+    if world == 1:
+        return _held(w, world)
+    elements, rows = _elements(w) // world, w.batch * w.heads * w.seq // world
+    blocks = min(world - 1, 2) * elements * w.itemsize
+    if w.trains:
+        return _held(w, world) + blocks + elements * (2 * SUM + w.itemsize) + rows * w.head_dim * SUM
+    return _held(w, world) + blocks + rows * w.value_dim * SUM  # the sum is more than the output by 4 bytes - itemsize
 
 
 def _ulysses_peak(w: Workload, world: int) -> int:
