@@ -29,10 +29,10 @@ def row(scheme: str, world: int, latency_s: float | None, **changes: Any) -> dic
 def test_two_processes_on_two_cores_compute_and_send_one_after_the_other() -> None:
     rows = [row("sdpa", 1, 0.2, link_bytes_per_s=None), row("ring", 2, 0.15, sent_bytes=2 * MIB + 300)]
     alone, ring = against(rows, HERE, cores=2)
-    assert (alone.predicted_bytes, alone.expected_s) == (0, 0.2)
+    assert (alone.predicted_sent_bytes, alone.expected_s) == (0, 0.2)
     assert alone.least_s == pytest.approx(OPERATIONS / 2e10)  # one thread of the two that the ceilings are of
     # Half of keys and values, which at 1 GiB/s are 2/1024 s; each has a core, so half of the operations takes 0.1 s.
-    assert (ring.sent_bytes, ring.predicted_bytes) == (2 * MIB + 300, 2 * MIB)
+    assert (ring.sent_bytes, ring.predicted_sent_bytes) == (2 * MIB + 300, 2 * MIB)
     assert ring.expected_s == pytest.approx(0.1 + 2 / 1024)
     assert ring.least_s == pytest.approx(OPERATIONS / 2 / 2e10 + 2 / 1024)
 

@@ -10,7 +10,8 @@ import pytest
 
 from attnbench import AttnbenchError, Workload
 from attnbench.theory import costs, parallel
-from attnbench.theory.parallel import SCHEMES, Device
+from attnbench.theory.parallel import Device
+from attnbench.theory.schemes import SCHEMES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -137,11 +138,22 @@ def test_the_bound_is_where_bisection_finds_it(scheme: str, mask: str, phase: st
 
 
 @pytest.mark.parametrize(("mask", "times"), [("causal", 1.0), ("full", 0.5)])
-def test_the_bound_of_a_ring_is_the_papers(mask: str, times: float) -> None:
-    """Liu 2023, section 3: a block's products take longer than its keys and values where it is long enough."""
+@pytest.mark.parametrize(
+    ("scheme", "world", "tokens"),
+    [
+        ("ring", 64, 64 * 8 / 32),  # N K/H
+        ("ulysses", 4, 3 / 4 * (1 + 8 / 32)),  # (N - 1)/N (1 + max(K, N)/H)
+        ("ulysses", 32, 31 / 32 * 2),
+        ("tensor-parallel", 32, 31),  # N - 1
+        ("all-gather", 64, 63 * 8 / 32),  # (N - 1) K/H
+    ],
+)
+def test_the_bound_is_as_docs_theory_devices_has_it(
+    scheme: str, world: int, tokens: float, mask: str, times: float
+) -> None:
     w = made("grouped", mask, heads=32, kv_heads=8, head_dim=128, value_dim=128, seq=131072)
-    expected = times * 64 * w.kv_heads * w.itemsize * H100.flops_per_s / (w.heads * H100.link_bytes_per_s)
-    assert parallel.link_bound_below("ring", w, 64, H100) == pytest.approx(expected, rel=1e-3)
+    per_number = w.itemsize * H100.flops_per_s / H100.link_bytes_per_s
+    assert parallel.link_bound_below(scheme, w, world, H100) == pytest.approx(times * tokens * per_number, rel=1e-3)
 
 
 def test_nothing_is_sent_by_one_device_and_a_fast_link_binds_nothing() -> None:

@@ -60,8 +60,8 @@ def _table(found: "Sequence[Against]") -> None:
     rows = [
         [
             *(each.scheme, str(each.world)),
-            size(each.sent_bytes, each.predicted_bytes, ".2%"),
-            size(each.peak_bytes, each.least_bytes, ".0%"),
+            size(each.sent_bytes, each.predicted_sent_bytes, ".2%"),
+            size(each.peak_bytes, each.predicted_peak_bytes, ".0%"),
             *map(units.seconds, (each.latency_s, each.least_s, each.expected_s)),
             units.ratio(each.latency_s / each.expected_s if each.expected_s else None),
         ]

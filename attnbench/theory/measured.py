@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnbench.theory import parallel
-from attnbench.theory.parallel import SCHEMES, Device
+from attnbench.theory.parallel import Device
 from attnbench.theory.roofline import Ceilings
+from attnbench.theory.schemes import SCHEMES
 from attnbench.workload import Workload
 
 _FORMULAS = {"sdpa": "whole"}
@@ -19,18 +20,18 @@ _FORMULAS = {"sdpa": "whole"}
 class Against:
     """A scheme on so many processes: measured, and predicted.
 
-    sent_bytes, peak_bytes: of a process in a call, None where they could not be measured; predicted_bytes, least_bytes:
-    what formulas say of them. least_s: at the machine's ceilings, None where those are not known. expected_s:
-    where processes compute as fast as one does that has all, None where that was not measured.
+    sent_bytes, peak_bytes: of a process in a call, None where they could not be measured. least_s: at the machine's
+    ceilings, None where those are not known. expected_s: where processes compute as fast as sdpa in one of them, None
+    where that was not measured.
     """
 
     scheme: str
     world: int
     workload: Workload
     sent_bytes: float | None
-    predicted_bytes: int
+    predicted_sent_bytes: int
     peak_bytes: float | None
-    least_bytes: int
+    predicted_peak_bytes: int
     latency_s: float
     least_s: float | None
     expected_s: float | None
@@ -63,7 +64,7 @@ def against(rows: Iterable[Mapping[str, Any]], ceilings: Ceilings | None, cores:
 
 
 def formula(scheme: str) -> str | None:
-    """Which of `theory.parallel.SCHEMES` a scheme's spec, such as "ring:order=contiguous", is; None for none."""
+    """Which of `theory.schemes.SCHEMES` a scheme's spec, such as "ring:order=contiguous", is; None for none."""
     name, *options = scheme.split(":")
     name = _FORMULAS.get(name, name) + ("-contiguous" if "order=contiguous" in options else "")
     return name if name in SCHEMES else None
