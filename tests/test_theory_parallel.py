@@ -172,7 +172,7 @@ def test_memory_falls_as_devices_join_but_what_is_whole_stays(phase: str) -> Non
         keys = w.batch * w.kv_heads * w.kv_seq * (w.head_dim + w.value_dim)
         rows = w.batch * w.seq * w.width * w.itemsize
         whole = {
-            "all-gather": keys * w.itemsize + (keys * 4 if w.trains else 0),
+            "all-gather": keys * (2 * 4 if w.trains else w.itemsize),
             "tensor-parallel": rows * (2 if w.trains else 1),
         }.get(scheme, 0)
         assert many - whole == (few - whole) / 2

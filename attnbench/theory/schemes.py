@@ -206,13 +206,13 @@ def _tensor_parallel_peak(w: Workload, world: int) -> int:
 
 
 def _all_gather_peak(w: Workload, world: int) -> int:
-    """Beside its share all keys and values, and in training all their gradients: the same however many devices.
+    """Beside its share all keys and values, or in training all their gradients and as many from the others.
 
-    It sees them block by block as a ring does, and adds up as that does.
+    That is the same however many devices there are. It sees blocks of keys as a ring does, and adds up as that does.
     """
     if world == 1:
         return _held(w, world)
-    each, dim = (w.itemsize + SUM, w.head_dim) if w.trains else (w.itemsize, w.value_dim)
+    each, dim = (2 * SUM, w.head_dim) if w.trains else (w.itemsize, w.value_dim)
     return _held(w, world) + _elements(w) * each + w.batch * w.heads * w.seq // world * dim * SUM
 
 
