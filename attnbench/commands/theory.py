@@ -51,6 +51,7 @@ def command(
     attnbench theory --preset llama-3-8b --seq 8192
     attnbench theory --seq 4096 --heads 16 --head-dim 64
     attnbench theory --seq 65536 --devices 8..64 --peak 989TFLOP/s --bandwidth 3.35TB/s --link 450GB/s
+    attnbench theory --against results/RUN                   # formulas beside what attnbench parallel measured
     """
     if against:
         if typed(ctx) - {"against", "as_json"}:
