@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from attnbench import home
-from attnbench.packages import only_whole
+from attnbench.packages import about, only_whole
 
 DISTRIBUTION = "attnbench-peers"
 
@@ -120,4 +120,4 @@ def _torch() -> str:
 def _version(package: str, path: str = "") -> str | None:
     """Of what is installed, in the folder `path` first."""
     where = [path, *sys.path] if path else sys.path
-    return next((found.version for found in metadata.distributions(name=package, path=where)), None)
+    return next((about(found)[1] for found in metadata.distributions(name=package, path=where)), None)

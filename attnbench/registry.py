@@ -19,7 +19,7 @@ from typing import Any
 
 from attnbench.cache import KVCache
 from attnbench.errors import AttnbenchError, Failed
-from attnbench.packages import only_whole
+from attnbench.packages import about, only_whole
 from attnbench.peers import DISTRIBUTION, PEERS
 from attnbench.plugin import API_VERSION, FAMILIES, Configured, Plugin, Value, of_function
 
@@ -87,7 +87,7 @@ def find(path: str = "", kind: Kind = PLUGINS) -> dict[str, Found]:
     plugins: dict[str, Found] = {}
     with only_whole():
         entries = {
-            (e.name, e.value, e.dist.name if e.dist else "unknown", e.dist.version if e.dist else "")
+            (e.name, e.value, *(about(e.dist) if e.dist else ("unknown", "")))
             for e in (_offered(path, kind) if path else metadata.entry_points(group=kind.group))
         }
     for name, target, distribution, version in sorted(entries, key=lambda e: (e[2] != "attnbench", e)):
