@@ -302,7 +302,7 @@ def sanitize(tmp_path: Path, dtype: str, *more: str) -> None:
     program = tmp_path / "sanitize"
     flags = [f for f in compiler.flags(dtype) if f not in ("-O3", "-fPIC")]
     subprocess.run(
-        ["g++", *flags, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+        ["g++", *flags, "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
          f"-I{compiler.HERE}", str(HERE / "sanitize.cpp"), *more, "-o", str(program)],
         check=True,
     )  # fmt: skip
