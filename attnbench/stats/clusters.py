@@ -7,7 +7,7 @@ from math import exp, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from attnbench.stats.intervals import CONFIDENCE
 
@@ -45,5 +45,5 @@ def clustered_mean(
     if k < 2:
         return Mean(mean, None, None)
     variance = k / (k - 1) * float(((total - mean * size) ** 2).sum()) / float(size.sum()) ** 2
-    half = float(t.ppf((1 + confidence) / 2, k - 1)) * sqrt(variance)
+    half = float(stdtrit(k - 1, (1 + confidence) / 2)) * sqrt(variance)
     return Mean(mean, mean - half, mean + half)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # which loads scipy.stats, a second of it, where that is called
 
 from attnbench.stats.held_up import Round, Sample, by_round, held_up, matters, without
 from attnbench.stats.intervals import MIN_ROUNDS, by_process
@@ -164,7 +164,7 @@ def _is_uneven(seconds: Mapping[Round, float], baseline: Mapping[Round, float], 
     far = off[np.abs(off) > _FAR * np.median(np.abs(off))]
     if not len(far) or off.mean() <= precision:
         return False
-    return bool(stats.binomtest(int((far > 0).sum()), len(far), alternative="greater").pvalue < _CHANCE)
+    return bool(scipy.stats.binomtest(int((far > 0).sum()), len(far), alternative="greater").pvalue < _CHANCE)
 
 
 def _is_bimodal(values: np.ndarray, precision: float) -> bool:
@@ -184,7 +184,7 @@ def _is_drifting(logs: np.ndarray, precision: float) -> bool:
     """Whether time goes with order, in one process: several start afresh, each at its own speed."""
     if len(logs) < _SHAPE_ROUNDS:
         return False
-    found = stats.spearmanr(np.arange(len(logs)), logs)
+    found = scipy.stats.spearmanr(np.arange(len(logs)), logs)
     third = max(1, len(logs) // 3)
     moved = abs(np.median(logs[-third:]) - np.median(logs[:third]))
     return bool(abs(found.statistic) > _TREND and found.pvalue < _CHANCE and moved > precision)
@@ -196,4 +196,4 @@ def _processes_differ(processes: Sequence[np.ndarray], precision: float) -> bool
     if len(groups) < 2:
         return False
     medians = [float(np.median(g)) for g in groups]
-    return bool(stats.kruskal(*groups).pvalue < _CHANCE and max(medians) - min(medians) > precision)
+    return bool(scipy.stats.kruskal(*groups).pvalue < _CHANCE and max(medians) - min(medians) > precision)

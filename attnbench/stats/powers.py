@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 FIT_WINDOW = 8
 """An exponent is fitted over the lengths from an eighth of the longest up: shorter ones pay a call's fixed costs."""
@@ -43,7 +43,7 @@ def fit_exponent(lengths: Sequence[float], values: Sequence[float]) -> Exponent 
     left = dy - slope * dx
     freedom = len(dx) - 2
     # scipy.stats.linregress has no error for a flat line, which memory that does not grow is.
-    margin = float(stats.t.ppf(0.975, freedom) * np.sqrt(left @ left / freedom / (dx @ dx)))
+    margin = float(stdtrit(freedom, 0.975) * np.sqrt(left @ left / freedom / (dx @ dx)))
     return Exponent(slope, slope - margin, slope + margin, tuple(sorted({int(length) for length in x[long]})))
 
 
