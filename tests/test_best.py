@@ -112,7 +112,7 @@ SMALL = (
     "--baseline",
     "naive",
     "--budget",
-    20,
+    12,
     "--mask",
     "full",
 )
