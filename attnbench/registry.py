@@ -1,4 +1,4 @@
-"""Finds plugins, and KV caches, through entry points.
+"""Finds plugins, KV caches and schemes of several processes through entry points.
 
 Finding reads package metadata only. Loading runs a plugin's code, so it happens in a worker process (see
 `attnbench.workers.serve`), never in the process that plans the sweep.
@@ -20,6 +20,7 @@ from typing import Any
 from attnbench.cache import KVCache
 from attnbench.errors import AttnbenchError, Failed
 from attnbench.packages import about, only_whole
+from attnbench.parallel import Scheme
 from attnbench.peers import DISTRIBUTION, PEERS
 from attnbench.plugin import API_VERSION, FAMILIES, Configured, Plugin, Value, of_function
 
@@ -39,6 +40,7 @@ of, for one minor version at least."""
 
 PLUGINS = Kind("attnbench.plugins", "--plugins", "plugin")
 CACHES = Kind("attnbench.caches", "--caches", "cache")
+SCHEMES = Kind("attnbench.parallel", "--plugins", "scheme")
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,18 @@ def load_cache(target: str) -> type[KVCache]:
     if not (isinstance(found, type) and issubclass(found, KVCache)):
         raise TypeError(f"{target} is no subclass of attnbench.cache.KVCache")
     _check_family(found, target)
+    return found
+
+
+def load_scheme(target: str) -> type[Scheme]:
+    """Imports "module:Class" of a scheme of attention across processes. Runs its code.
+
+    Raises:
+        TypeError: the target is none. Whatever its import raises passes through.
+    """
+    found: Any = metadata.EntryPoint("scheme", target, SCHEMES.group).load()
+    if not (isinstance(found, type) and issubclass(found, Scheme)):
+        raise TypeError(f"{target} is no subclass of attnbench.parallel.Scheme")
     return found
 
 

@@ -27,6 +27,7 @@ COMMANDS = (
     "guard",
     "model",
     "new",
+    "parallel",
     "peers",
     "plugins",
     "report",

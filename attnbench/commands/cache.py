@@ -8,6 +8,7 @@ import click
 from msgspec import to_builtins
 
 from attnbench.commands.kept import Kept
+from attnbench.commands.kinds import show_kinds
 from attnbench.commands.options import (
     CELL_FAILED,
     COUNT,
@@ -88,27 +89,12 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
 
 def show_offered(isa: str, as_json: bool) -> None:
     """Prints the caches that are installed, and their options."""
+    from attnbench.registry import CACHES
     from attnbench.sweep.caches import offered
-    from attnbench.workers.messages import Failure
 
-    told = []
-    for found, said in offered(isa):
-        facts: dict[str, Any] = {"cache": found.name, "from": found.origin, "family": "", "what": "", "options": {}}
-        told.append(facts)
-        if isinstance(said, Failure):
-            facts["what"] = f"{said.status}: {said.reason}"
-        else:
-            facts |= {"family": said.family, "what": said.what, "options": to_builtins(said.options)}
-    if as_json:
-        print_json({"caches": told})
-        return
-    for facts in told:
-        click.echo(f"{facts['cache']} ({facts['from']}): {facts['what']}")
-        for name, choice in facts["options"].items():
-            values = (choice["default"], *choice["choices"])
-            default, *among = (str(x).lower() if isinstance(x, bool) else str(x) for x in values)
-            of = f" ({', '.join(among)})" if among else ""
-            click.echo(f"    {name}={default}{of}: {choice['help']}")
+    show_kinds(
+        CACHES.word, [(found, said, {"family": getattr(said, "family", "")}) for found, said in offered(isa)], as_json
+    )
 
 
 _COLUMNS = ("cache", "bits", "perplexity", "over exact's", "KL mean, 99%", "same top token", "needle", "bytes",

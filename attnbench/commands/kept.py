@@ -39,10 +39,10 @@ class Kept:
             text = strict.dumps(said | {"asked": asdict(self._asked)} | found, indent=1) + "\n"
             replace_file(self.folder / self._kind.file, text.encode())
 
-    def draw(self, figure: "Figure") -> None:
-        """Saves a figure of the file's name beside it."""
+    def draw(self, figure: "Figure", more: str = "") -> None:
+        """Saves a figure of the file's name beside it. more: behind the name, where there are several."""
         from attnbench.report.drawing import save
 
         if self.folder:
             with refusals(f"write to {self.folder}", "choose another --out"):
-                save(figure, (self.folder / self._kind.file).with_suffix(""))
+                save(figure, self.folder / (Path(self._kind.file).stem + more))

@@ -65,6 +65,10 @@ KINDS = {
         "its calls kept more cores busy than --threads gives the others",
         "compare it with --threads at least as high, or make it keep to torch.get_num_threads()",
     ),
+    "crowded": Kind(
+        "its processes have more threads together than there are cores, so that they wait for each other",
+        "bytes, memory and errors hold; for times fewer processes, or --threads 1",
+    ),
     "fewer-threads": Kind(
         "fewer of its threads can run at the same time than --threads says: variables or affinity hold them together",
         "unset OMP_THREAD_LIMIT, OMP_PLACES, GOMP_CPU_AFFINITY and the like, or ask for the --threads that do run",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from attnbench.plugin import Value
+
+Columns: TypeAlias = dict[str, float | str | bool | None]
+"""Figures of a cell, by their column of a record."""
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -15,11 +15,10 @@ from attnbench.task.promise import Promise
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.about_caches import CacheDescribed, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
+from attnbench.workers.about_parallel import Called, CallTogether, DescribeScheme, Join, Joined, SchemeDescribed
 from attnbench.workers.kinds import Answer, Choice, Request
+from attnbench.workers.kinds import Columns as Columns
 from attnbench.workload import Workload
-
-Columns: TypeAlias = dict[str, float | str | bool | None]
-"""Figures of a cell, by their column of a record."""
 
 
 class Failure(Answer, frozen=True):
@@ -326,10 +325,13 @@ AnyRequest: TypeAlias = (
     AskMachine
     | AskModel
     | Calibrate
+    | CallTogether
     | Capture
     | Describe
     | DescribeCache
+    | DescribeScheme
     | Generate
+    | Join
     | JudgeCache
     | JudgeModel
     | Prepare
@@ -346,12 +348,15 @@ AnyAnswer: TypeAlias = (
     | Facts
     | CacheDescribed
     | CacheJudged
+    | Called
     | Calibrated
     | Captured
     | Described
     | Generated
+    | Joined
     | ModelFacts
     | ModelJudged
+    | SchemeDescribed
     | Tried
     | Prepared
     | Witnessed

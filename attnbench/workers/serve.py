@@ -21,9 +21,10 @@ from attnbench.registry import canonical, deprecated, instances, load
 from attnbench.task.call import NoGradient
 from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
-from attnbench.workers import caches, calibration, messages, model, system
+from attnbench.workers import caches, calibration, messages, model, parallel, system
 from attnbench.workers.about_caches import DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel
+from attnbench.workers.about_parallel import CallTogether, DescribeScheme, Join
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.generation import generate
 from attnbench.workers.kinds import Choice
@@ -60,12 +61,14 @@ class _Worker:
 
     def __init__(self) -> None:
         self._subject: Subject | None = None
+        self._rank: parallel.Rank | None = None
         self._witness = Witness()
 
     @property
     def stage(self) -> str:
         """What was being done, for whoever asks why it failed."""
-        return self._subject.stage if self._subject else "import"
+        at_work = self._subject or self._rank
+        return at_work.stage if at_work else "import"
 
     def answer(self, request: AnyRequest) -> AnyAnswer:
         match request:
@@ -84,6 +87,8 @@ class _Worker:
                 return _or("usage", lambda: model.facts(request))
             case DescribeCache():
                 return _or("usage", lambda: caches.describe(request))
+            case DescribeScheme():
+                return _or("usage", lambda: parallel.describe(request))
             case JudgeCache():
                 return _or("unsupported", lambda: caches.judge(request))
             case JudgeModel():
@@ -94,6 +99,12 @@ class _Worker:
             case messages.Witness(workload, given, rows, output):
                 error, columns, wrong = self._witness.judge(workload, given, rows, output)
                 return messages.Witnessed(**asdict(error), problem=wrong, columns=columns)
+            case Join():
+                self._rank = parallel.Rank(request)
+                return self._rank.ready()
+            case CallTogether():
+                assert self._rank is not None
+                return self._rank.call(request)
             case messages.Prepare():
                 self._subject = None
                 self._subject = Subject(request)

@@ -43,7 +43,19 @@ class Worker:
         Raises:
             Closed, Expired: see `Channel.receive`.
         """
+        self.send(request)
+        return self.answer(request, seconds)
+
+    def send(self, request: Request[A]) -> None:
+        """Sends a request alone. Raises: Closed: the worker is gone."""
         self.channel.send(encode(request))  # type: ignore[arg-type]
+
+    def answer(self, request: Request[A], seconds: float | None = None) -> A | Failure:
+        """Waits for the answer to a request that was sent.
+
+        Raises:
+            Closed, Expired: see `Channel.receive`.
+        """
         try:
             answer = decode_answer(self.channel.receive(seconds))
         except DecodeError as error:  # something else than `serve` has written to its socket

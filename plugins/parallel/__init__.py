@@ -1,0 +1,1 @@
+"""Attention across processes, a scheme a file; see `attnbench.parallel`."""

@@ -1,0 +1,96 @@
+"""The baseline of both: each rank gathers all keys and values, and attends with its own queries.
+
+Llama 3 (Grattafiori 2024, arXiv 2407.21783, section 3.3.2) does so, as its few kv heads are cheap to gather. What ring
+attention saves shows beside it: memory here does not fall with the number of processes. A rank sends what it does in a
+ring; backward, it gathers once more, and each rank's share of the gradients of keys and values goes to who holds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from attnbench.plugin import Attention, Option
+from attnbench.workload import Workload
+
+from ..autograd import differentiable
+from . import kernel
+from .order import ORDER, Ordered
+
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
+
+
+class AllGather(Ordered):
+    """All keys and values in each process, in one step: simple, and memory does not fall with their number."""
+
+    options: ClassVar[Mapping[str, Option]] = {"order": ORDER}
+    formula = "all-gather"
+
+    def build(self, workload: Workload, group: ProcessGroup) -> Attention:
+        made = _Gathered(self, workload, group)
+        order = f"{self.order} order, " if workload.is_causal else ""
+        how = f"all-gather: {order}torch flash, blocks merged by log-sum-exp"
+        return Attention(differentiable(made.forward, made.backward), how)
+
+
+class _Gathered:
+    def __init__(self, scheme: Ordered, workload: Workload, group: ProcessGroup) -> None:
+        self._scheme, self._workload, self._group = scheme, workload, group
+        self._rank, self._world = group.rank(), group.size()
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Output, log-sum-exp (batch, heads, queries), all keys and all values, of parts.
+
+        query: (batch, heads, queries, head_dim).
+        """
+        keys, values = self._all(key), self._all(value)  # (world, batch, kv_heads, queries, dim)
+        merged = None
+        for source in self._sources():
+            if part := self._scheme.meeting(self._workload, self._rank, source, query.shape[2]):
+                k, v = keys[source][:, :, part.keys], values[source][:, :, part.keys]
+                out, lse = kernel.forward(query[:, :, part.queries], k, v, part.causal, self._workload.scale)
+                if merged is None:
+                    merged = kernel.Merged(out, lse)
+                else:
+                    merged.add(part.queries, out, lse)
+        assert merged is not None  # a rank sees its own keys first
+        return merged.out.to(query.dtype), merged.lse, keys, values
+
+    def backward(self, *kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the parts of query, key and value. kept: these, what `forward` gave, and its gradient."""
+        query, _, _, out, lse, keys, values, up = kept
+        dq = torch.zeros_like(query, dtype=torch.float32)  # (batch, heads, queries, head_dim)
+        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
+        for source in self._sources():
+            if part := self._scheme.meeting(self._workload, self._rank, source, query.shape[2]):
+                gradient, rows = up[:, :, part.queries], query[:, :, part.queries]
+                at = out[:, :, part.queries], lse[:, :, part.queries]
+                k, v = keys[source][:, :, part.keys], values[source][:, :, part.keys]
+                found = kernel.backward(gradient, rows, k, v, *at, part.causal, self._workload.scale)
+                dq[:, :, part.queries] += found[0]
+                dk[source][:, :, part.keys] += found[1]
+                dv[source][:, :, part.keys] += found[2]
+        return dq.to(query.dtype), self._summed(dk.to(keys.dtype)), self._summed(dv.to(values.dtype))
+
+    def _sources(self) -> list[int]:
+        return [(self._rank - step) % self._world for step in range(self._world)]
+
+    def _all(self, part: Tensor) -> Tensor:
+        """(batch, kv_heads, queries, dim) of each rank: with the rank in front."""
+        every = part.new_empty(self._world, *part.shape)
+        _gather(every.flatten(0, 1), part.contiguous(), group=self._group)
+        return every
+
+    def _summed(self, shares: Tensor) -> Tensor:
+        """Of what each rank has found for each (world, ..), the sum for this one: (..).
+
+        Gloo's reduce-scatter is an all-reduce, which sends twice as much.
+        """
+        mine = torch.empty_like(shares)
+        dist.all_to_all_single(mine, shares, group=self._group)
+        return mine.sum(0, dtype=torch.float32).to(shares.dtype)
