@@ -33,6 +33,9 @@ class Scheme(Configured):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
+    preloads: ClassVar[tuple[str, ...]] = ()
+    """Modules of torch that it needs and that take seconds to load: the harness loads them once for all processes."""
+
     def unsupported(self, workload: Workload, world: int) -> str | None:
         """None, or in a few words why so many processes can't share this workload."""
         return uneven(workload, world)

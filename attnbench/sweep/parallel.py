@@ -155,8 +155,7 @@ def _described(
                 raise AttnbenchError(f"{SCHEMES.flag} {offer.name}: {answer.reason}")
             found.setdefault(offer.name, (offer.name, answer))
             continue
-        if answer.compiles:
-            server.preload()
+        server.preload(answer.preloads)
         for each in answer.instances:
             found.setdefault(each.scheme, each)
     return list(found.values())

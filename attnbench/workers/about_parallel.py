@@ -24,12 +24,12 @@ class SchemeInstance(msgspec.Struct, frozen=True):
 
 
 class SchemeDescribed(Answer, frozen=True):
-    """What a scheme says of itself, `what` in a line, and its instances. compiles: see `Prepared`."""
+    """What a scheme says of itself, `what` in a line, and its instances. preloads: see `parallel.Scheme`."""
 
     what: str
     options: dict[str, Choice]
     instances: list[SchemeInstance]
-    compiles: bool
+    preloads: tuple[str, ...] = ()
 
 
 class Joined(Answer, frozen=True):

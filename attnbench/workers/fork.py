@@ -21,7 +21,7 @@ from msgspec import msgpack
 from attnbench.packages import only_whole
 from attnbench.workers import system
 from attnbench.workers.channel import Channel, Closed
-from attnbench.workers.messages import COMPILER, Preload, Reap, Start
+from attnbench.workers.messages import Preload, Reap, Start
 
 
 @only_whole()
@@ -61,7 +61,7 @@ def serve_forks(fd: int) -> NoReturn:
                 workers.add(pid)
                 channel.send(msgpack.encode(pid))
             elif isinstance(message, Preload):
-                for module in COMPILER:
+                for module in message.modules:
                     with contextlib.suppress(Exception):  # whatever ails it here is for the plugin that needs it
                         import_module(module)
                 channel.send(msgpack.encode(None))

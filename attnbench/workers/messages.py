@@ -318,7 +318,9 @@ COMPILER = ("torch._dynamo", "torch.nn.attention.flex_attention", "torch._induct
 
 
 class Preload(msgspec.Struct, frozen=True, tag=True):
-    """To the fork server: load torch's compiler, so that no further worker has to. Answered when it is there."""
+    """To the fork server: load these modules, so that no further worker has to. Answered when they are there."""
+
+    modules: tuple[str, ...] = COMPILER
 
 
 AnyRequest: TypeAlias = (

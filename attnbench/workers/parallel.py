@@ -7,7 +7,6 @@ others send it, once the clock has stopped.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -38,7 +37,7 @@ from attnbench.workers.about_parallel import (
     SchemeInstance,
 )
 from attnbench.workers.kinds import Choice, Columns
-from attnbench.workers.messages import COMPILER, printable
+from attnbench.workers.messages import printable
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 _SETTLE_SECONDS = 0.01  # in which the last small messages of a barrier are out
@@ -65,7 +64,7 @@ def describe(request: DescribeScheme) -> SchemeDescribed:
         found.append(SchemeInstance(canonical(request.name, changed), request.target, given, refusals, sent))
     options = {name: Choice(o.default, o.help, o.choices) for name, o in kind.options.items()}
     what = (kind.__doc__ or "").strip().partition("\n\n")[0]
-    return SchemeDescribed(printable(" ".join(what.split())), options, found, COMPILER[0] in sys.modules)
+    return SchemeDescribed(printable(" ".join(what.split())), options, found, tuple(kind.preloads))
 
 
 def _predicted(scheme: Any, workload: Any, world: int) -> int | None:

@@ -22,7 +22,7 @@ from attnbench.environment import ISAS
 from attnbench.errors import AttnbenchError
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.kinds import Answer, Request
-from attnbench.workers.messages import Failure, Preload, Reap, Start, decode_answer, encode, printable
+from attnbench.workers.messages import COMPILER, Failure, Preload, Reap, Start, decode_answer, encode, printable
 
 _LAST_BYTES = 2000  # of what a worker printed
 
@@ -117,7 +117,7 @@ class Forkserver:
         self._launch()
 
     def _launch(self) -> None:
-        self._has_compiler = False
+        self._loaded = set[str]()
         self._socket, theirs = socket.socketpair()
         self._channel = Channel(self._socket)
         program = f"from attnbench.workers.fork import serve_forks; serve_forks({theirs.fileno()})"
@@ -179,13 +179,13 @@ class Forkserver:
             raise AttnbenchError(f"torch can't be loaded here: {printable(pid)}")
         return Worker(self, pid, ours, log)
 
-    def preload(self) -> None:
-        """Loads torch's compiler, once, for workers to come."""
-        if self._has_compiler:
+    def preload(self, modules: tuple[str, ...] = COMPILER) -> None:
+        """Loads modules of torch, its compiler where none are said, once for all workers to come."""
+        if self._loaded.issuperset(modules):
             return
-        self._has_compiler = True
+        self._loaded |= set(modules)
         with suppress(Closed):  # whoever starts the next worker finds out that the server is gone
-            self._channel.send(msgpack.encode(Preload()))
+            self._channel.send(msgpack.encode(Preload(modules)))
             self._channel.receive()
 
     def reap(self, pid: int) -> int | None:

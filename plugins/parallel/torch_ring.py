@@ -35,6 +35,7 @@ class TorchRing(Ordered):
     }
     rotate: str
     order = "zigzag"
+    preloads = ("torch.distributed.tensor.experimental",)
 
     def unsupported(self, workload: Workload, world: int) -> str | None:
         try:
