@@ -35,6 +35,7 @@ class TorchRing(Ordered):
     }
     rotate: str
     order = "zigzag"
+    formula = "torch-ring"
     preloads = ("torch.distributed.tensor.experimental",)
 
     def unsupported(self, workload: Workload, world: int) -> str | None:
@@ -43,12 +44,6 @@ class TorchRing(Ordered):
         except (ImportError, AttributeError) as missing:
             return f"this torch has no such ring: {missing}"
         return super().unsupported(workload, world)
-
-    def sent_bytes(self, workload: Workload, world: int) -> int:
-        w = workload
-        block = w.batch * w.kv_heads * (w.kv_seq // world) * (w.head_dim + w.value_dim)  # numbers
-        sums = 4 * block * (world if world > 1 else 0)  # bytes, in float32
-        return (world - 1) * block * w.itemsize * (2 if w.trains else 1) + (sums if w.trains else 0)
 
     def build(self, workload: Workload, group: ProcessGroup) -> Attention:
         both = _Both(workload, group, _METHODS[self.rotate])

@@ -15,6 +15,8 @@ from attnbench.workload import Workload
 class Whole(Scheme):
     """torch's scaled_dot_product_attention in one process: the baseline."""
 
+    formula = "whole"
+
     def unsupported(self, workload: Workload, world: int) -> str | None:
         return "it runs in one process" if world > 1 else None
 
@@ -22,6 +24,3 @@ class Whole(Scheme):
         w = workload
         call = partial(scaled_dot_product_attention, is_causal=w.is_causal, scale=w.scale, enable_gqa=w.group > 1)
         return Attention(call, "torch sdpa")
-
-    def sent_bytes(self, workload: Workload, world: int) -> int:
-        return 0
