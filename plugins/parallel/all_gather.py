@@ -2,7 +2,8 @@
 
 Llama 3 (Grattafiori 2024, arXiv 2407.21783, section 3.3.2) does so, as its few kv heads are cheap to gather. What ring
 attention saves shows beside it: memory here does not fall with the number of processes. A rank sends what it does in a
-ring; backward, it gathers once more, and each rank's share of the gradients of keys and values goes to who holds those.
+ring, but for the gradients: backward it gathers once more, and what it adds to the gradients of others' keys and values
+goes to who holds those, in float32.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from attnbench.plugin import Attention, Option
 from attnbench.workload import Workload
 
 from ..autograd import differentiable
-from . import kernel
-from .order import ORDER, Ordered
+from .order import ORDER, Blocks, Ordered
 
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
 
@@ -43,42 +43,30 @@ class _Gathered:
         self._scheme, self._workload, self._group = scheme, workload, group
         self._rank, self._world = group.rank(), group.size()
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Output, log-sum-exp (batch, heads, queries), all keys and all values, of parts.
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and log-sum-exp (batch, heads, queries), of parts: query (batch, heads, queries, head_dim)."""
+        return self._scheme.attended(self._workload, self._rank, query, self._blocks(key, value))
 
-        query: (batch, heads, queries, head_dim).
-        """
-        keys, values = self._all(key), self._all(value)  # (world, batch, kv_heads, queries, dim)
-        merged = None
-        for source in self._sources():
-            if part := self._scheme.meeting(self._workload, self._rank, source, query.shape[2]):
-                k, v = keys[source][:, :, part.keys], values[source][:, :, part.keys]
-                out, lse = kernel.forward(query[:, :, part.queries], k, v, part.causal, self._workload.scale)
-                if merged is None:
-                    merged = kernel.Merged(out, lse)
-                else:
-                    merged.add(part.queries, out, lse)
-        assert merged is not None  # a rank sees its own keys first
-        return merged.out.to(query.dtype), merged.lse, keys, values
-
-    def backward(self, *kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the parts of query, key and value. kept: these, what `forward` gave, and its gradient."""
-        query, _, _, out, lse, keys, values, up = kept
+    def backward(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, up: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the parts of query, key and value; up: of the output's part."""
         dq = torch.zeros_like(query, dtype=torch.float32)  # (batch, heads, queries, head_dim)
-        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
-        for source in self._sources():
+        # Shares of each rank's gradients: (world, batch, kv_heads, queries, dim).
+        dk, dv = (torch.zeros(self._world, *x.shape, dtype=torch.float32, device=x.device) for x in (key, value))
+        for source, k, v in self._blocks(key, value):
             if part := self._scheme.meeting(self._workload, self._rank, source, query.shape[2]):
-                gradient, rows = up[:, :, part.queries], query[:, :, part.queries]
-                at = out[:, :, part.queries], lse[:, :, part.queries]
-                k, v = keys[source][:, :, part.keys], values[source][:, :, part.keys]
-                found = kernel.backward(gradient, rows, k, v, *at, part.causal, self._workload.scale)
+                found = self._scheme.differentiated(self._workload, part, up, query, k, v, out, lse)
                 dq[:, :, part.queries] += found[0]
                 dk[source][:, :, part.keys] += found[1]
                 dv[source][:, :, part.keys] += found[2]
-        return dq.to(query.dtype), self._summed(dk.to(keys.dtype)), self._summed(dv.to(values.dtype))
+        return dq.to(query.dtype), self._summed(dk).to(key.dtype), self._summed(dv).to(value.dtype)
 
-    def _sources(self) -> list[int]:
-        return [(self._rank - step) % self._world for step in range(self._world)]
+    def _blocks(self, key: Tensor, value: Tensor) -> Blocks:
+        keys, values = self._all(key), self._all(value)  # (world, batch, kv_heads, queries, dim)
+        for step in range(self._world):
+            source = (self._rank - step) % self._world
+            yield source, keys[source], values[source]
 
     def _all(self, part: Tensor) -> Tensor:
         """(batch, kv_heads, queries, dim) of each rank: with the rank in front."""
@@ -93,4 +81,4 @@ class _Gathered:
         """
         mine = torch.empty_like(shares)
         dist.all_to_all_single(mine, shares, group=self._group)
-        return mine.sum(0, dtype=torch.float32).to(shares.dtype)
+        return mine.sum(0)

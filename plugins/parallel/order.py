@@ -9,14 +9,22 @@ anyway, and order is contiguous.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
 
 from attnbench.parallel import Scheme, uneven
 from attnbench.plugin import Option
 from attnbench.workload import Workload
 
+from . import kernel
+
 ORDER = Option("zigzag", "which tokens a process holds; contiguous leaves causal work uneven", ("zigzag", "contiguous"))
+
+
+Blocks: TypeAlias = Iterable[tuple[int, Tensor, Tensor]]
+"""A rank's number, and its part of keys and values: (batch, kv_heads, keys, dim) each."""
 
 
 class Part(NamedTuple):
@@ -53,6 +61,38 @@ class Ordered(Scheme):
         # Of an earlier rank's two runs the first lies before both of ours, the last one behind both; of a later rank's
         # both lie between ours.
         return Part(every, slice(0, half), False) if earlier else Part(slice(half, length), every, False)
+
+    def attended(self, workload: Workload, rank: int, query: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+        """What a rank's queries make of all keys: its part of the output, and log-sum-exp (batch, heads, queries).
+
+        query: its part, (batch, heads, queries, head_dim). blocks: its own first.
+        """
+        merged = None
+        for source, key, value in blocks:
+            if part := self.meeting(workload, rank, source, query.shape[2]):
+                k, v = key[:, :, part.keys], value[:, :, part.keys]
+                out, lse = kernel.forward(query[:, :, part.queries], k, v, part.causal, workload.scale)
+                if merged is None:
+                    merged = kernel.Merged(out, lse)
+                else:
+                    merged.add(part.queries, out, lse)
+                del out, lse, k, v
+            del key, value  # while the next one comes, nobody holds this one
+        assert merged is not None
+        return merged.out.to(query.dtype), merged.lse
+
+    def differentiated(
+        self, workload: Workload, part: Part, up: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor,
+        lse: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """What of a rank's queries and some rank's keys meets adds to the gradients of `part`'s queries and keys.
+
+        up: of the rank's part of the output, which `out` is; lse: as `attended` gave it.
+        """
+        gradient, q = up[:, :, part.queries], query[:, :, part.queries]
+        k, v = key[:, :, part.keys], value[:, :, part.keys]
+        at = out[:, :, part.queries], lse[:, :, part.queries]
+        return kernel.backward(gradient, q, k, v, *at, part.causal, workload.scale)
 
     def _zigzags(self, workload: Workload) -> bool:
         return self.order == "zigzag" and workload.is_causal

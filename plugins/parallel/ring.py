@@ -23,8 +23,7 @@ from attnbench.plugin import Attention, Option
 from attnbench.workload import Workload
 
 from ..autograd import differentiable
-from . import kernel
-from .order import ORDER, Ordered, Part
+from .order import ORDER, Blocks, Ordered
 
 
 class Ring(Ordered):
@@ -47,54 +46,41 @@ class _Turn:
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Output, and log-sum-exp (batch, heads, queries), of parts: query (batch, heads, queries, head_dim)."""
-        held, merged = [key.contiguous(), value.contiguous()], None
-        for step in range(self._world):
-            coming = Shift(self._group, held, tag=0) if step + 1 < self._world else None
-            part = self._part(step, query.shape[2])
-            if part:
-                rows, (k, v) = query[:, :, part.queries], (x[:, :, part.keys] for x in held)
-                out, lse = kernel.forward(rows, k, v, part.causal, self._workload.scale)
-                if merged is None:
-                    merged = kernel.Merged(out, lse)
-                else:
-                    merged.add(part.queries, out, lse)
-                del out, lse
-            if coming:
-                held = coming.wait()
-        assert merged is not None  # a rank sees its own keys first
-        return merged.out.to(query.dtype), merged.lse
+        return self._scheme.attended(self._workload, self._rank, query, self._blocks(key, value))
 
     def backward(
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, up: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the parts of query, key and value; up: of the output's part."""
-        held, world = [key.contiguous(), value.contiguous()], self._world
         dq = torch.zeros_like(query, dtype=torch.float32)  # (batch, heads, queries, head_dim)
-        own = [torch.zeros_like(x, dtype=torch.float32) for x in held]  # (batch, kv_heads, queries, dim)
+        own = [torch.zeros_like(x, dtype=torch.float32) for x in (key, value)]  # (batch, kv_heads, queries, dim)
         following: Shift | None = None
-        for step in range(world):
-            coming = Shift(self._group, held, tag=0) if step + 1 < world else None
-            part, found = self._part(step, query.shape[2]), None
+        for source, k, v in self._blocks(key, value):
+            part, found = self._scheme.meeting(self._workload, self._rank, source, query.shape[2]), None
             if part:
-                gradient, rows = up[:, :, part.queries], query[:, :, part.queries]
-                at = out[:, :, part.queries], lse[:, :, part.queries]
-                k, v = (x[:, :, part.keys] for x in held)
-                found = kernel.backward(gradient, rows, k, v, *at, part.causal, self._workload.scale)
+                found = self._scheme.differentiated(self._workload, part, up, query, k, v, out, lse)
                 dq[:, :, part.queries] += found[0]
-            sums = own if step == 0 else following.wait() if following else [torch.zeros_like(x) for x in own]
+            is_own = source == self._rank
+            # Who comes first after their owner begins the sums of a block.
+            sums = own if is_own else following.wait() if following else [torch.zeros_like(x) for x in own]
             if part and found:
                 for total, more in zip(sums, found[1:], strict=True):
                     total[:, :, part.keys] += more
-            following = Shift(self._group, sums, tag=len(held)) if step else None
-            if coming:
-                held = coming.wait()
+            following = None if is_own else Shift(self._group, sums, tag=2)
+            del k, v, found
         if following:
             for total, more in zip(own, following.wait(), strict=True):
                 total += more
         return dq.to(query.dtype), own[0].to(key.dtype), own[1].to(value.dtype)
 
-    def _part(self, step: int, length: int) -> Part | None:
-        return self._scheme.meeting(self._workload, self._rank, (self._rank - step) % self._world, length)
+    def _blocks(self, key: Tensor, value: Tensor) -> Blocks:
+        """All ranks' keys and values, this one's first; while one is in use, the next is under way."""
+        held = [key.contiguous(), value.contiguous()]
+        for step in range(self._world):
+            coming = Shift(self._group, held, tag=0) if step + 1 < self._world else None
+            yield (self._rank - step) % self._world, held[0], held[1]
+            if coming:
+                held = coming.wait()
 
 
 class Shift:
@@ -103,7 +89,8 @@ class Shift:
     def __init__(self, group: ProcessGroup, tensors: Sequence[Tensor], tag: int) -> None:
         """tensors: contiguous, and left alone until they are there. tag: of the first; the others count on."""
         rank, world = group.rank(), group.size()
-        self._sent, self._received = tensors, [torch.empty_like(x) for x in tensors]
+        self._sent: Sequence[Tensor] = tensors
+        self._received = [torch.empty_like(x) for x in tensors]
         ops = []
         for i, (sent, received) in enumerate(zip(tensors, self._received, strict=True), tag):
             ops.append(dist.P2POp(dist.isend, sent, group=group, tag=i, group_peer=(rank + 1) % world))
@@ -111,7 +98,8 @@ class Shift:
         self._work = dist.batch_isend_irecv(ops)
 
     def wait(self) -> list[Tensor]:
-        """What came."""
+        """What came. Nothing of what was sent is held any longer."""
         for work in self._work:
             work.wait()
-        return self._received
+        received, self._sent, self._received, self._work = self._received, (), [], []
+        return received
