@@ -22,7 +22,7 @@ from attnbench.commands.options import (
     tell,
     warn_of_packages,
 )
-from attnbench.devices.machine import default_threads
+from attnbench.devices.machine import default_threads, usable_cores
 from attnbench.sizes import Sweep, as_masks, as_names, as_sizes, parse_precision
 from attnbench.workload import DTYPES
 
@@ -66,6 +66,7 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
     attnbench parallel --list                                # which there are, and their options
     """
     from attnbench.records.judged import PARALLEL
+    from attnbench.report import units
     from attnbench.sweep.parallel import Asked, measure
 
     warn_of_packages()
@@ -84,6 +85,9 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
         plugins=given["plugins"], worlds=worlds, sweep=sweep, precision=parse_precision(given["precision"]),
         budget=given["budget"], timeout=given["timeout"], isa=given["isa"],
     )  # fmt: skip
+    if given["device"] != "cuda" and max(worlds) * threads > (cores := usable_cores()):
+        most = f"{max(worlds)} processes of {units.count(threads, 'thread')}"
+        tell(f"warning: {most} on {cores} usable cores wait for each other; their times will say little")
     kept = Kept(asked, out, name, PARALLEL)
     try:
         found = measure(asked, tell, lambda found: kept.write(_content(found)))
@@ -96,7 +100,7 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
         show(found)
     _draw(found, kept)
     (tell if as_json else click.echo)(f"written: {kept.folder}")
-    sys.exit(CELL_FAILED if any(row["status"] not in ("ok", "unsupported") for row in found.rows) else 0)
+    sys.exit(CELL_FAILED if any(row["status"] not in ("ok", "unsupported", "skipped") for row in found.rows) else 0)
 
 
 _SIZES = ("seq", "batch", "heads", "kv_heads", "head_dim", "value_dim")

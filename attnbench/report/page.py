@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from attnbench.analysis.frames import finished
 from attnbench.analysis.levels import levels as by_model
 from attnbench.records.schema import Meta, Row
-from attnbench.report import drawing
+from attnbench.report import across, drawing
 from attnbench.report.explore import explorer
 from attnbench.report.figures import (
     block,
@@ -32,6 +32,7 @@ from attnbench.report.figures import (
     levels,
     memory,
     overview,
+    parallel,
     roofline,
     speedup,
     tradeoff,
@@ -44,6 +45,7 @@ from attnbench.report.tables import best, cells, predicted
 from attnbench.report.tables.caches import by_cache, done
 from attnbench.report.tables.inputs import by_inputs
 from attnbench.report.tables.levels import by_level
+from attnbench.report.tables.parallel import by_world
 from attnbench.report.tables.run import run_facts, side_by_side, variants, warnings
 from attnbench.report.templates import templates
 
@@ -52,11 +54,15 @@ Draw = Callable[[Sequence[Panel], Style], Figure | None]
 
 @dataclass(frozen=True)
 class Beside:
-    """What there is beside rows of runs: the machines' names, what `analysis.levels` says of models, and KV caches."""
+    """What there is beside rows of runs: the machines' names, what `analysis.levels` says of models, KV caches, and
+
+    attention across processes.
+    """
 
     machines: str
     levels: pd.DataFrame
     caches: Sequence[Mapping[str, Any]]
+    shared: Sequence[Mapping[str, Any]]
 
 
 DrawAll = Callable[[Sequence[Panel], Style, Beside], Sequence[Figure | None]]
@@ -116,6 +122,16 @@ FIGURES = {
         caches.READ,
         lambda _, style, beside: [caches.caches(rows) for each in beside.caches if (rows := done(each))],
     ),
+    "processes": Kind(
+        "One attention, several processes",
+        parallel.READ,
+        lambda _, style, beside: [
+            parallel.parallel(rows)
+            for each in beside.shared
+            for rows in map(across.done, across.problems(each["rows"]))
+            if rows
+        ],
+    ),
     "roofline": Kind("What was reached of what is attainable", roofline.READ, _parts(roofline.roofline)),
 }
 
@@ -143,11 +159,13 @@ def write_report(
     out: Path,
     models: Sequence[Row] = (),
     kv_caches: Sequence[Mapping[str, Any]] = (),
+    shared: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes index.html, report.md and figures/*.png, *.svg under `out` and returns the HTML page's path.
 
     frame: rows as `records.load` gives them, of one run or several; may be empty or hold failed cells only.
-    models: rows of `attnbench model`, kv_caches: what `attnbench cache` wrote, see `records.judged`.
+    models: rows of `attnbench model`, kv_caches and shared: what `attnbench cache` and `attnbench parallel` wrote, see
+    `records.judged`.
     Figures of an earlier report in the same place are removed.
 
     Raises:
@@ -161,10 +179,10 @@ def write_report(
     for path in folder.iterdir():
         if re.fullmatch(rf"({'|'.join(FIGURES)})(-\d+)?\.(png|svg)", path.name):
             path.unlink()
-    pictures = list(_pictures(panels, style, Beside("; ".join(_machines(runs)), found, kv_caches), folder))
+    pictures = list(_pictures(panels, style, Beside("; ".join(_machines(runs)), found, kv_caches, shared), folder))
     page = _content(frame, panels, runs, style, pictures)
     page |= {"explorer": explorer(panels, style), "embedded": ()}
-    page |= {"by_level": by_level(found, style), "by_cache": by_cache(kv_caches)}
+    page |= {"by_level": by_level(found, style), "by_cache": by_cache(kv_caches), "by_world": by_world(shared)}
     markdown = _templates(finalize=escape_markdown, keep_trailing_newline=True)
     page["pull_request"] = markdown.get_template("pull_request.md.j2").render(page)
     (out / "report.md").write_text(markdown.get_template("report.md.j2").render(page), encoding="utf-8")

@@ -37,24 +37,30 @@ class Heard(Generic[A]):
 
 
 class Group:
-    """The session's handle of one scheme's processes on one workload. `status` is set once something went wrong."""
+    """The session's handle of so many processes. `status` is set once something went wrong.
 
-    def __init__(self, scheme: SchemeInstance, workload: Workload, world: int, timeout: float) -> None:
-        self.scheme, self.workload, self.world, self._timeout = scheme, workload, world, timeout
+    timeout: seconds in which each of them must answer.
+    """
+
+    def __init__(self, world: int, timeout: float) -> None:
+        self.world, self._timeout = world, timeout
         self.status: str | None = None
         self.reason = self.traceback = ""
         self._workers: list[Worker] = []
 
-    def join(self, server: Forkserver, folder: Path, number: int) -> list[Joined] | None:
-        """Starts the processes, which meet at a file in this folder. None where the group has ended instead."""
-        self._workers = [server.start() for _ in range(self.world)]
-        meeting = str(folder / f"meeting-{next(_meetings)}")
-        return self._ask(
-            [
-                Join(self.workload, self.scheme, rank, self.world, meeting, self._timeout, number)
-                for rank in range(self.world)
-            ]
-        )
+    def start(self, server: Forkserver, folder: Path, memory: int | None = None) -> None:
+        """Starts the processes, which will meet at a file in this folder. memory: bytes that each may allocate."""
+        self._meeting = str(folder / f"meeting-{next(_meetings)}")
+        for _ in range(self.world):
+            self._workers.append(server.start(memory))
+
+    def join(self, scheme: SchemeInstance, workload: Workload, number: int) -> list[Joined] | None:
+        """Lets them meet, and get ready for a workload. None where the group has ended instead.
+
+        A group may be asked again, for another scheme or workload. number: see `CallTogether`.
+        """
+        given = self.world, self._meeting, self._timeout, number
+        return self._ask([Join(workload, scheme, rank, *given) for rank in range(self.world)])
 
     def call(self, asked: CallTogether) -> list[Called] | None:
         """A burst. None where the group has ended instead."""

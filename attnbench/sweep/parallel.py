@@ -74,6 +74,7 @@ class Member:
     """A scheme among so many processes on one workload: the cell of a row, and the group that works on it."""
 
     cell: Cell
+    scheme: SchemeInstance
     group: Group
     predicted: int | None
     """Bytes that each process sends in a call, by formula."""
@@ -99,6 +100,7 @@ def measure(asked: Asked, say: Callable[[str], None], keep: Callable[[Found], No
     Raises:
         AttnbenchError: a scheme, an option or the device is not to be had, or the sizes make no workload.
     """
+    _checked(asked.sweep)  # what is wrong whatever the machine is said before anything is started
     began, known = time.monotonic(), find(kind=SCHEMES)
     requests = [*select(BASELINE, known, SCHEMES), *select(asked.plugins, known, SCHEMES)]
     with Forkserver(asked.sweep.threads, asked.isa) as server, TemporaryDirectory(prefix="attnbench-") as folder:
@@ -129,7 +131,9 @@ def line(row: Row) -> str:
 
 
 def _checked(sweep: Sweep) -> list[Workload]:
-    workloads = sweep.workloads()
+    """Its workloads. Raises: AttnbenchError: they are none, or not what processes share."""
+    early = replace(sweep, device="cpu" if sweep.device == "auto" else sweep.device, dtype=sweep.dtype or ("float32",))
+    workloads = early.workloads()
     for w in workloads:
         if w.mask not in ("full", "causal"):
             raise AttnbenchError(f"--mask {w.mask}: processes share attention with mask full or causal")
@@ -180,7 +184,7 @@ def _members(
             nameless = SchemeInstance(name, "", {}, [], [])
             cell = Cell(name, name, "", "", workload)
             cell.end(failure.status, failure.reason, failure.traceback)
-            yield Member(cell, Group(nameless, workload, 1, asked.timeout), None)
+            yield Member(cell, nameless, Group(1, asked.timeout), None)
             continue
         for i, world in enumerate((1, *asked.worlds)):
             is_baseline = each.scheme == BASELINE
@@ -190,7 +194,7 @@ def _members(
             cell = Cell(each.scheme, name, "", each.target, workload, "exact")
             if reason := each.refusals[number][i]:
                 cell.end("unsupported", reason)
-            yield Member(cell, Group(each, workload, world, asked.timeout), each.sent_bytes[number][i])
+            yield Member(cell, each, Group(world, asked.timeout), each.sent_bytes[number][i])
 
 
 class _Contest:
@@ -212,6 +216,10 @@ class _Contest:
         """Measures them, within so many seconds if an interval takes no longer."""
         self._members, end = members, time.monotonic() + seconds
         base, *others = members
+        for member in members:
+            if member.cell.status is None and member.bytes > self._settings.memory:
+                needs = f"{member.bytes / 2**30:.3g} GiB for its processes"
+                member.cell.end("skipped", f"{needs} are over {self._settings.memory / 2**30:.3g} GiB")
         batches = self._batches(base, [m for m in others if m.cell.status is None])
         for number, batch in enumerate(batches):
             share = max(0.0, end - time.monotonic()) / (len(batches) - number)
@@ -221,7 +229,7 @@ class _Contest:
             self._process += 1
 
     def _batches(self, base: Member, members: Sequence[Member]) -> list[list[Member]]:
-        """Of members that fit into memory beside the baseline; one that doesn't is tried alone."""
+        """Of members that fit into memory beside the baseline; one that doesn't stands alone beside it."""
         found: list[list[Member]] = [[]]
         for member in members:
             if found[-1] and base.bytes + sum(m.bytes for m in (*found[-1], member)) > self._settings.memory:
@@ -242,7 +250,9 @@ class _Contest:
                 member.group.end()
 
     def _join(self, member: Member) -> None:
-        joined = member.group.join(self._server, self._folder, self._secret.getrandbits(_BITS))
+        limit = self._settings.memory if of(self._workload.device).limits_process else None
+        member.group.start(self._server, self._folder, limit)
+        joined = member.group.join(member.scheme, self._workload, self._secret.getrandbits(_BITS))
         if not self._goes_on(member, joined):
             return
         assert joined is not None

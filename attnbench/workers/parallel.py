@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Rank:
     def ready(self) -> Joined:
         """The first calls: what they hold, what they send, and what comes out of them."""
         number = self._asked.number
-        columns: Columns = {"implementation": printable(str(self._task.implementation)), **self._link()}
+        columns: Columns = {"implementation": printable(str(self._task.implementation)), **self._linked()}
         self.stage = "first call"
         given = self._drawn(number, self._rank)
         first = self._task.call(*given)
@@ -179,26 +180,11 @@ class Rank:
         time.sleep(_SETTLE_SECONDS)
         return sockets.sent_bytes() if self._whole.on_host else None
 
-    def _link(self) -> Columns:
-        """Bytes a second from each rank to the next, all at once, that this rank got through."""
+    def _linked(self) -> Columns:
         if self._world == 1:
             return {}
         self.stage = "measuring the link"
-        sent = torch.zeros(_LINK_BYTES // 4, device=self._whole.device)
-        came, best = torch.empty_like(sent), float("inf")
-        for _ in range(_LINK_TIMES):
-            dist.barrier(self._group)
-            start = bursts.clock()
-            to, by = ((self._rank + step) % self._world for step in (1, -1))
-            both = [
-                dist.P2POp(dist.isend, sent, group=self._group, group_peer=to),
-                dist.P2POp(dist.irecv, came, group=self._group, group_peer=by),
-            ]
-            for work in dist.batch_isend_irecv(both):
-                work.wait()
-            self._device.synchronise()
-            best = min(best, bursts.clock() - start)
-        return {"link_bytes_per_s": _LINK_BYTES / best}
+        return {"link_bytes_per_s": _link(self._group, self._whole.device)}
 
     def _judge(self, raw: Any, number: int, columns: Columns) -> str | None:
         """On rank 0, to which all send what came out: what is wrong with it; its errors join the columns."""
@@ -222,9 +208,31 @@ class Rank:
         return every or []
 
 
+@cache
+def _link(group: ProcessGroup, on: str) -> float:
+    """Bytes a second from each rank to the next, all at once, that this rank got through; the best of some times."""
+    rank, world, waits = group.rank(), group.size(), device.of(on)
+    sent = torch.zeros(_LINK_BYTES // 4, device=on)
+    came, best = torch.empty_like(sent), float("inf")
+    for _ in range(_LINK_TIMES):
+        dist.barrier(group)
+        start = bursts.clock()
+        both = [
+            dist.P2POp(dist.isend, sent, group=group, group_peer=(rank + 1) % world),
+            dist.P2POp(dist.irecv, came, group=group, group_peer=(rank - 1) % world),
+        ]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+        waits.synchronise()
+        best = min(best, bursts.clock() - start)
+    return _LINK_BYTES / best
+
+
 def _meet(asked: Join) -> ProcessGroup:
-    """The group, once all its ranks are there."""
+    """The group, once all its ranks are there; where they have met before, the same."""
     w = asked.workload
+    if dist.is_initialized() and dist.group.WORLD is not None:
+        return dist.group.WORLD
     if w.on_host and os.path.isdir("/sys/class/net/lo"):  # by its host's name a machine may be known to nobody
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(

@@ -41,6 +41,8 @@ class Ordered(Scheme):
     order: str
 
     def unsupported(self, workload: Workload, world: int) -> str | None:
+        if workload.value_dim != workload.head_dim:
+            return "torch's flash operator wants values as wide as keys"
         return uneven(workload, world, 2 if self._zigzags(workload) else 1)
 
     def tokens(self, workload: Workload, rank: int, world: int) -> Sequence[range]:
