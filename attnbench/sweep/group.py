@@ -20,7 +20,8 @@ from attnbench.workers.server import Forkserver, Worker
 from attnbench.workload import Workload
 
 _GRACE_SECONDS = 0.5  # in which the ranks that wait for one that failed fail too, or the one that is gone is noticed
-_MARGIN_SECONDS = 2.0  # by which ranks that wait for one give up before the session does
+# Of the time limit, what a rank waits for another: who waits says so, and who is waited for is then known by silence.
+_WAITING_SHARE, _MARGIN_SECONDS = 0.75, 1.0
 _OF_PEERS = ("/gloo/", "NCCL", "ncclRemote")  # in what a rank says that has waited for another in vain
 _meetings = count()
 
@@ -59,7 +60,7 @@ class Group:
 
         A group may be asked again, for another scheme or workload. number: see `CallTogether`.
         """
-        given = self.world, self._meeting, self._timeout, number
+        given = self.world, self._meeting, _WAITING_SHARE * self._timeout, number
         return self._ask([Join(workload, scheme, rank, *given) for rank in range(self.world)])
 
     def call(self, asked: CallTogether) -> list[Called] | None:
