@@ -25,8 +25,8 @@ class Scheme(Configured):
     Lengths split evenly: a rank holds as many tokens as every other one, of queries as of keys.
     """
 
-    formula: ClassVar[str] = ""
-    """Which of `theory.parallel.SCHEMES` says what it sends; "" where none does, see `sent_bytes`."""
+    formula: str = ""
+    """Which of `theory.schemes.SCHEMES` says what it sends; "" where none does, see `sent_bytes`."""
 
     trains: ClassVar[bool] = True
     """Whether torch can differentiate its call."""
@@ -72,7 +72,7 @@ class Scheme(Configured):
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     def sent_bytes(self, workload: Workload, world: int) -> int | None:
-        """What each process sends in a call, in phase train with its backward pass; None: as `formula` has it."""
+        """Payload that each process sends in a call, backward pass included; None: as `formula` has it."""
         return None
 
 

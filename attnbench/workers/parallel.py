@@ -22,7 +22,7 @@ from attnbench.devices import bursts, device, sockets
 from attnbench.devices.threads import Team
 from attnbench.errors import Failed
 from attnbench.judge import form, values
-from attnbench.parallel import refusal
+from attnbench.parallel import Scheme, refusal
 from attnbench.plugin import Attention, Plugin
 from attnbench.registry import canonical, instances, load_scheme
 from attnbench.task import inputs
@@ -39,6 +39,7 @@ from attnbench.workers.about_parallel import (
 )
 from attnbench.workers.kinds import Choice, Columns
 from attnbench.workers.messages import printable
+from attnbench.workload import Workload
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 _SETTLE_SECONDS = 0.01  # in which the last small messages of a barrier are out
@@ -68,10 +69,12 @@ def describe(request: DescribeScheme) -> SchemeDescribed:
     return SchemeDescribed(printable(" ".join(what.split())), options, found, tuple(kind.preloads))
 
 
-def _predicted(scheme: Any, workload: Any, world: int) -> int | None:
+def _predicted(scheme: Scheme, workload: Workload, world: int) -> int | None:
     """What each process sends in a call, by the scheme's own word or by theory's."""
-    own: int | None = scheme.sent_bytes(workload, world)
-    return theory.sent_bytes(scheme.formula, workload, world) if own is None and scheme.formula else own
+    own = scheme.sent_bytes(workload, world)
+    if own is not None or not scheme.formula or theory.unsupported(scheme.formula, workload, world):
+        return own
+    return theory.sent_bytes(scheme.formula, workload, world)
 
 
 class Rank:

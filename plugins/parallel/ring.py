@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from attnbench.plugin import Attention, Option
+from attnbench.plugin import Attention, Option, Value
 from attnbench.workload import Workload
 
 from ..autograd import differentiable
@@ -30,7 +30,10 @@ class Ring(Ordered):
     """Keys and values travel round a ring of processes while each computes with the block in hand."""
 
     options: ClassVar[Mapping[str, Option]] = {"order": ORDER}
-    formula = "ring"
+
+    def __init__(self, **values: Value) -> None:
+        super().__init__(**values)
+        self.formula = "ring" if self.order == "zigzag" else "ring-contiguous"
 
     def build(self, workload: Workload, group: ProcessGroup) -> Attention:
         turn = _Turn(self, workload, group)
