@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attnbench.plugin import Attention, Choice, FeatureMap, Implementation, Option, Plugin, Softmax
     from attnbench.records.run import load
     from attnbench.sizes import Sweep
-    from attnbench.sweep.engine import run
+    from attnbench.sweep.notebook import run
     from attnbench.task.attend import attend
     from attnbench.workload import Workload
 
@@ -32,7 +32,7 @@ _HOMES = {
     "best": "advice.best",
     "check": "judge.conformance",
     "load": "records.run",
-    "run": "sweep.engine",
+    "run": "sweep.notebook",
 }
 
 __all__ = [

@@ -20,7 +20,8 @@ from attnbench_plugins.native.compiler import HIDE
 from torch import Tensor
 
 from attnbench.plugin import Call, Plugin, built
-from attnbench.records.run import identity, read_meta
+from attnbench.records.machines import identity
+from attnbench.records.run import read_meta
 from attnbench.records.schema import Row
 from attnbench.registry import Found, find, instances, load, select
 from attnbench.stats.intervals import Interval, interval, median_interval

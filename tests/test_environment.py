@@ -14,7 +14,7 @@ import pytest
 
 from attnbench import environment, records
 from attnbench.commands.options import USAGE
-from attnbench.records.run import identity
+from attnbench.records.machines import identity
 from attnbench.report.page import write_report
 from attnbench.report.prepare import arrange, machine_name, prepared
 from attnbench.sweep import doctor

@@ -107,9 +107,9 @@ def test_a_folder_that_is_there_is_not_written_to(tmp_path: Path) -> None:
 def test_the_library_and_the_command_ask_alike() -> None:
     """One list of words: a sweep's, and beside it where a run goes and who watches."""
     given = set(Given.__annotations__)
-    assert given | {"out", "progress"} == set(inspect.signature(attnbench.run).parameters)
+    assert given | {"on", "out", "progress"} == set(inspect.signature(attnbench.run).parameters)
     options = {str(p.name) for p in find("run").params}
-    assert given | {"out", "name", "resume", "dry_run", "quiet", "as_json"} == options
+    assert given | {"on", "out", "name", "resume", "dry_run", "quiet", "as_json"} == options
     defaults = {n: p.default for n, p in inspect.signature(attnbench.run).parameters.items() if n in given}
     spoken = {str(p.name): p.default for p in find("run").params if p.name in given}
     assert {n: d for n, d in defaults.items() if d is not None} == {

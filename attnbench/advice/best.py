@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from attnbench.analysis import compare
 from attnbench.analysis.frames import as_rows, workload_of
 from attnbench.errors import AttnbenchError
-from attnbench.records.run import as_frame, identity, newest_first, read_meta, rows
+from attnbench.records.machines import identity
+from attnbench.records.run import as_frame, newest_first, read_meta, rows
 from attnbench.records.schema import Row, key
 from attnbench.report import units
 from attnbench.sizes import Sweep, parse_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -187,7 +187,7 @@ def _measured(
     try:
         with planned(wanted, ([], requested(way.baseline)), tell) as plan:
             names = _joined(plan, able, why)
-            ready = Plan(plan.server, plan.asked, list(names), plan.baseline, plan.facts)
+            ready = replace(plan, cells=list(names))
             found = measure(plan.server, settings_here(ready), ready.cells, progress)
             ours = _named(found, names, way.baseline)
     except AttnbenchError as error:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from attnbench.analysis.frames import as_rows, filled, workload_of
 from attnbench.errors import AttnbenchError
-from attnbench.records.run import hardware
+from attnbench.records.machines import hardware
 from attnbench.records.schema import FAILED, Meta, Row
 from attnbench.stats.intervals import MIN_PROCESSES
 from attnbench.workload import Workload

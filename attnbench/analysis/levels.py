@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from attnbench.analysis.frames import as_rows, finished
-from attnbench.records.run import identity
+from attnbench.records.machines import identity
 from attnbench.records.schema import Row
 
 LEVELS = {"attention": "attention alone", "block": "in the block", "whole": "the whole model"}

@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import click
 
@@ -20,13 +22,16 @@ from attnbench.sweep.settings import BUDGET, PRECISION, TIMEOUT, Asked, Given
 from attnbench.workload import flag
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from attnbench.records.run import Run
     from attnbench.records.schema import Row
     from attnbench.sweep.cell import Cell
     from attnbench.sweep.costs import Costs
-    from attnbench.sweep.engine import Plan
+    from attnbench.sweep.engine import Planned
+    from attnbench.sweep.rounds import Progress
 
-_RESUMED = {"resume", "budget", "timeout", "memory"}
+_RESUMED = {"resume", "budget", "timeout", "memory", "on"}
 
 
 @click.command()
@@ -40,6 +45,7 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
 @option("--timeout", type=Seconds(0.1, 1e6), default=TIMEOUT, help="Seconds for a cell.")
 @option("--l2", type=click.Choice(["kept", "flushed"]), help="A GPU's L2 cache before each call.  [default: kept]")
 @option("--memory", help="What may be in use at a time, such as 16GiB.  [default: 80% of what is free]")
+@option("--on", help="Measure on a cluster's nodes: ray, or ray=ADDRESS as ray.init takes it.")
 @option("--out", type=PATH, default=Path("results"), help="Runs go here.")
 @option("--name", help="The run's folder is DATE-NAME.  [default: the device]")
 @option("--resume", type=PATH, help="Go on with this run; takes its sweep from it.")
@@ -50,6 +56,7 @@ _RESUMED = {"resume", "budget", "timeout", "memory"}
 def command(
     ctx: click.Context,
     /,
+    on: str | None,
     out: Path,
     name: str | None,
     resume: Path | None,
@@ -69,36 +76,65 @@ def command(
     began = monotonic()
     _let_second_interrupt_stop()
     options.warn_of_packages()
-    asked = _asked(ctx, resume, given)
+    asked = _asked(ctx, resume, on, given)
 
     from attnbench.records.run import Run
-    from attnbench.sweep import engine
 
-    options.warn_of_threads(asked.sweep.threads)
-    with engine.planned(asked, tell=tell, ready=not dry_run) as plan:
+    if not on:
+        options.warn_of_threads(asked.sweep.threads)
+    with _ready(asked, on, dry_run) as (plan, door):
         if dry_run:
             _show(plan, as_json)
             return
         if resume:
             record = Run.open(resume)
-            engine.check_same_machine(record, plan.facts)
+            door.check(record)
         else:
-            meta = engine.meta(plan, ["attnbench", *sys.argv[1:]])
-            record = Run.create(out, name or plan.asked.sweep.device, meta)
+            record = Run.create(out, name or plan.asked.sweep.device, door.meta(["attnbench", *sys.argv[1:]]))
         with record:
-            _measure(plan, record, asked, began, quiet, as_json)
+            _measure(plan, door, record, asked, began, quiet, as_json)
 
 
-def _asked(ctx: click.Context, resume: Path | None, given: Given) -> Asked:
+class _Door(NamedTuple):
+    """What is done of a plan on this machine, or on a cluster. where: in words, for the latter."""
+
+    check: "Callable[[Run], None]"
+    meta: "Callable[[Sequence[str]], dict[str, Any]]"
+    measure: "Callable[[Run, Progress, float], list[Row]]"
+    where: str = ""
+
+
+@contextmanager
+def _ready(asked: Asked, on: str | None, dry_run: bool) -> "Iterator[tuple[Planned, _Door]]":
+    from attnbench.sweep import engine, spread
+
+    if on:
+        with spread.planned(asked, on, tell) as far:
+            whole = (partial(spread.check_same, far), partial(spread.meta, far), partial(spread.measure, far))
+            yield far, _Door(*whole, far.where)
+    else:
+        with engine.planned(asked, tell=tell, ready=not dry_run) as near:
+            yield (
+                near,
+                _Door(partial(engine.check_same, near), partial(engine.meta, near), partial(engine.measure, near)),
+            )
+
+
+def _asked(ctx: click.Context, resume: Path | None, on: str | None, given: Given) -> Asked:
     if not resume:
-        return Asked.of(**given)
+        asked = Asked.of(**given)
+        if not on:
+            return asked
+        from attnbench.sweep.spread import at_large
+
+        return at_large(asked, given["threads"])
     from attnbench.sweep.engine import resumed
 
-    asked = options.typed(ctx)
-    if extra := sorted(asked - _RESUMED):
+    typed = options.typed(ctx)
+    if extra := sorted(typed - _RESUMED):
         raise AttnbenchError(f"--resume takes the sweep from the run; drop {flag(extra[0])}")
-    budget, timeout = (given[name] if name in asked else None for name in ("budget", "timeout"))
-    return resumed(resume, budget, timeout, parse_bytes(str(given["memory"])) if given["memory"] else None)
+    budget, timeout = (given[name] if name in typed else None for name in ("budget", "timeout"))
+    return resumed(resume, budget, timeout, parse_bytes(str(given["memory"])) if given["memory"] else None, on)
 
 
 def _let_second_interrupt_stop() -> None:
@@ -117,46 +153,50 @@ def _let_second_interrupt_stop() -> None:
         signal.signal(signal.SIGINT, first)
 
 
-def _measure(plan: "Plan", record: "Run", asked: Asked, began: float, quiet: bool, as_json: bool) -> None:
+def _measure(
+    plan: "Planned", door: _Door, record: "Run", asked: Asked, began: float, quiet: bool, as_json: bool
+) -> None:
     from rich.console import Console
 
     from attnbench import records
     from attnbench.commands.watch import Watch
-    from attnbench.sweep import engine
 
     record.repair()  # a broken run is refused before anything is said of it
     if not quiet:
-        _announce(plan, record, asked)
+        _announce(plan, door, record, asked)
     try:
         with Watch(Console(stderr=True, quiet=quiet), len(plan.cells)) as watch:
-            rows = engine.measure(plan, record, watch, began)
+            rows = door.measure(record, watch, began)
     except KeyboardInterrupt:
         _summarise(records.rows(record.path), record, len(plan.cells), quiet, as_json)
-        click.echo(f"interrupted; go on with: attnbench run --resume {record.path}", err=True)
+        on = f" --on {record.meta['on']}" if door.where else ""
+        click.echo(f"interrupted; go on with: attnbench run --resume {record.path}{on}", err=True)
         sys.exit(options.INTERRUPTED)
     _summarise(rows, record, len(plan.cells), quiet, as_json)
     sys.exit(0 if all(row["status"] in records.WELL for row in rows) else options.CELL_FAILED)
 
 
-def _announce(plan: "Plan", record: "Run", asked: Asked) -> None:
+def _announce(plan: "Planned", door: _Door, record: "Run", asked: Asked) -> None:
     """asked: before the plan settled what it left open."""
     from attnbench import environment
 
     sweep, masks = plan.asked.sweep, dict.fromkeys(cell.workload.mask for cell in plan.cells)
-    what = f"{', '.join(masks)} mask, {', '.join(sweep.dtype)} on {sweep.device}, {sweep.threads} threads"
+    on = door.where or f"{sweep.device}, {sweep.threads} threads"
+    what = f"{', '.join(masks)} mask, {', '.join(sweep.dtype)} on {on}"
     tell(f"{len(plan.cells)} cells, budget {plan.asked.budget:.0f} s, {what}, into {record.path}")
     if asked.precision is None and plan.asked.precision is not None:
         tell(f"precision {plan.asked.precision * 100:.3g}%: what that buys half of them (--precision for another)")
     if changed := environment.words(plan.facts):
         tell(f"with {changed}: only runs under the same compare with this one")
     options.warn_of_pinning(plan.asked.sweep.threads, plan.facts)
-    _tell_of_auto(plan)
+    if not door.where:
+        _tell_of_auto(plan)
     for why in dict.fromkeys(plan.facts["unmeasured"].values()):
         what = ", ".join(name for name, reason in plan.facts["unmeasured"].items() if reason == why)
         tell(f"without {what}: {why}")
 
 
-def _tell_of_auto(plan: "Plan") -> None:
+def _tell_of_auto(plan: "Planned") -> None:
     """Where `attnbench calibrate` found that a variant of this run does not take its fastest implementation."""
     from attnbench.records import ceilings
 
@@ -215,7 +255,7 @@ def _warn(rows: "list[Row]", record: "Run") -> None:
         )
 
 
-def _show(plan: "Plan", as_json: bool) -> None:
+def _show(plan: "Planned", as_json: bool) -> None:
     from attnbench.sweep.costs import Costs
     from attnbench.sweep.engine import settings_of
     from attnbench.sweep.plan import allot, bound_emulated, skip_too_dear, skip_too_large

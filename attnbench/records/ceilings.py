@@ -14,7 +14,8 @@ import msgspec
 
 from attnbench import home
 from attnbench.errors import AttnbenchError
-from attnbench.records import run, strict
+from attnbench.records import strict
+from attnbench.records.machines import identity
 from attnbench.theory.roofline import Ceilings
 from attnbench.workload import DEVICES
 
@@ -68,7 +69,7 @@ class Checked:
 def stored_at(facts: Mapping[str, Any], device: str, threads: int) -> Path:
     """Where the ceilings of a machine are kept. facts: `device.describe`."""
     # A GPU's ceilings don't depend on the CPU's threads.
-    key = json.dumps([*run.identity(dict(facts)), device, threads if DEVICES[device].host else None])
+    key = json.dumps([*identity(dict(facts)), device, threads if DEVICES[device].host else None])
     return home.cache() / f"ceilings-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -105,7 +106,7 @@ def checked(facts: Mapping[str, Any], device: str, threads: int) -> list[Checked
 
 def _keep(part: Mapping[str, Any], facts: Mapping[str, Any], device: str, threads: int) -> Path:
     path = stored_at(facts, device, threads)
-    content = _kept(path) | {"machine": run.identity(dict(facts)), **part}
+    content = _kept(path) | {"machine": identity(dict(facts)), **part}
     temporary = path.with_suffix(f".{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import AttnbenchError
 from attnbench.records import strict
-from attnbench.records.run import identity, labelled, load, read_metas, rows
+from attnbench.records.machines import identity
+from attnbench.records.run import labelled, load, read_metas, rows
 from attnbench.records.schema import COLUMNS, COUNTS, Row
 from attnbench.workload import Workload
 

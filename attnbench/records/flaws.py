@@ -36,6 +36,8 @@ class _Meta(TypedDict, total=False):
     standard: float | None
     args: _Args
     machine: _Machine
+    machines: dict[str, _Machine]
+    ceilings_of: dict[str, dict[str, Any] | None]
     distributions: dict[str, str]
     seconds: dict[str, float | None] | None
 

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
-from attnbench import environment
 from attnbench.errors import AttnbenchError, refusals
-from attnbench.records import flaws, strict
+from attnbench.records import flaws, machines, strict
 from attnbench.records.schema import COLUMNS, NUMBERS, SCHEMA, TEXTS, Row, key, of_kind
 from attnbench.workload import Workload
 
@@ -179,8 +178,9 @@ def rows(path: Path) -> list[Row]:
     Raises:
         AttnbenchError: there is no run, a line in the middle is broken, or a newer attnbench wrote it.
     """
-    read_meta(path)
-    return _read_lines(path / "cells.jsonl")[0]
+    first = next(iter(machines.of_run(read_meta(path))))
+    # A run from before it was a column is of one machine.
+    return [{**row, "machine": row.get("machine") or first} for row in _read_lines(path / "cells.jsonl")[0]]
 
 
 def labelled(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
@@ -201,18 +201,37 @@ def labelled(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
 
 
 def read_metas(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
-    """What run.json says of each run, under the name by which `load` calls it. Raises: see `read_meta`."""
-    return [read_meta(folder) | {"name": name} for name, folder in labelled(paths).items()]
+    """What run.json says of each run, under the name by which `load` calls it. Raises: see `read_meta`.
+
+    A run of several machines is one for each of them, as nothing is compared across two: see `names_of`.
+    """
+    found = []
+    for name, folder in labelled(paths).items():
+        parts = machines.apart(read_meta(folder))
+        names = names_of(name, parts)
+        found += [part | {"name": names[machine]} for machine, part in parts.items()]
+    return found
+
+
+def names_of(run: str, on: Iterable[str]) -> dict[str, str]:
+    """What a run's rows go by, by the machine that they were measured on: that, too, where the run has several."""
+    known = list(on)
+    return {machine: run if len(known) == 1 else f"{run} on {machine}" for machine in known}
 
 
 def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
-    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name, see `labelled`.
+    """The rows of one run or several as a tidy table: a row a cell, `COLUMNS` and the run's name.
+
+    That is as `labelled` and `names_of` say.
 
     Raises:
         AttnbenchError: see `rows`.
     """
-    named = labelled(paths).items()
-    return as_frame([{**row, "run": name} for name, folder in named for row in rows(folder)])
+    found = []
+    for name, folder in labelled(paths).items():
+        names = names_of(name, machines.of_run(read_meta(folder)))
+        found += [{**row, "run": names.get(row["machine"], name)} for row in rows(folder)]
+    return as_frame(found)
 
 
 def as_frame(rows: Iterable[Row]) -> "pd.DataFrame":
@@ -276,23 +295,3 @@ def _check_schema(content: dict[str, Any], path: Path) -> None:
     schema = content["schema"]
     if schema > SCHEMA:
         raise AttnbenchError(f"{path} has schema {schema}; this attnbench reads up to {SCHEMA}: install a newer one")
-
-
-_HARDWARE = ("cpu", "hardware_threads", "memory_bytes", "gpu")
-
-
-def hardware(machine: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a machine from another, or from itself under variables that change kernels or where threads run."""
-    return *(machine.get(k) for k in _HARDWARE), environment.changes(machine) or "nothing set"
-
-
-def identity(machine: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must be the same for a run to be resumed: its numbers would not compare otherwise.
-
-    One element more where variables change the kernels or where threads run: see `environment.changes`.
-    """
-    return (
-        *(machine.get(k) for k in _HARDWARE),
-        machine.get("libraries", {}).get("torch"),
-        *filter(None, [environment.changes(machine)]),
-    )

@@ -63,6 +63,8 @@ SCHEMA_COLUMNS = (
     Column("inputs", "name", "", "normal or outlier as they were drawn, or the model's layer they are of: smollm2:3"),
     Column("seed", "size", "", "of the inputs"),
     Column("threads", "size", "", "of the CPU"),
+    Column("machine", "text", "", "what it was measured on, in a few words: nothing is compared across two", "0.2.0"),
+    Column("node", "text", "", "of a cluster, where it was measured; empty for a run without one", "0.2.0"),
     Column("status", "name", "", "ok, unsupported, skipped, out-of-memory, timeout, crashed, error or wrong"),
     Column("reason", "text", "", "why it is not ok, in one line"),
     Column("timing", "text", "", "what the timer read: clock, events or graph"),

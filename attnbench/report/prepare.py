@@ -14,7 +14,7 @@ from attnbench import environment
 from attnbench.analysis import attainable, shares
 from attnbench.analysis.frames import as_rows, filled
 from attnbench.batch import is_spec
-from attnbench.records.run import identity
+from attnbench.records.machines import identity
 from attnbench.records.schema import NUMBERS, WORKLOAD, Meta, Row
 from attnbench.report import units
 from attnbench.workload import DEVICES

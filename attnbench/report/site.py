@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from attnbench.errors import AttnbenchError
-from attnbench.records.run import hardware, replace_file
+from attnbench.records.machines import hardware
+from attnbench.records.run import replace_file
 from attnbench.records.schema import WORKLOAD, Meta, Row
 from attnbench.records.submission import Shared
 from attnbench.report import units

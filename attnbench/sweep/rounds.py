@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from msgspec import structs
@@ -55,16 +55,25 @@ class Seconds:
     compilation: float = 0.0
 
 
+@dataclass
+class Known:
+    """What a session learns of variants, which holds for the next on the same machine.
+
+    flaws: what small problems showed, for each kind that was tried.
+    """
+
+    costs: Costs = field(default_factory=Costs)
+    flaws: dict[tuple[Any, ...], str | None] = field(default_factory=dict)
+
+
 class Rounds:
     """A first look at each cell of a contest, and bouts of further rounds."""
 
-    def __init__(self, server: Forkserver, settings: Settings) -> None:
+    def __init__(self, server: Forkserver, settings: Settings, known: Known) -> None:
         self._settings, self._crew = settings, Crew(server, settings)
-        self.costs, self.spent = Costs(), self._crew.spent
+        self.costs, self._flaws, self.spent = known.costs, known.flaws, self._crew.spent
         self._random = random.Random(settings.seed)
         self._secret = random.SystemRandom()  # for what no plugin may know beforehand
-        self._flaws: dict[tuple[Any, ...], str | None] = {}
-        """What small problems showed, for each kind that was tried."""
         self.seconds = Seconds()
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ def row(cell: Cell, measured: Measured | None, settings: Settings) -> Row:
         "distribution": cell.distribution,
         "baseline": settings.baseline,
         **w.as_dict(),
+        "machine": settings.machine,
         "l2": settings.l2,
         "isa": settings.isa,
         "flops": flops(w),

@@ -13,7 +13,7 @@ from attnbench.sweep.cell import Cell
 from attnbench.sweep.contest import Contest
 from attnbench.sweep.plan import bound_emulated, skip_too_dear, skip_too_large
 from attnbench.sweep.returns import Returns, Worth, verdicts
-from attnbench.sweep.rounds import Progress, Rounds, Seconds
+from attnbench.sweep.rounds import Known, Progress, Rounds, Seconds
 from attnbench.sweep.settings import Settings
 from attnbench.theory.roofline import impossible
 from attnbench.workers.server import Forkserver
@@ -27,10 +27,15 @@ class Sink(Protocol):
 
 
 class Session:
-    """Measures cells, workload by workload. worth: see `returns.Worth`."""
+    """Measures cells, workload by workload.
 
-    def __init__(self, server: Forkserver, settings: Settings, worth: Worth = verdicts) -> None:
-        self._settings, self._rounds = settings, Rounds(server, settings)
+    worth: see `returns.Worth`. known: what sessions before it have learnt, and learns more.
+    """
+
+    def __init__(
+        self, server: Forkserver, settings: Settings, worth: Worth = verdicts, known: Known | None = None
+    ) -> None:
+        self._settings, self._rounds = settings, Rounds(server, settings, known or Known())
         self._returns = Returns(self._rounds.costs, self._rounds.spent, settings, worth)
         self._contests: list[Contest] = []
 

@@ -207,6 +207,7 @@ class Settings:
     isa: what all kernels are held to, of `environment.ISAS`; for the record.
     reuse: one process serves one variant for all its workloads, as on a GPU, where it takes seconds to begin.
     at_once: threads of those asked for that run at the same time; None where the system does not say.
+    machine: this one's name, for the record.
     look: rounds of the first look at a cell, where they fit; None for as many as an interval needs.
     later: share of the budget that is kept for further ones.
     """
@@ -222,5 +223,6 @@ class Settings:
     isa: str = "auto"
     reuse: bool = False
     at_once: int | None = None
+    machine: str = ""
     look: int | None = None
     later: float = 0.4

@@ -1,0 +1,254 @@
+"""A sweep over the nodes of a cluster: each workload is a task that has a device to itself, and this process journals.
+
+All variants of a workload are measured in one task, by turns as on one machine, so that speedups stay paired. What is
+measured is decided there (`remote`); here it is decided what goes where, and what becomes of a task that is lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attnbench.errors import AttnbenchError
+from attnbench.records.machines import name_of
+from attnbench.records.run import Run
+from attnbench.records.schema import Row, key
+from attnbench.sweep import engine, on_ray, remote, rows
+from attnbench.sweep.cell import Cell
+from attnbench.sweep.engine import Planned
+from attnbench.sweep.members import POLL_SECONDS, Device, Members
+from attnbench.sweep.on_ray import Cluster, Lost
+from attnbench.sweep.remote import Cells, Done, Job, Refused
+from attnbench.sweep.rounds import Progress
+from attnbench.sweep.settings import Asked
+from attnbench.theory.costs import flops
+from attnbench.theory.roofline import Ceilings
+from attnbench.workload import Workload
+
+ALL = 0  # threads of a sweep that computes with all that a node gives
+_TRIES = 3  # times that a workload is sent before its cells have crashed
+_EMPTY_SECONDS = 60.0  # without any node, until the run ends
+_EVEN = 0.5  # of what time is left, what workloads share evenly; the rest goes by their operations
+
+
+@dataclass(eq=False)
+class Work:
+    """A workload to measure. tries: how often it was sent. why: it was lost last."""
+
+    workload: Workload
+    cells: Sequence[Cell]
+    operations: int
+    tries: int = 0
+    why: str = ""
+
+
+@dataclass
+class Sent:
+    """A workload that is measured on a device. until: when it should have ended, in monotonic seconds."""
+
+    work: Work
+    device: Device
+    until: float
+
+
+@dataclass(frozen=True)
+class Spread(Planned):
+    """A plan by the first node, while this process is connected to the cluster; threads and memory are that node's.
+
+    ceilings: what that node's machine can do at best. members: all that take part.
+    """
+
+    ceilings: Ceilings | None
+    cluster: Cluster
+    members: Members
+
+    @property
+    def where(self) -> str:
+        """Where it will be measured, in words."""
+        ready = self.members.ready
+        nodes, device = {each.node.id for each in ready}, self.asked.sweep.device
+        return f"{device}, {len(ready)} at a time on {len(nodes)} node{'s' * (len(nodes) > 1)} of a Ray cluster"
+
+
+def at_large(asked: Asked, threads: int | None) -> Asked:
+    """What was asked for, without what this process's machine would say. threads: that were asked for."""
+    return replace(asked, sweep=replace(asked.sweep, threads=threads or ALL))
+
+
+@contextmanager
+def planned(asked: Asked, on: str, tell: Callable[[str], object] = lambda line: None) -> Iterator[Spread]:
+    """Asks the nodes, and on the first of them every plugin; nothing is measured.
+
+    asked: its threads may be `ALL`. on: see `on_ray.parse`.
+
+    Raises:
+        AttnbenchError: there is no cluster, or something is not to be had on it.
+    """
+    address = on_ray.parse(on)
+    engine.early(asked)
+    with on_ray.connected(address) as cluster:
+        members = Members(cluster, asked, tell)
+        first, *_ = members.first()
+        task = cluster.send(remote.plan, (members.asked, first.share), first.node, first.share.cpus, first.gpus)
+        try:
+            found = cluster.result(task)
+        except Lost as error:
+            raise AttnbenchError(f"node {first.node.name} could not plan the run: {error}") from None
+        if isinstance(found, Refused):
+            raise AttnbenchError(found.why)
+        assert isinstance(found, Cells)
+        here = found.planned
+        yield Spread(here.asked, here.cells, here.baseline, here.facts, found.ceilings, cluster, members)
+
+
+def meta(plan: Spread, command: Sequence[str]) -> dict[str, Any]:
+    """What run.json will say of a run that begins now."""
+    name = name_of(plan.facts)
+    told = engine.meta_of(plan, command, plan.ceilings)
+    # Memory is each node's own, and so are threads, where nothing was asked for.
+    return told | {
+        "args": plan.members.asked.as_dict(),
+        "on": "ray",
+        "machines": {name: plan.facts},
+        "ceilings_of": {name: told["ceilings"]},
+    }
+
+
+def measure(plan: Spread, run: Run, progress: Progress, began: float) -> list[Row]:
+    """Measures what the run, which is open, does not hold yet, and returns all its rows.
+
+    began: monotonic seconds at which the command started; wall time counts from there.
+    """
+    driver = Driver(plan, run, progress)
+    before = dict(run.meta.get("seconds") or {})
+    try:
+        driver.run()
+        run.meta["finished"] = engine.now()
+    finally:
+        driver.stop()
+        spent = driver.spent | {"wall": time.monotonic() - began}
+        run.meta["seconds"] = {k: round((before.get(k) or 0.0) + v, 3) for k, v in spent.items()}
+        with suppress(AttnbenchError):  # what ended the run matters more than that this can't be written either
+            run.save()
+    return run.settle()
+
+
+def check_same(plan: Spread, run: Run) -> None:
+    """Raises: AttnbenchError: the run was begun on one machine, or with other plugins than the nodes have."""
+    if run.meta.get("on") != "ray":
+        raise AttnbenchError(f"{run.path} was begun without a cluster: go on without --on, or start a new run")
+    engine.check_same_plugins(run, {cell.variant: cell.distribution for cell in plan.cells})
+
+
+class Driver:
+    """Keeps one task in flight on each device, the longest first, and journals what comes back."""
+
+    def __init__(self, plan: Spread, run: Run, progress: Progress) -> None:
+        self._plan, self._run, self._progress = plan, run, progress
+        self._cluster, self._members = plan.cluster, plan.members
+        done = {self._like(key(row)[1]) for row in run.repair()}
+        cells: dict[Workload, list[Cell]] = {}
+        for cell in plan.cells:
+            cells.setdefault(cell.workload, []).append(cell)
+        todo = [Work(w, of, flops(w)) for w, of in cells.items() if self._like(w) not in done]
+        self._pending = sorted(todo, key=lambda work: -work.operations)
+        self._sent: dict[Any, Sent] = {}
+        self.spent = {"calls": 0.0, "compilation": 0.0, "elsewhere": 0.0}
+        self._deadline = 0.0
+
+    def _like(self, workload: Workload) -> Workload:
+        """What is the same problem on any node."""
+        return workload.replace(threads=1) if self._members.asked.sweep.threads == ALL else workload
+
+    def run(self) -> None:
+        """Until every cell has its row."""
+        self._deadline = time.monotonic() + self._plan.asked.budget
+        empty, met = time.monotonic(), 0.0
+        while self._pending or self._sent:
+            if time.monotonic() - met > POLL_SECONDS:
+                self._members.meet()
+                met = time.monotonic()
+            self._send()
+            if tasks := [*self._sent, *self._members.looks]:
+                empty = time.monotonic()
+            elif time.monotonic() - empty > _EMPTY_SECONDS:
+                raise AttnbenchError(f"no node is left; go on with --resume {self._run.path} --on ray")
+            else:
+                time.sleep(POLL_SECONDS)
+            for task in self._cluster.ended(tasks, POLL_SECONDS) if tasks else ():
+                if task in self._sent:
+                    self._ended(task, self._sent.pop(task))
+                else:
+                    self._members.seen(task)
+
+    def stop(self) -> None:
+        """Ends what is under way; what was journaled stays."""
+        for task in self._sent:
+            self._cluster.cancel(task)
+        self._sent.clear()
+
+    def _send(self) -> None:
+        busy = {id(sent.device) for sent in self._sent.values()}
+        for device in self._members.ready:
+            if id(device) in busy or not self._pending:
+                continue
+            work = self._pending.pop(0)
+            work.tries += 1
+            seconds = self._seconds(work)
+            job = Job(self._members.asked, work.workload, seconds, self._plan.asked.budget, device.share)
+            task = self._cluster.send(remote.measure, (job,), device.node, device.share.cpus, device.gpus)
+            self._sent[task] = Sent(work, device, time.monotonic() + seconds)
+            self._progress.cell(work.cells[0], f"on {device.node.name}")
+
+    def _seconds(self, work: Work) -> float:
+        """A workload's part of what time all devices have left."""
+        now, devices = time.monotonic(), len(self._members.ready)
+        left = max(0.0, self._deadline - now)
+        if len(self._pending) < devices - len(self._sent):
+            return left  # nobody else needs it
+        taken = sum(min(left, max(0.0, sent.until - now)) for sent in self._sent.values())
+        free, waiting = max(0.0, left * devices - taken), [work, *self._pending]
+        by_operations = work.operations / max(1, sum(each.operations for each in waiting))
+        return min(left, free * (_EVEN / len(waiting) + (1 - _EVEN) * by_operations))
+
+    def _ended(self, task: Any, sent: Sent) -> None:
+        work = sent.work
+        try:
+            found = self._cluster.result(task)
+        except Lost as error:
+            work.why = str(error)
+        else:
+            if isinstance(found, Done):
+                self._keep(sent.device, found)
+                return
+            work.why = found.why
+        if work.tries < _TRIES:
+            self._pending = sorted([*self._pending, work], key=lambda each: -each.operations)
+        else:
+            self._keep(sent.device, Done(self._crashed(work), 0.0, 0.0, 0.0))
+
+    def _crashed(self, work: Work) -> list[Row]:
+        settings, found = engine.settings_of(self._plan, None), []
+        for cell in work.cells:
+            ended = {"status": cell.status, "reason": cell.reason, "traceback": cell.traceback}
+            if not cell.status:
+                ended |= {"status": "crashed", "reason": f"its task was lost {work.tries} times, at last by {work.why}"}
+            found.append(rows.row(cell, None, settings) | ended)
+        return found
+
+    def _keep(self, device: Device, done: Done) -> None:
+        """Journals the rows, with where they were measured."""
+        assert device.seen is not None
+        facts, known = device.seen.facts, self._run.meta["machines"]
+        if (name := name_of(facts, known)) not in known:
+            known[name] = dict(facts)
+            self._run.save()
+        found = [row | {"machine": name, "node": device.node.name} for row in done.rows]
+        self._run.append(found)
+        self.spent["calls"] += done.calls
+        self.spent["compilation"] += done.compilation
+        self.spent["elsewhere"] += done.took - done.calls - done.compilation
+        self._progress.rows(found, max(0.0, self._deadline - time.monotonic()))
