@@ -249,9 +249,11 @@ def _warn(rows: "list[Row]", record: "Run") -> None:
         click.echo(f"{outlook['seconds']:.0f} s more (--budget {budget:.0f}) may make precise enough: {what}")
     seconds = record.meta.get("seconds")
     if seconds and seconds["wall"]:
+        tasks = f", {seconds['tasks']:.0f} s in tasks" if "tasks" in seconds else ""
+        of = seconds.get("tasks") or seconds["wall"]
         click.echo(
-            f"wall time {seconds['wall']:.0f} s: {seconds['calls']:.0f} s in calls of the variants, "
-            f"{seconds['compilation']:.0f} s in compilation, {seconds['elsewhere'] / seconds['wall']:.0%} elsewhere"
+            f"wall time {seconds['wall']:.0f} s{tasks}: {seconds['calls']:.0f} s in calls of the variants, "
+            f"{seconds['compilation']:.0f} s in compilation, {seconds['elsewhere'] / of:.0%} elsewhere"
         )
 
 

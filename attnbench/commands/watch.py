@@ -56,7 +56,8 @@ class Watch:
         self._bar.update(self._task, completed=self._done, left=left)
         text = ", ".join(f"{count} {status}" for status, count in statuses.items())
         fastest = f"; fastest {best['variant']} {best['latency_s'] * 1e3:.3g} ms" if best else ""
-        line = f"{begin}{workload.label()}: {text}{fastest} ({left})"
+        on = f" on {rows[0]['node']}" if rows[0].get("node") else ""
+        line = f"{begin}{workload.label()}{on}: {text}{fastest} ({left})"
         with suppress(OSError):  # a full disk behind stderr is no reason to stop measuring
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

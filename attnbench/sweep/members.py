@@ -15,6 +15,7 @@ from attnbench.sweep.settings import Asked
 from attnbench.workload import DEVICES
 
 POLL_SECONDS = 1.0  # between looks at who came and went
+_AGAIN_SECONDS = 3.0  # until a node that did not answer is looked at again
 _LOOK_SECONDS = 60.0  # that a run waits at its begin for nodes that others keep busy
 
 
@@ -42,6 +43,9 @@ class Members:
     def __init__(self, cluster: Cluster, asked: Asked, tell: Callable[[str], object]) -> None:
         self._cluster, self._tell = cluster, tell
         self._nodes: dict[str, list[Device]] = {}
+        self._names: dict[str, str] = {}
+        self._again: dict[Device, float] = {}
+        """Those whose node did not answer, and when they are looked at again as long as it counts as alive."""
         self._looks: dict[Any, Device] = {}
         self._versions: Mapping[str, str] = {}
         self.asked = asked
@@ -92,21 +96,29 @@ class Members:
         """Takes note of who came and who is gone; looks at those that are new."""
         alive = {node.id: node for node in self._cluster.nodes()}
         for gone in self._nodes.keys() - alive.keys():
-            del self._nodes[gone]
+            if self._nodes.pop(gone):
+                self._tell(f"node {self._names[gone]} is gone")
         for node in alive.values():
-            if node.id in self._nodes:
-                continue
-            self._nodes[node.id] = devices_of(node, self.asked.sweep.device, self.asked.sweep.threads)
-            for device in self._nodes[node.id]:
-                self._looks[self._send(device)] = device
+            if node.id not in self._nodes:
+                self._names[node.id] = node.name
+                self._nodes[node.id] = devices_of(node, self.asked.sweep.device, self.asked.sweep.threads)
+                for device in self._nodes[node.id]:
+                    self.look(device)
+        for device in [device for device, when in self._again.items() if when < time.monotonic()]:
+            del self._again[device]
+            if device.node.id in alive:
+                self.look(device)
 
-    def _send(self, device: Device) -> Any:
+    def look(self, device: Device) -> None:
+        """Looks at a device, which has no part until it answers."""
+        device.seen = None
         given = (self.asked, device.share)
-        return self._cluster.send(remote.look, given, device.node, device.share.cpus, device.gpus)
+        task = self._cluster.send(remote.look, given, device.node, device.share.cpus, device.gpus)
+        self._looks[task] = device
 
     def seen(self, task: Any) -> None:
         """A look has ended: the device takes part, or it is told why not."""
-        if refused := self._seen(task):
+        if (refused := self._seen(task)) and refused[0] not in self._again:
             self._leave_out(*refused)
 
     def _leave_out(self, device: Device, why: str) -> None:
@@ -119,6 +131,8 @@ class Members:
             found = self._cluster.result(task)
         except Lost as error:
             found = Refused(str(error))
+            if not error.ran:
+                self._again[device] = time.monotonic() + _AGAIN_SECONDS
         if isinstance(found, Refused) or (why := self._unfit(found, device)):
             return device, found.why if isinstance(found, Refused) else why
         device.seen = found

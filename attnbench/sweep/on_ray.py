@@ -43,11 +43,18 @@ class Node:
 
 
 class Lost(Exception):
-    """A task's process or node is gone, or it came to nothing there; the message says what Ray knows."""
+    """A task came to nothing; the message says what Ray knows. ran: it did run, and raised."""
+
+    def __init__(self, why: str, ran: bool) -> None:
+        super().__init__(why)
+        self.ran = ran
 
 
 class Cluster:
     """The one that this process is connected to. What `send` gives stands for a task until `result`."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Callable[..., Any], Any] = {}
 
     def nodes(self) -> list[Node]:
         """Those that are alive."""
@@ -61,7 +68,9 @@ class Cluster:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        task = ray.remote(call).options(
+        if call not in self._calls:  # each time it is made a remote one, the cluster keeps it once more
+            self._calls[call] = ray.remote(call)
+        task = self._calls[call].options(
             num_cpus=cpus,
             num_gpus=gpus,
             max_retries=0,
@@ -85,10 +94,10 @@ class Cluster:
             return ray.get(task, timeout=60)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            raise Lost(f"{type(cause).__name__}: {cause}".splitlines()[0]) from None
+            raise Lost(f"{type(cause).__name__}: {cause}".splitlines()[0], ran=True) from None
         except RayError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise Lost(f"{type(error).__name__}: {lines[0] if lines else 'no more is known'}") from None
+            first = next(filter(None, map(str.strip, str(error).splitlines())), "no more is known")
+            raise Lost(f"{type(error).__name__}: {first.partition('. ')[0]}", ran=False) from None
 
     def cancel(self, task: Any) -> None:
         """Ends a task and its process, wherever it stands."""

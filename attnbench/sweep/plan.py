@@ -97,25 +97,30 @@ def bound_emulated(cells: Iterable[Cell], settings: Settings) -> None:
         cell.share = settings.budget / len(open_cells)
 
 
-def skip_too_dear(cells: Iterable[Cell], pending: Sequence[Cell], costs: Costs, budget: float, left: float) -> None:
+def skip_too_dear(
+    cells: Iterable[Cell], pending: Sequence[Cell], costs: Costs, budget: float, left: float, part: float = 1.0
+) -> None:
     """Ends those of `cells` of which even one number costs too much: over a quarter of the budget, or over their share.
 
     pending: all cells still to come, these among them. Where fewer than four share the budget, each may take its part.
+    part: which share of the run's the budget is.
     """
     share = max(_BUDGET_SHARE, 1 / max(1, sum(c.status is None for c in pending)))
     within = set(affordable(pending, costs, left))
     total = budget - left + sum(costs.ready(c) for c in pending if c.status is None)
+    whose = f"the budget of {budget / part:.0f} s"
+    whose = whose if part == 1 else f"the {budget:.2g} s that this workload has of {whose}"
     for cell in cells:
         if cell.status is not None:
             continue
         need = costs.ready(cell)
         each = f"{need:.2g} s predicted at {costs.call(cell):.2g} s a call"
         if need > budget * share:
-            why = f"over {share:.0%} of the budget of {budget:.0f} s; --budget {_tens(need / share)} would do"
+            why = f"over {share:.0%} of {whose}; --budget {_tens(need / share / part)} would do"
             cell.end("skipped", f"{each} is {why}")
         elif cell not in within:
             others = "cells that are not emulated" if cell.comes_last else "cheaper cells"
-            why = f"more than the {others} leave of the budget of {budget:.0f} s; --budget {_tens(total)} would do"
+            why = f"more than the {others} leave of {whose}; --budget {_tens(total / part)} would do"
             cell.end("skipped", f"{each} is {why}")
 
 

@@ -32,6 +32,8 @@ from attnbench.workload import Workload
 
 _OF_CLUSTER = "thirdparty_files"  # where Ray keeps packages of its own, which it puts before all others
 
+_LEAST_SECONDS = 0.1  # of a budget of which planning here took all
+
 
 @dataclass(frozen=True)
 class Share:
@@ -179,8 +181,8 @@ def measure(job: Job) -> Done | Refused:
         house, plan = _planned(job.asked, job.share)
         workload = job.workload.replace(threads=house.server.threads)
         cells = [replace(cell) for cell in plan.cells if cell.workload == workload]
-        left = max(0.0, job.budget - (time.monotonic() - began))
-        settings = replace(engine.settings_here(plan), budget=left)
+        left = max(_LEAST_SECONDS, job.budget - (time.monotonic() - began))
+        settings = replace(engine.settings_here(plan), budget=left, part=left / job.whole)
         session = Session(house.server, settings, known=house.known)
         kept = _Kept()
         session.run(cells, kept, Unwatched())

@@ -64,7 +64,8 @@ class Session:
         for i, contest in enumerate(self._contests):
             left = max(0.0, deadline - time.monotonic())
             pending = [cell for later in self._contests[i:] for cell in later.cells]
-            skip_too_dear(contest.cells, pending, self._rounds.costs, self._settings.budget, left)
+            settings = self._settings
+            skip_too_dear(contest.cells, pending, self._rounds.costs, settings.budget, left, settings.part)
             self._rounds.cover(contest, pending, deadline, progress)
             sink.append(done := self._ended(contest))
             progress.rows(done, max(0.0, deadline - time.monotonic()))

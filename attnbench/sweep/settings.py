@@ -210,6 +210,7 @@ class Settings:
     machine: this one's name, for the record.
     look: rounds of the first look at a cell, where they fit; None for as many as an interval needs.
     later: share of the budget that is kept for further ones.
+    part: share of the run's budget that this session has.
     """
 
     baseline: str
@@ -226,3 +227,4 @@ class Settings:
     machine: str = ""
     look: int | None = None
     later: float = 0.4
+    part: float = 1.0

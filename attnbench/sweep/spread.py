@@ -7,9 +7,10 @@ measured is decided there (`remote`); here it is decided what goes where, and wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from attnbench.errors import AttnbenchError
@@ -36,13 +37,12 @@ _EVEN = 0.5  # of what time is left, what workloads share evenly; the rest goes 
 
 @dataclass(eq=False)
 class Work:
-    """A workload to measure. tries: how often it was sent. why: it was lost last."""
+    """A workload to measure. tries: how often it was sent."""
 
     workload: Workload
     cells: Sequence[Cell]
     operations: int
     tries: int = 0
-    why: str = ""
 
 
 @dataclass
@@ -58,12 +58,13 @@ class Sent:
 class Spread(Planned):
     """A plan by the first node, while this process is connected to the cluster; threads and memory are that node's.
 
-    ceilings: what that node's machine can do at best. members: all that take part.
+    ceilings: what that node's machine can do at best. members: all that take part. tell: says a line at once.
     """
 
     ceilings: Ceilings | None
     cluster: Cluster
     members: Members
+    tell: Callable[[str], object]
 
     @property
     def where(self) -> str:
@@ -101,7 +102,7 @@ def planned(asked: Asked, on: str, tell: Callable[[str], object] = lambda line: 
             raise AttnbenchError(found.why)
         assert isinstance(found, Cells)
         here = found.planned
-        yield Spread(here.asked, here.cells, here.baseline, here.facts, found.ceilings, cluster, members)
+        yield Spread(here.asked, here.cells, here.baseline, here.facts, found.ceilings, cluster, members, tell)
 
 
 def meta(plan: Spread, command: Sequence[str]) -> dict[str, Any]:
@@ -117,12 +118,18 @@ def meta(plan: Spread, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def measure(plan: Spread, run: Run, progress: Progress, began: float) -> list[Row]:
+def measure(
+    plan: Spread,
+    run: Run,
+    progress: Progress,
+    began: float,
+    call: Callable[[Job], Done | Refused] = remote.measure,
+) -> list[Row]:
     """Measures what the run, which is open, does not hold yet, and returns all its rows.
 
-    began: monotonic seconds at which the command started; wall time counts from there.
+    began: monotonic seconds at which the command started; wall time counts from there. call: what a task does.
     """
-    driver = Driver(plan, run, progress)
+    driver = Driver(plan, run, progress, call)
     before = dict(run.meta.get("seconds") or {})
     try:
         driver.run()
@@ -130,6 +137,7 @@ def measure(plan: Spread, run: Run, progress: Progress, began: float) -> list[Ro
     finally:
         driver.stop()
         spent = driver.spent | {"wall": time.monotonic() - began}
+        spent["elsewhere"] = spent["tasks"] - spent["calls"] - spent["compilation"]
         run.meta["seconds"] = {k: round((before.get(k) or 0.0) + v, 3) for k, v in spent.items()}
         with suppress(AttnbenchError):  # what ended the run matters more than that this can't be written either
             run.save()
@@ -146,17 +154,19 @@ def check_same(plan: Spread, run: Run) -> None:
 class Driver:
     """Keeps one task in flight on each device, the longest first, and journals what comes back."""
 
-    def __init__(self, plan: Spread, run: Run, progress: Progress) -> None:
-        self._plan, self._run, self._progress = plan, run, progress
-        self._cluster, self._members = plan.cluster, plan.members
+    def __init__(
+        self, plan: Spread, run: Run, progress: Progress, call: Callable[[Job], Done | Refused] = remote.measure
+    ) -> None:
+        self._plan, self._run, self._progress, self._call = plan, run, progress, call
+        self._cluster, self._members, self._tell = plan.cluster, plan.members, plan.tell
         done = {self._like(key(row)[1]) for row in run.repair()}
         cells: dict[Workload, list[Cell]] = {}
         for cell in plan.cells:
             cells.setdefault(cell.workload, []).append(cell)
-        todo = [Work(w, of, flops(w)) for w, of in cells.items() if self._like(w) not in done]
-        self._pending = sorted(todo, key=lambda work: -work.operations)
+        self._todo = [Work(w, of, flops(w)) for w, of in cells.items() if self._like(w) not in done]
+        self._pending = sorted(self._todo, key=lambda work: -work.operations)
         self._sent: dict[Any, Sent] = {}
-        self.spent = {"calls": 0.0, "compilation": 0.0, "elsewhere": 0.0}
+        self.spent = {"calls": 0.0, "compilation": 0.0, "tasks": 0.0}
         self._deadline = 0.0
 
     def _like(self, workload: Workload) -> Workload:
@@ -191,6 +201,8 @@ class Driver:
         self._sent.clear()
 
     def _send(self) -> None:
+        if self._pending and time.monotonic() > self._deadline:
+            self._give_up()
         busy = {id(sent.device) for sent in self._sent.values()}
         for device in self._members.ready:
             if id(device) in busy or not self._pending:
@@ -199,9 +211,22 @@ class Driver:
             work.tries += 1
             seconds = self._seconds(work)
             job = Job(self._members.asked, work.workload, seconds, self._plan.asked.budget, device.share)
-            task = self._cluster.send(remote.measure, (job,), device.node, device.share.cpus, device.gpus)
+            task = self._cluster.send(self._call, (job,), device.node, device.share.cpus, device.gpus)
             self._sent[task] = Sent(work, device, time.monotonic() + seconds)
             self._progress.cell(work.cells[0], f"on {device.node.name}")
+
+    def _give_up(self) -> None:
+        """No time is left for what waits: its cells are skipped."""
+        budget = self._plan.asked.budget
+        would_do = ceil(budget / max(0.1, 1 - sum(map(self._weight, self._pending))) / 10) * 10
+        why = f"the budget of {budget:.0f} s was over before its turn; --budget {would_do} would do"
+        for work in self._pending:
+            self._append(self._without_number(work, "skipped", why), self._plan.facts, "")
+        self._pending.clear()
+
+    def _weight(self, work: Work) -> float:
+        """Which share of all time a workload has, of those that this command measures."""
+        return _EVEN / len(self._todo) + (1 - _EVEN) * work.operations / max(1, sum(w.operations for w in self._todo))
 
     def _seconds(self, work: Work) -> float:
         """A workload's part of what time all devices have left."""
@@ -210,45 +235,47 @@ class Driver:
         if len(self._pending) < devices - len(self._sent):
             return left  # nobody else needs it
         taken = sum(min(left, max(0.0, sent.until - now)) for sent in self._sent.values())
-        free, waiting = max(0.0, left * devices - taken), [work, *self._pending]
-        by_operations = work.operations / max(1, sum(each.operations for each in waiting))
-        return min(left, free * (_EVEN / len(waiting) + (1 - _EVEN) * by_operations))
+        share = self._weight(work) / sum(map(self._weight, [work, *self._pending]))
+        return min(left, max(0.0, left * devices - taken) * share)
 
     def _ended(self, task: Any, sent: Sent) -> None:
-        work = sent.work
+        work, device = sent.work, sent.device
         try:
             found = self._cluster.result(task)
         except Lost as error:
-            work.why = str(error)
-        else:
-            if isinstance(found, Done):
-                self._keep(sent.device, found)
-                return
-            work.why = found.why
-        if work.tries < _TRIES:
+            found = Refused(str(error))
+            if not error.ran:
+                self._members.look(device)
+        if isinstance(found, Done):
+            assert device.seen is not None
+            self._append(found.rows, device.seen.facts, device.node.name)
+            for name, seconds in (("calls", found.calls), ("compilation", found.compilation), ("tasks", found.took)):
+                self.spent[name] += seconds
+            return
+        again = work.tries < _TRIES
+        what = "it is sent again" if again else f"after {_TRIES} times it is given up"
+        self._tell(f"{work.workload.label()} came to nothing on node {device.node.name}: {found.why}; {what}")
+        if again:
             self._pending = sorted([*self._pending, work], key=lambda each: -each.operations)
         else:
-            self._keep(sent.device, Done(self._crashed(work), 0.0, 0.0, 0.0))
+            why = f"its task came to nothing {work.tries} times, at last: {found.why}"
+            self._append(self._without_number(work, "crashed", why), self._plan.facts, device.node.name)
 
-    def _crashed(self, work: Work) -> list[Row]:
+    def _without_number(self, work: Work, status: str, why: str) -> list[Row]:
         settings, found = engine.settings_of(self._plan, None), []
         for cell in work.cells:
-            ended = {"status": cell.status, "reason": cell.reason, "traceback": cell.traceback}
-            if not cell.status:
-                ended |= {"status": "crashed", "reason": f"its task was lost {work.tries} times, at last by {work.why}"}
-            found.append(rows.row(cell, None, settings) | ended)
+            if cell.status is None:
+                cell.end(status, why)
+            told = {"status": cell.status, "reason": cell.reason, "traceback": cell.traceback}
+            found.append(rows.row(cell, None, settings) | told)
         return found
 
-    def _keep(self, device: Device, done: Done) -> None:
-        """Journals the rows, with where they were measured."""
-        assert device.seen is not None
-        facts, known = device.seen.facts, self._run.meta["machines"]
+    def _append(self, found: list[Row], facts: Mapping[str, Any], node: str) -> None:
+        """Journals a workload's rows, with where they were measured."""
+        known = self._run.meta["machines"]
         if (name := name_of(facts, known)) not in known:
             known[name] = dict(facts)
             self._run.save()
-        found = [row | {"machine": name, "node": device.node.name} for row in done.rows]
+        found = [row | {"machine": name, "node": node} for row in found]
         self._run.append(found)
-        self.spent["calls"] += done.calls
-        self.spent["compilation"] += done.compilation
-        self.spent["elsewhere"] += done.took - done.calls - done.compilation
         self._progress.rows(found, max(0.0, self._deadline - time.monotonic()))

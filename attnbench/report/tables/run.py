@@ -66,8 +66,9 @@ def _wall(seconds: Mapping[str, Any]) -> str:
         return "unknown"
     named = {"calls": "in calls of the variants", "compilation": "in compilation", "elsewhere": "elsewhere (overhead)"}
     known = {text: seconds[name] for name, text in named.items() if seconds.get(name) is not None}
-    shares = ", ".join(f"{value / wall:.0%} {text}" for text, value in known.items())
-    return f"{wall:.0f} s" + (f": {shares}" if shares else "")
+    tasks = seconds.get("tasks")  # of a run on a cluster, all together
+    shares = ", ".join(f"{value / (tasks or wall):.0%} {text}" for text, value in known.items())
+    return f"{wall:.0f} s" + (f", {tasks:.0f} s in tasks" if tasks else "") + (f": {shares}" if shares else "")
 
 
 def _text(name: str, value: Any) -> str:
