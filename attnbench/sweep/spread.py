@@ -141,7 +141,7 @@ def measure(
         run.meta["seconds"] = {k: round((before.get(k) or 0.0) + v, 3) for k, v in spent.items()}
         with suppress(AttnbenchError):  # what ended the run matters more than that this can't be written either
             run.save()
-    return run.settle()
+    return driver.rows
 
 
 def check_same(plan: Spread, run: Run) -> None:
@@ -159,11 +159,14 @@ class Driver:
     ) -> None:
         self._plan, self._run, self._progress, self._call = plan, run, progress, call
         self._cluster, self._members, self._tell = plan.cluster, plan.members, plan.tell
-        done = {self._like(key(row)[1]) for row in run.repair()}
+        self.rows = run.repair()
+        """All that the run holds."""
+        done = {self._like(key(row)[1]) for row in self.rows}
         cells: dict[Workload, list[Cell]] = {}
         for cell in plan.cells:
             cells.setdefault(cell.workload, []).append(cell)
         self._todo = [Work(w, of, flops(w)) for w, of in cells.items() if self._like(w) not in done]
+        self._operations = max(1, sum(work.operations for work in self._todo))
         self._pending = sorted(self._todo, key=lambda work: -work.operations)
         self._sent: dict[Any, Sent] = {}
         self.spent = {"calls": 0.0, "compilation": 0.0, "tasks": 0.0}
@@ -181,18 +184,23 @@ class Driver:
             if time.monotonic() - met > POLL_SECONDS:
                 self._members.meet()
                 met = time.monotonic()
-            self._send()
+            if not self._sent:
+                self._send()
             if tasks := [*self._sent, *self._members.looks]:
                 empty = time.monotonic()
             elif time.monotonic() - empty > _EMPTY_SECONDS:
                 raise AttnbenchError(f"no node is left; go on with --resume {self._run.path} --on ray")
             else:
                 time.sleep(POLL_SECONDS)
+            done = []
             for task in self._cluster.ended(tasks, POLL_SECONDS) if tasks else ():
                 if task in self._sent:
-                    self._ended(task, self._sent.pop(task))
+                    done.append(self._ended(task, self._sent.pop(task)))
                 else:
                     self._members.seen(task)
+            self._send()  # before the disk is waited for
+            for found in filter(None, done):
+                self._append(*found)
 
     def stop(self) -> None:
         """Ends what is under way; what was journaled stays."""
@@ -226,7 +234,7 @@ class Driver:
 
     def _weight(self, work: Work) -> float:
         """Which share of all time a workload has, of those that this command measures."""
-        return _EVEN / len(self._todo) + (1 - _EVEN) * work.operations / max(1, sum(w.operations for w in self._todo))
+        return _EVEN / len(self._todo) + (1 - _EVEN) * work.operations / self._operations
 
     def _seconds(self, work: Work) -> float:
         """A workload's part of what time all devices have left."""
@@ -238,7 +246,8 @@ class Driver:
         share = self._weight(work) / sum(map(self._weight, [work, *self._pending]))
         return min(left, max(0.0, left * devices - taken) * share)
 
-    def _ended(self, task: Any, sent: Sent) -> None:
+    def _ended(self, task: Any, sent: Sent) -> tuple[list[Row], Mapping[str, Any], str] | None:
+        """Rows, the machine's facts and the node's name, where a task gave any or is given up."""
         work, device = sent.work, sent.device
         try:
             found = self._cluster.result(task)
@@ -248,18 +257,17 @@ class Driver:
                 self._members.look(device)
         if isinstance(found, Done):
             assert device.seen is not None
-            self._append(found.rows, device.seen.facts, device.node.name)
             for name, seconds in (("calls", found.calls), ("compilation", found.compilation), ("tasks", found.took)):
                 self.spent[name] += seconds
-            return
+            return found.rows, device.seen.facts, device.node.name
         again = work.tries < _TRIES
         what = "it is sent again" if again else f"after {_TRIES} times it is given up"
         self._tell(f"{work.workload.label()} came to nothing on node {device.node.name}: {found.why}; {what}")
         if again:
             self._pending = sorted([*self._pending, work], key=lambda each: -each.operations)
-        else:
-            why = f"its task came to nothing {work.tries} times, at last: {found.why}"
-            self._append(self._without_number(work, "crashed", why), self._plan.facts, device.node.name)
+            return None
+        why = f"its task came to nothing {work.tries} times, at last: {found.why}"
+        return self._without_number(work, "crashed", why), self._plan.facts, device.node.name
 
     def _without_number(self, work: Work, status: str, why: str) -> list[Row]:
         settings, found = engine.settings_of(self._plan, None), []
@@ -278,4 +286,5 @@ class Driver:
             self._run.save()
         found = [row | {"machine": name, "node": node} for row in found]
         self._run.append(found)
+        self.rows += found
         self._progress.rows(found, max(0.0, self._deadline - time.monotonic()))
