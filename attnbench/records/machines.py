@@ -1,6 +1,7 @@
 """The machines of a run: what tells them apart, what they are called, and what run.json says of each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain, count
 from typing import Any
 
 from attnbench import environment
@@ -36,26 +37,27 @@ def name_of(machine: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]] 
     own = identity(machine)
     if name := next((name for name, known in others.items() if identity(known) == own), None):
         return name
-    names = _names(machine)
+    base, told = _base(machine), _details(machine)
+    if base not in others:
+        return base
+    apart = [word for word, theirs in zip(told, _details(others[base]), strict=True) if word and word != theirs]
+    numbered = (f"{base}, #{number}" for number in count(2))
+    names = chain([", ".join([base, *apart]), ", ".join([base, *filter(None, told)])], numbered)
     return next(name for name in names if name not in others)
 
 
-def _names(machine: Mapping[str, Any]) -> Iterator[str]:
-    """Longer and longer ones, without an end."""
-    cpu, threads = machine.get("cpu") or "an unnamed machine", machine.get("hardware_threads")
-    words = [str(machine["gpu"])] if machine.get("gpu") else []
-    words += [str(cpu)] + ([f"{threads:g} thread{'s' * (threads != 1)}"] if threads else [])
-    yield ", ".join(words)
-    torch = (machine.get("libraries") or {}).get("torch")
-    memory = machine.get("memory_bytes")
-    further = (memory and f"{memory / 2**30:.3g} GiB", torch and f"torch {torch}", environment.changes(machine))
-    for word in filter(None, further):
-        words.append(str(word))
-        yield ", ".join(words)
-    number = 2
-    while True:
-        yield ", ".join([*words, f"#{number}"])
-        number += 1
+def _base(machine: Mapping[str, Any]) -> str:
+    threads = machine.get("hardware_threads")
+    words = [machine.get("gpu"), machine.get("cpu") or "an unnamed machine"]
+    words += [f"{threads:g} thread{'s' * (threads != 1)}"] if threads else []
+    return ", ".join(str(word) for word in words if word)
+
+
+def _details(machine: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The rest of its `identity`, in words."""
+    memory, torch = machine.get("memory_bytes"), (machine.get("libraries") or {}).get("torch")
+    size = f"{memory / 2**30:.3g} GiB" if memory else ""
+    return size, f"torch {torch}" if torch else "", environment.changes(machine)
 
 
 def of_run(meta: Meta) -> dict[str, Mapping[str, Any]]:

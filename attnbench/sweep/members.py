@@ -142,8 +142,9 @@ class Members:
         name = self.asked.sweep.device
         if missing := found.devices[name].missing:
             return missing
-        if self.asked.sweep.threads > device.share.cpus > 0:
-            return f"it gives out {device.share.cpus} CPUs, and --threads asks for {self.asked.sweep.threads}"
+        cpus, threads = device.share.cpus, self.asked.sweep.threads
+        if DEVICES[name].host and threads > cpus:
+            return f"it gives out {cpus} CPU{'s' * (cpus > 1)}, and --threads asks for {threads}"
         self._versions = self._versions or found.versions
         for what, version in self._versions.items():
             if (there := found.versions.get(what)) != version:
