@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench.analysis import compare
 from attnbench.analysis.frames import as_rows, workload_of
 from attnbench.errors import AttnbenchError
-from attnbench.records.machines import identity
+from attnbench.records.machines import identity, of_run
 from attnbench.records.run import as_frame, newest_first, read_meta, rows
 from attnbench.records.schema import Row, key
 from attnbench.report import units
@@ -147,10 +147,11 @@ def _recorded(plan: Plan, limits: Limits, results: Path) -> Answer | None:
         meta = read_meta(path)
         begun = meta.get("distributions") or {}
         same = all(begun.get(cell.variant) == cell.distribution for cell in plan.cells)
-        if not same or identity(meta.get("machine") or {}) != identity(plan.facts):
+        here = [name for name, facts in of_run(meta).items() if identity(facts) == identity(plan.facts)]
+        if not same or not here:
             continue
         try:
-            had = [row for row in rows(path) if key(row) in wanted]
+            had = [row for row in rows(path) if key(row) in wanted and row["machine"] in here]
         except AttnbenchError:
             continue
         if {key(row) for row in had} == wanted.keys() and (

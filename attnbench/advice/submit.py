@@ -6,14 +6,14 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from attnbench import environment
 from attnbench.advice.verify import claims
 from attnbench.errors import AttnbenchError
-from attnbench.records import ceilings
+from attnbench.records import ceilings, machines
 from attnbench.records.run import read_meta, rows
 from attnbench.records.schema import WELL, Row, key
 from attnbench.records.submission import SUFFIX, Shared, content, of_rows
@@ -22,6 +22,7 @@ from attnbench.report.prepare import machine_name, warning_kinds
 from attnbench.stats.doubts import explain
 from attnbench.sweep.settings import Asked
 from attnbench.theory.roofline import QUIET, Ceilings, impossible
+from attnbench.workload import Workload
 
 _UNNAMED = ("", "unknown", "None")
 
@@ -61,31 +62,44 @@ def examine(path: Path, name: str | None = None) -> Submission:
         AttnbenchError: there is no run, it is damaged, or has no rows.
     """
     meta, cells = read_meta(path), rows(path)
-    machine = dict(meta.get("machine") or {}) | ({"named": name} if name else {})
-    meta |= {"machine": machine}
-    if Ceilings.from_dict(meta.get("ceilings")) is None and (later := _calibrated_since(machine, cells)):
-        meta |= {"ceilings": later.as_dict()}
-    shared = of_rows(path, meta, cells)
-    return Submission(shared, list(_missing(path, meta, cells)), list(_told(meta, cells)))
+    if name and len(machines.of_run(meta)) > 1:
+        raise AttnbenchError(f"{path} was measured on several machines: --machine can't name them all")
+    meta |= {"machine": dict(meta.get("machine") or {}) | ({"named": name} if name else {})}
+    parts = machines.apart(meta)
+    own = {machine: [row for row in cells if len(parts) == 1 or row["machine"] == machine] for machine in parts}
+    for machine, part in parts.items():
+        if Ceilings.from_dict(part.get("ceilings")) is None and (later := _calibrated_since(part, own[machine])):
+            part |= {"ceilings": later.as_dict()}
+    meta |= {"ceilings": next(iter(parts.values()))["ceilings"]}
+    if len(parts) > 1:
+        meta |= {"ceilings_of": {machine: part["ceilings"] for machine, part in parts.items()}}
+    missing, told = list(_missing(path, meta, cells)), list(_told(meta, cells))
+    for machine, part in parts.items():
+        whose = f"{machine}: " if len(parts) > 1 else ""
+        lacks = (*_of_machine(part, own[machine]), *_of_ceilings(part, own[machine]))
+        missing += [replace(each, what=whose + each.what) for each in lacks]
+    return Submission(of_rows(path, meta, cells), missing, told)
 
 
-def _calibrated_since(machine: dict[str, Any], cells: Sequence[Row]) -> Ceilings | None:
+def _calibrated_since(meta: dict[str, Any], cells: Sequence[Row]) -> Ceilings | None:
     first = key(cells[0])[1] if cells else None
-    return ceilings.stored(machine, first.device, first.threads) if first else None
+    return ceilings.stored(meta["machine"], first.device, first.threads) if first else None
 
 
-def _missing(path: Path, meta: dict[str, Any], cells: Sequence[Row]) -> Iterator[Missing]:
+def _of_machine(meta: dict[str, Any], cells: Sequence[Row]) -> Iterator[Missing]:
     machine = meta["machine"]
     on_gpu = any(not key(row)[1].on_host for row in cells)
     named = machine.get("named") or machine.get("gpu" if on_gpu else "cpu")
     if str(named or "") in _UNNAMED:
         yield Missing("the machine has no name", "give it one: --machine 'Ryzen 7 7840U laptop'")
+
+
+def _missing(path: Path, meta: dict[str, Any], cells: Sequence[Row]) -> Iterator[Missing]:
     if not meta.get("finished"):
         yield Missing("it was not finished", f"attnbench run --resume {path}")
     if not meta.get("command"):
         yield Missing("it does not say which command repeats it", "measure it with attnbench run")
     yield from _of_version(meta)
-    yield from _of_ceilings(meta, cells)
     if hidden := _hidden(meta, cells):
         yield Missing(hidden, "a run is shared whole, with what failed: put back what was cut out, or run again")
     if not claims(cells):
@@ -130,7 +144,7 @@ def _hidden(meta: dict[str, Any], cells: Sequence[Row]) -> str:
     if gone := sorted((meta.get("distributions") or {}).keys() - variants):
         return f"it has no row of {units.listed(gone)}, which were part of it"
     try:
-        planned = set(Asked.from_dict(meta.get("args") or {}).sweep.workloads())
+        planned = set(_workloads(Asked.from_dict(meta.get("args") or {}), {key(row)[1] for row in cells}))
     except AttnbenchError:
         return "it does not say what it was asked for, so that nobody knows what is missing"
     absent = [(plugin, w) for w in planned for plugin in plugins if (plugin, w) not in there]
@@ -138,6 +152,16 @@ def _hidden(meta: dict[str, Any], cells: Sequence[Row]) -> str:
         return ""
     plugin, workload = min(absent, key=lambda cell: (cell[1].label(), cell[0]))
     return f"no row of {units.count(len(absent), 'cell')} that it was asked for, such as {plugin}, {workload.label()}"
+
+
+def _workloads(asked: Asked, there: set[Workload]) -> Iterator[Workload]:
+    """What was asked for; where each node of a cluster computed with its own threads, with those that a row has."""
+    if asked.sweep.threads:
+        yield from asked.sweep.workloads()
+        return
+    threads = {workload.replace(threads=1): workload.threads for workload in there}
+    for workload in replace(asked.sweep, threads=1).workloads():
+        yield workload.replace(threads=threads.get(workload, 1))
 
 
 def _told(meta: dict[str, Any], cells: Sequence[Row]) -> Iterator[str]:

@@ -91,9 +91,38 @@ def compare(base: pd.DataFrame, new: pd.DataFrame, metas: Sequence[Meta], margin
     return Comparison(changes, [k for k in before if k not in after], [k for k in after if k not in before])
 
 
+def compare_by_machine(
+    base: pd.DataFrame, new: pd.DataFrame, before: Sequence[Meta], after: Sequence[Meta], margin: float
+) -> Comparison:
+    """`compare` of what both runs measured on one machine; a cell that the other has on another machine alone is apart.
+
+    before, after: what `records.read_metas` says of both: of a run on several machines, one for each.
+
+    Raises:
+        AttnbenchError: they have no machine in common.
+    """
+    found, left = Comparison([], [], []), list(after)
+    for meta in before:
+        twin = next((other for other in left if _hardware(other) == _hardware(meta)), None)
+        theirs = new[new["run"] == twin["name"]] if twin else new[:0]
+        part = compare(base[base["run"] == meta["name"]], theirs, [meta, twin or meta], margin)
+        for name in ("changes", "only_base", "only_new"):
+            getattr(found, name).extend(getattr(part, name))
+        left = [other for other in left if other is not twin]
+    if len(left) == len(after):
+        check_same_machine([before[0], after[0]])
+    for other in left:
+        found.only_new.extend(_cells(new[new["run"] == other["name"]]))
+    return found
+
+
+def _hardware(meta: Meta) -> tuple[Any, ...]:
+    return hardware(meta.get("machine") or {})
+
+
 def check_same_machine(metas: Sequence[Meta]) -> None:
     """Raises: AttnbenchError: the two runs are of different machines, or of one under other variables."""
-    sides = (hardware(meta.get("machine") or {}) for meta in metas)
+    sides = map(_hardware, metas)
     different = [f"{one} against {other}" for one, other in zip(*sides, strict=True) if one != other]
     if different:
         raise AttnbenchError(

@@ -60,9 +60,10 @@ def averages(frame: pd.DataFrame) -> Averages:
     """The geometric mean of each plugin's speedup over the workloads of `frame` that all its plugins finished.
 
     An average over whatever each variant survived compares different work; it flatters those that fail early.
-    A cell is a workload (of one run, where the frame has several) and is finished with a finite speedup above 0.
+    A cell is a workload (of one run and machine, where the frame has several). It is finished with a finite speedup
+    above 0.
     """
-    keys = [name for name in ("run", *WORKLOAD) if name in frame]
+    keys = [name for name in ("run", "machine", *WORKLOAD) if name in frame]
     cells = frame.groupby(keys, dropna=False).ngroup()
     done = finished(frame).astype({"speedup": float})
     done = done[np.isfinite(done["speedup"]) & (done["speedup"] > 0)]

@@ -36,9 +36,17 @@ def workload_of(row: Mapping[Any, Any]) -> Workload:
     return Workload.from_dict(texts | {name: int(row[name]) for name in _SIZES} | scores | {"sinks": row["sinks"] == 1})
 
 
-def cells(frame: pd.DataFrame) -> dict[tuple[Any, Any, Workload], Row]:
-    """The finished rows by run, plugin and workload."""
-    return {(row["run"], row["plugin"], workload_of(row)): row for row in as_rows(finished(frame))}
+Place = tuple[str, str]
+"""A run, and of its machines the one: what may be set beside each other."""
+
+
+def place(row: Row) -> Place:
+    return str(row["run"]), str(row["machine"])
+
+
+def cells(frame: pd.DataFrame) -> dict[tuple[Place, Any, Workload], Row]:
+    """The finished rows, `filled`, by where they were measured, plugin and workload."""
+    return {(place(row), row["plugin"], workload_of(row)): row for row in as_rows(finished(frame))}
 
 
 def by_index(frame: pd.DataFrame, told: Callable[[Row], R | None]) -> dict[object, R]:
@@ -54,11 +62,12 @@ PROBLEM = tuple(name for name in WORKLOAD if name not in ("seq", "kv_seq", "batc
 def series(frame: pd.DataFrame) -> Iterator[tuple[Row, pd.DataFrame]]:
     """What rows have in common that differ in length only, and those rows, sorted by their column `length` (tokens).
 
-    A panel's rows (`report.prepare`) keep their `length`, and may differ in run and batch. Without such a column runs
-    and batches are kept apart, and the length is that of the keys, or of the queries where they alone vary.
+    Machines are kept apart. A panel's rows (`report.prepare`) keep their `length`, and may differ in run and batch.
+    Without such a column runs and batches are kept apart, too, and the length is that of the keys, or of the queries
+    where they alone vary.
     """
     frame = filled(frame)
-    keys = ["plugin", *PROBLEM, *([] if "length" in frame else ["run", "batch"])]
+    keys = ["plugin", *PROBLEM, "machine", *([] if "length" in frame else ["run", "batch"])]
     for _, rows in frame.groupby(keys, dropna=False, sort=False):
         if "length" not in rows:
             queries = rows["kv_seq"].nunique() == 1 < rows["seq"].nunique()
@@ -113,6 +122,7 @@ def filled(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with every column of a record, numbers as numbers, whatever an older one lacks."""
     frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, "run", *COLUMNS])))
     frame = frame.assign(**{name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS})
+    frame = frame.assign(machine=frame["machine"].astype(object).fillna(""))
     return frame.assign(**{name: frame[name].fillna(0.0) for name in _SCORES}, sinks=frame["sinks"].eq(True))
 
 

@@ -28,7 +28,7 @@ def attention_share(frame: pd.DataFrame) -> pd.DataFrame:
     alone = frames.cells(frame)
 
     def share(row: Row) -> Sequence[float] | None:
-        keys = [(row["run"], row["plugin"], part) for part in attentions(workload_of(row)).values()]
+        keys = [(frames.place(row), row["plugin"], part) for part in attentions(workload_of(row)).values()]
         if row["scope"] != "block" or not all(key in alone for key in keys):
             return None
         middle, low, high = np.sum([[alone[key][name] for name in _TIMES] for key in keys], axis=0)
@@ -53,15 +53,16 @@ def amdahl(frame: pd.DataFrame) -> pd.Series:
     when measured alone. Amdahl 1967, "Validity of the single processor approach". Blocks of which a part was not
     measured are left out, and those where more is saved than the block took.
     """
+    frame = frames.filled(frame)
     known = frames.cells(frame)
 
     def survives(row: Row) -> float | None:
-        workload, base = workload_of(row), (row["run"], row.get("baseline"))
+        workload, base = workload_of(row), (frames.place(row), row.get("baseline"))
         if row["scope"] != "block" or row["plugin"] == row.get("baseline") or (*base, workload) not in known:
             return None
         saved = 0.0
         for part in attentions(workload).values():
-            theirs, ours = known.get((*base, part)), known.get((row["run"], row["plugin"], part))
+            theirs, ours = known.get((*base, part)), known.get((frames.place(row), row["plugin"], part))
             if theirs is None or ours is None:
                 return None
             saved += theirs["latency_s"] * (1 - 1 / ours["speedup"])

@@ -31,14 +31,15 @@ def command(
     attnbench compare results/RUN results/OTHER --fail-over 5%
     """
     from attnbench.analysis import between
-    from attnbench.records.run import load, read_meta
+    from attnbench.records.run import load, read_metas
 
     margin = parse_precision(same, "same")
     allowed = parse_precision(fail_over, "fail-over") if fail_over else None
-    metas = [read_meta(base), read_meta(new)]
-    if not any_machine:
-        between.check_same_machine(metas)
-    found = between.compare(load(base), load(new), metas, margin)
+    metas = read_metas(base), read_metas(new)
+    if any_machine:
+        found = between.compare(load(base), load(new), [*metas[0], *metas[1]], margin)
+    else:
+        found = between.compare_by_machine(load(base), load(new), *metas, margin)
     worse = [change for change in found.changes if allowed is not None and change.is_worse(allowed)]
     if as_json:
         told = {name: [[plugin, w.label()] for plugin, w in cells] for name, cells in apart(found).items()}

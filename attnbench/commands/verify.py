@@ -79,11 +79,12 @@ def command(
 
 def _print(found: "Verified", meta: Mapping[str, Any], seed: int, same: str) -> None:
     from attnbench.advice.verify import FAILS, HOLDS, UNABLE, UNSURE
+    from attnbench.records.machines import of_run
     from attnbench.report import units
     from attnbench.report.names import short_names
 
-    theirs = meta.get("machine") or {}
-    click.echo(f"theirs: {_machine(theirs)}")
+    for theirs in of_run(meta).values():
+        click.echo(f"theirs: {_machine(theirs)}")
     if found.facts:
         click.echo(f"here:   {_machine(found.facts)}")
     pairs = ((each.theirs.get("distribution"), each.ours.get("distribution")) for each in found.checked if each.ours)

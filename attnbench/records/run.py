@@ -203,13 +203,14 @@ def labelled(paths: str | Path | Iterable[str | Path]) -> dict[str, Path]:
 def read_metas(paths: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
     """What run.json says of each run, under the name by which `load` calls it. Raises: see `read_meta`.
 
-    A run of several machines is one for each of them, as nothing is compared across two: see `names_of`.
+    A run of several machines is one for each of them, as nothing is compared across two: see `names_of`; `part_of` is
+    the name of the whole.
     """
     found = []
     for name, folder in labelled(paths).items():
         parts = machines.apart(read_meta(folder))
         names = names_of(name, parts)
-        found += [part | {"name": names[machine]} for machine, part in parts.items()]
+        found += [part | {"name": names[machine], "part_of": name} for machine, part in parts.items()]
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import msgspec
 
 from attnbench.errors import AttnbenchError, refusals
-from attnbench.records import flaws, run, strict
+from attnbench.records import flaws, machines, run, strict
 from attnbench.records.schema import COLUMNS, SCHEMA, SCHEMA_COLUMNS, STATUSES, WORKLOAD, Column, Row
 
 SUFFIX = ".attnbench.json"
@@ -71,6 +71,19 @@ class Shared:
     def rows(self) -> list[Row]:
         names = list(self.columns)
         return [dict(zip(names, values, strict=True)) for values in zip(*self.columns.values(), strict=True)]
+
+
+def apart(shared: Shared) -> list[Shared]:
+    """A run on several machines as one for each of them that has rows; another as it is."""
+    metas = machines.apart(shared.meta)
+    if len(metas) == 1:
+        return [shared]
+    found, where = [], shared.column("machine")
+    for name, meta in metas.items():
+        own = [i for i, machine in enumerate(where) if machine == name]
+        columns = {column: [values[i] for i in own] for column, values in shared.columns.items()}
+        found += [Shared(shared.path, meta, columns, len(own))] if own else []
+    return found
 
 
 def of_rows(path: Path, meta: dict[str, Any], rows: Sequence[Row]) -> Shared:

@@ -16,7 +16,7 @@ from attnbench.errors import AttnbenchError
 from attnbench.records.machines import hardware
 from attnbench.records.run import replace_file
 from attnbench.records.schema import WORKLOAD, Meta, Row
-from attnbench.records.submission import Shared
+from attnbench.records.submission import Shared, apart
 from attnbench.report import units
 from attnbench.report.names import short_names
 from attnbench.report.prepare import command_line, dimensions, machine_name
@@ -77,11 +77,17 @@ class Board:
         self.rows = 0
 
     def add(self, shared: Shared) -> Path | None:
-        """Takes in a run. Where it is there already, as a folder or a file, nothing is added, and that is returned.
+        """Takes in a run, as one for each of its machines.
+
+        Where it is there already, as a folder or a file, nothing is added, and that is returned.
 
         Raises:
             AttnbenchError: a row is of no workload.
         """
+        twins = [self._add(part) for part in apart(shared)]
+        return twins[0]
+
+    def _add(self, shared: Shared) -> Path | None:
         meta = shared.meta
         own = (meta.get("started"), command_line(meta), hardware(meta.get("machine") or {}), shared.length)
         if own in self._seen:

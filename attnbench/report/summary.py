@@ -70,6 +70,11 @@ def _origin(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta]) 
     if len(names) < 2:
         return []
     where = f" on {len(machines)} machines ({'; '.join(machines)})" if len(machines) > 1 else ""
+    whole = {run.get("part_of") or run.get("name") for run in runs}
+    if len(whole) == 1:
+        return [
+            f"The rows come from one run on {len(names)} machines, each with panels of its own: {'; '.join(machines)}."
+        ]
     if any(panel.frame["run"].nunique() > 1 for panel in panels):
         how = "They measured different cells on the same machine and complete each other."
     else:
