@@ -77,7 +77,7 @@ def seen(machine: int, torch: str = "2.13.0", dtype: str = "float32") -> Seen:
 
 
 def asked(seq: str = "16,32,64,128", budget: float = 100.0, **more: Any) -> Asked:
-    given = Asked.of(plugins="sdpa", seq=seq, scope="attention", budget=budget, **more)
+    given = Asked.of(plugins="sdpa", seq=seq, scope="attention", budget=budget, precision="2%", **more)
     return spread.at_large(given, None)
 
 

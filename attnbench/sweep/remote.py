@@ -152,15 +152,16 @@ def _planned(asked: Asked, share: Share) -> tuple[_House, engine.Plan]:
     """asked: with its device and dtype settled."""
     threads = share.take()
     house = _house(asked, threads)
-    if asked not in house.plans:
+    key = replace(asked, precision=None)  # which the first plan of all settles for the rest
+    if key not in house.plans:
         house.plans.clear()
         here = replace(asked, sweep=replace(asked.sweep, threads=threads))
         plan = engine.planned_by(house.server, here, house.facts, choose(asked.plugins, asked.baseline))
         if asked.memory is None and of(here.sweep.device).limits_process:
             most = min(plan.asked.memory or 0, int(engine.MEMORY_SHARE * share.memory))
             plan = replace(plan, asked=replace(plan.asked, memory=most))
-        house.plans[asked] = plan
-    return house, house.plans[asked]
+        house.plans[key] = plan
+    return house, house.plans[key]
 
 
 def plan(asked: Asked, share: Share) -> Cells | Refused:
@@ -183,6 +184,7 @@ def measure(job: Job) -> Done | Refused:
         cells = [replace(cell) for cell in plan.cells if cell.workload == workload]
         left = max(_LEAST_SECONDS, job.budget - (time.monotonic() - began))
         settings = replace(engine.settings_here(plan), budget=left, part=left / job.whole)
+        settings = replace(settings, precision=job.asked.precision or settings.precision)
         session = Session(house.server, settings, known=house.known)
         kept = _Kept()
         session.run(cells, kept, Unwatched())

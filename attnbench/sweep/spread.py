@@ -22,6 +22,7 @@ from attnbench.sweep.cell import Cell
 from attnbench.sweep.engine import Planned
 from attnbench.sweep.members import POLL_SECONDS, Device, Members
 from attnbench.sweep.on_ray import Cluster, Lost
+from attnbench.sweep.precision import within
 from attnbench.sweep.remote import Cells, Done, Job, Refused
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.settings import Asked
@@ -101,8 +102,11 @@ def planned(asked: Asked, on: str, tell: Callable[[str], object] = lambda line: 
         if isinstance(found, Refused):
             raise AttnbenchError(found.why)
         assert isinstance(found, Cells)
-        here = found.planned
-        yield Spread(here.asked, here.cells, here.baseline, here.facts, found.ceilings, cluster, members, tell)
+        here, budget = found.planned, asked.budget * len(members.ready)
+        precision = within(budget, here.cells) if asked.precision is None else asked.precision
+        members.asked = replace(members.asked, precision=precision)
+        settled = replace(here.asked, precision=precision)
+        yield Spread(settled, here.cells, here.baseline, here.facts, found.ceilings, cluster, members, tell)
 
 
 def meta(plan: Spread, command: Sequence[str]) -> dict[str, Any]:
