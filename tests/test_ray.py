@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 import attnbench
+from attnbench import commands
 from attnbench.errors import AttnbenchError
 from attnbench.records.machines import name_of
 from attnbench.records.run import Run, read_meta, rows
@@ -284,6 +285,49 @@ def test_machines_that_differ_have_names_that_differ() -> None:
         "A, 2 threads", "C, 2 threads", "A, 2 threads, 2 GiB", "A, 2 threads, torch 2.14.0", "H200, A, 2 threads",
         "A, 2 threads, OMP_PLACES=cores", "A, 2 threads, 2 GiB, torch 2.13.0", "A, 2 threads, #2",
     ]  # fmt: skip
+
+
+# The manifest for KubeRay
+
+KNOWN = {  # of ray.io/v1, as KubeRay's types have them (raycluster_types.go, rayjob_types.go), those that are of use here
+    "RayCluster": {"rayVersion", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling", "autoscalerOptions"},
+    "RayJob": {
+        "entrypoint", "clusterSelector", "rayClusterSpec", "runtimeEnvYAML", "submissionMode", "backoffLimit",
+        "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "activeDeadlineSeconds", "entrypointNumCpus",
+    },
+}  # fmt: skip
+WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams", "template"}
+
+
+def test_the_manifest_has_the_fields_that_kuberay_documents() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (Path(__file__).parents[1] / "docs/kuberay/attnbench.yaml").read_text()
+    parts = {part["kind"]: part for part in yaml.safe_load_all(text)}
+    cluster, job = parts["RayCluster"], parts["RayJob"]
+    for kind, part in (("RayCluster", cluster), ("RayJob", job)):
+        assert part["apiVersion"] == "ray.io/v1"
+        assert part["spec"].keys() <= KNOWN[kind]
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    assert not job["spec"].get("shutdownAfterJobFinishes")  # which is for a cluster of its own
+    head, groups = cluster["spec"]["headGroupSpec"], cluster["spec"]["workerGroupSpecs"]
+    assert head.keys() == {"rayStartParams", "template"}
+    assert head["rayStartParams"] == {"num-cpus": "0"}
+    for group in groups:
+        assert {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"} <= group.keys() <= WORKERS
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    (claim,) = (volume["persistentVolumeClaim"]["claimName"] for volume in head["template"]["spec"]["volumes"])
+    assert claim == parts["PersistentVolumeClaim"]["metadata"]["name"]
+    for spec in [head["template"]["spec"], *(group["template"]["spec"] for group in groups)]:
+        (container,) = spec["containers"]
+        assert {"name", "image", "resources"} <= container.keys()
+        assert (
+            container["resources"]["limits"] == container["resources"]["requests"]
+        )  # else its CPUs are no one's alone
+        assert container["resources"]["limits"]["cpu"].isdigit()
+    words = job["spec"]["entrypoint"].split()
+    given = commands.find(words[1]).make_context(words[1], words[2:]).params
+    mounted = head["template"]["spec"]["containers"][0]["volumeMounts"][0]["mountPath"]
+    assert (given["on"], str(given["out"])) == ("ray", mounted)
 
 
 # A real cluster
