@@ -2,9 +2,9 @@
 
 python benchmarks/ray_kill.py [--budget 120] [--out results] [-- OPTIONS OF attnbench run]
 
-The nodes are this machine's, with half of its CPUs each. The first one that has a task in flight after the first row is
-killed, as by kill -9 of its Ray process. In the end each cell that was planned must have one row, and the log says what
-was sent again. Options replace the sweep; they are for a quick try.
+The nodes are this machine's, with half of its CPUs each. After the first row the other node, which has a task in
+flight, is killed: its Ray process and all that it has started, by kill -9. In the end each cell that was planned must
+have one row, and the log says what was sent again. Options replace the sweep; they are for a quick try.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
+import psutil
 from ray.cluster_utils import Cluster
 
 from attnbench.records.run import read_meta, rows
@@ -33,6 +36,15 @@ SWEEP = (
     "--dtype",
     "float32",
 )
+
+
+def kill(cluster: Cluster, node: Any) -> None:
+    """Ends a node as a machine that loses its power does: all of its processes at once."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in [raylet, *raylet.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    cluster.remove_node(node, allow_graceful=False)
 
 
 def wait_for_rows(root: Path, name: str, process: subprocess.Popen[bytes]) -> tuple[Path, list[Row]]:
@@ -66,7 +78,7 @@ def main(budget: float, out: Path, name: str, sweep: tuple[str, ...]) -> None:
         time.sleep(1.0)  # what was sent next has begun
         other = next(node for node in nodes if node.node_id[:8] not in first[0]["node"])
         click.echo(f"killing node {other.node_id[:8]}")
-        cluster.remove_node(other, allow_graceful=False)
+        kill(cluster, other)
         code = process.wait()
     finally:
         cluster.shutdown()

@@ -332,6 +332,8 @@ def test_the_manifest_has_the_fields_that_kuberay_documents() -> None:
 
 # A real cluster
 
+# A node that is gone counts as such after seconds, not after half a minute.
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
 SMALL = {"include_dashboard": False, "object_store_memory": 80 << 20}
 
 
@@ -343,7 +345,9 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("ATTNBENCH_TEST_MARK", mark)
-        made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+        made = cluster_utils.Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": SOON, **SMALL}
+        )
         try:
             for _ in range(2):
                 made.add_node(num_cpus=1, **SMALL)
@@ -382,7 +386,12 @@ def wait_for(out: Path, lines: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_killed_driver_and_a_killed_node_lose_nothing(cluster: Any, tmp_path: Path) -> None:
+def test_a_killed_driver_and_a_killed_node_lose_nothing(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import ray_kill
+
     words = ["--plugins", "sdpa,naive", "--seq", "16..128", "--scope", "attention", "--dtype", "float32"]
     first = begun(cluster, *words, "--precision", "50%", "--out", str(tmp_path))
     wait_for(tmp_path, 1, first)
@@ -396,7 +405,7 @@ def test_a_killed_driver_and_a_killed_node_lose_nothing(cluster: Any, tmp_path: 
     wait_for(tmp_path, len(before) // 2 + 1, second)
     ended_on = rows(path)[-1]["node"]
     (other,) = (node for node in cluster.worker_nodes if node.node_id[:8] not in ended_on)
-    cluster.remove_node(other, allow_graceful=False)  # while it measures what is left
+    ray_kill.kill(cluster, other)  # while it measures what is left
     told = second.communicate(timeout=150)[0]
     assert second.returncode == 0, told
     found = rows(path)

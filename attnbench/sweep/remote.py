@@ -157,7 +157,7 @@ def _planned(asked: Asked, share: Share) -> tuple[_House, engine.Plan]:
         house.plans.clear()
         here = replace(asked, sweep=replace(asked.sweep, threads=threads))
         plan = engine.planned_by(house.server, here, house.facts, choose(asked.plugins, asked.baseline))
-        if asked.memory is None and of(here.sweep.device).limits_process:
+        if asked.memory is None and share.memory and of(here.sweep.device).limits_process:
             most = min(plan.asked.memory or 0, int(engine.MEMORY_SHARE * share.memory))
             plan = replace(plan, asked=replace(plan.asked, memory=most))
         house.plans[key] = plan
