@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from attnbench.report.numbers import grids
 from attnbench.report.page import write_report
 from attnbench.report.site import Board
 from attnbench.sweep.settings import Asked
+from attnbench.sweep.spread import ALL
 from attnbench.workload import Workload
 
 MACHINES = {
@@ -41,9 +43,10 @@ def row(machine: str, plugin: str, workload: Workload, seconds: float, speedup: 
     return cell | own | workload.as_dict() | around | paired
 
 
-def made(root: Path, name: str, ceilings: Any = None, own: dict[str, Any] | None = None) -> Path:
+def made(root: Path, name: str, ceilings: Any = None, own: dict[str, Any] | None = None, threads: int = 1) -> Path:
     """Six lengths by turns on two machines, one of which takes ten times as long; its blocks are on the other."""
-    asked = Asked.of(plugins="sdpa,fast", seq="512..16384", scope="attention", dtype="float32", threads=1)
+    asked = Asked.of(plugins="sdpa,fast", seq="512..16384", scope="attention", dtype="float32", device="cpu", threads=1)
+    asked = replace(asked, sweep=replace(asked.sweep, threads=threads))
     meta = {"command": ["attnbench", "run"], "started": "2026-11-30", "finished": "2026-11-30", "args": asked.as_dict()}
     facts = own or MACHINES
     meta |= {"machine": facts[FAST], "machines": facts, "ceilings_of": ceilings or {}, "ceilings": None, "on": "ray"}
@@ -115,8 +118,10 @@ def test_compare_pairs_what_was_measured_on_one_machine(tmp_path: Path) -> None:
 def test_what_is_shared_says_of_each_machine_what_it_lacks(tmp_path: Path) -> None:
     found = examine(made(tmp_path, "run"))
     told = [each.what for each in found.missing]
-    assert told[-2:] == [f"{machine}: the machine was not calibrated for cpu with 1 threads" for machine in MACHINES]
-    assert not any("no row of" in line for line in told)
+    assert told == [f"{machine}: the machine was not calibrated for cpu with 1 threads" for machine in MACHINES]
+    assert len(told) == 2  # and no cell is missed
+    alike = examine(made(tmp_path, "run", threads=ALL))  # each node with its own
+    assert [each.what for each in alike.missing] == told
     with pytest.raises(AttnbenchError, match="can't name them all"):
         examine(made(tmp_path, "run"), "a laptop")
 

@@ -27,6 +27,7 @@ def command(run: Path, out: Path, machine: str | None, only_check: bool, as_json
     """
     from attnbench.advice.submit import examine
     from attnbench.errors import refusals
+    from attnbench.records.machines import apart
     from attnbench.records.run import replace_file
     from attnbench.records.submission import content
     from attnbench.report import units
@@ -44,7 +45,8 @@ def command(run: Path, out: Path, machine: str | None, only_check: bool, as_json
         print_json({"run": str(run), "file": path and str(path), "missing": missing, "told": found.told})
     else:
         meta = found.shared.meta
-        click.echo(f"{units.count(found.shared.length, 'row')} on {machine_name(meta)}: {command_line(meta)}")
+        on = "; ".join(map(machine_name, apart(meta).values()))
+        click.echo(f"{units.count(found.shared.length, 'row')} on {on}: {command_line(meta)}")
         for line in found.told:
             click.echo(f"  {line}")
         for each in found.missing:
