@@ -79,8 +79,9 @@ def test_the_pages_have_commands() -> None:
     assert len(README) > 15
     for name, least in (("cpu-kernels", 2), ("gpu", 1), ("measuring", 3)):
         assert len(said(ROOT / "docs" / f"{name}.md")) >= least, name
-    # README's own, docs/guard.md's, which test_testing.py runs, and docs/models.md's, of test_hf.py and test_caches.py.
-    assert [len(blocks(page)) for page in PAGES if blocks(page)] == [2, 1, 2]
+    # README's own, docs/guard.md's, which test_testing.py runs, docs/models.md's, of test_hf.py and test_caches.py, and
+    # docs/parallel.md's, of test_parallel.py.
+    assert [len(blocks(page)) for page in PAGES if blocks(page)] == [2, 1, 2, 1]
 
 
 @pytest.mark.parametrize("line", ["attnbench run --plugin-names sdpa", "attnbench export RUN --format xml"])

@@ -13,6 +13,15 @@ from attnbench.theory.roofline import Ceilings
 from attnbench.workers import messages as m
 from attnbench.workers.about_caches import CacheDescribed, CacheInstance, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import NeedleScore, WindowScore
+from attnbench.workers.about_parallel import (
+    Called,
+    CallTogether,
+    DescribeScheme,
+    Join,
+    Joined,
+    SchemeDescribed,
+    SchemeInstance,
+)
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.kinds import Choice
 from attnbench.workers.server import Worker
@@ -20,6 +29,7 @@ from attnbench.workload import Workload
 
 W = Workload(seq=8, kv_seq=8)
 CACHE = CacheInstance("int4:group=32", "a:B", {"group": 32, "rotate": False})
+SCHEME = SchemeInstance("ring", "a:B", {"order": "zigzag"}, [[None, "why"]], [[1 << 40, None]])
 REQUESTS: list[m.AnyRequest] = [
     m.AskMachine(2),
     m.AskModel("smollm2", ["a.txt"], [512]),
@@ -27,6 +37,9 @@ REQUESTS: list[m.AnyRequest] = [
     m.Capture("smollm2", [3, 9], 512),
     m.Describe("sdpa", "a:B", {"rows": "1"}, False, [W, W.replace(mask="causal")]),
     DescribeCache("int4", "a:B", {"group": "32"}, True),
+    CallTogether(3, 1, 1 << 40, True),
+    DescribeScheme("ring", "a:B", {"order": "zigzag"}, True, [W], [1, 2]),
+    Join(W, SCHEME, 1, 2, "/tmp/meeting", 45.0, 1 << 40),
     m.Generate(W, "a:B", {"rows": 1, "scale": 0.5, "on": True, "how": "so"}, 3, 4, 5),
     JudgeCache("smollm2", [], 64, 32, "float32", 2, CACHE, CACHE, 4, 9.5, [0.5], 40),
     m.JudgeModel("smollm2", [], W, "a:B", {"rows": 1}, 4, 9.5, [0.0, 0.5], 8),
@@ -56,6 +69,9 @@ ANSWERS: list[m.AnyAnswer] = [
     CacheJudged(
         [WindowScore(0, 511, 9.5)], None, [NeedleScore(0.5, True, 0.25)], 1 << 40, 9, "C++", "", [1.0], [], 2.0
     ),
+    Called(1.0, 2.0, {"tolerance": 1e-3}, "NaN"),
+    Joined(0.5, {"sent_bytes": 9.0, "peak_bytes": None}),
+    SchemeDescribed("what", {"order": Choice("zigzag", "of it", ("zigzag",))}, [SCHEME], ("torch.fx",)),
     m.ModelFacts("smollm2", "what", "Apache-2.0", "", False, 9, 3, 64, 30, 8192, None, 1 << 40, {512: 3}),
     m.ModelJudged(
         "torch",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from attnbench.theory import parallel as theory
 from attnbench.workers.about_parallel import CallTogether, SchemeInstance
 from attnbench.workers.server import Forkserver
 
+ROOT = Path(__file__).parents[1]
 BUILT_IN = ("ring", "ring:order=contiguous", "all-gather", "all-gather:order=contiguous", "ulysses", "torch-ring",
             "torch-ring:rotate=allgather")  # fmt: skip
 FRAME = 1024  # bytes of frames that gloo sends with a message from one rank to another, at most
@@ -47,9 +50,16 @@ def workload(**sizes: int | str) -> Workload:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forkserver, Path]]:
-    with Forkserver(1) as running:
-        running.preload(load_scheme(find(kind=SCHEMES)["torch-ring"].target).preloads)
-        yield running, tmp_path_factory.mktemp("meetings")
+    folder = tmp_path_factory.mktemp("meetings")
+    (written,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/parallel.md").read_text(), re.M | re.S)
+    (folder / "scheme_of_the_page.py").write_text(written)
+    sys.path.insert(0, str(folder))
+    try:
+        with Forkserver(1) as running:
+            running.preload(load_scheme(find(kind=SCHEMES)["torch-ring"].target).preloads)
+            yield running, folder
+    finally:
+        sys.path.remove(str(folder))
 
 
 PROBLEMS = (
@@ -85,6 +95,14 @@ def test_the_parts_together_are_attention_and_each_sends_what_is_predicted(
                     beyond = each.columns["sent_bytes"] - predicted  # type: ignore[operator]
                     most = FRAME * MESSAGES[spec.partition(":")[0]] * (world - 1)
                     assert 0 <= beyond <= most, f"{said} {each.columns}"
+        own = SchemeInstance("gathered", "scheme_of_the_page:Gathered", {}, [], [])
+        joined = group.join(own, w := workload(kv_heads=2), 1)
+        assert joined is not None, group.reason
+        assert joined[0].wrong is None
+        from scheme_of_the_page import Gathered
+
+        predicted = Gathered().sent_bytes(w, world)
+        assert 0 <= joined[0].columns["sent_bytes"] - predicted <= 8 * FRAME  # type: ignore[operator]
         called = group.call(CallTogether(2, 1, 7, check=True))
         assert called is not None
         assert called[0].wrong is None

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from attnbench.devices import cgroup
+from attnbench.devices import cgroup, machine
 from attnbench.workers.about_parallel import Called, CallTogether, Join, Joined, SchemeInstance
 from attnbench.workers.ask import describe_exit
 from attnbench.workers.channel import Closed, Expired
@@ -66,6 +66,10 @@ class Group:
     def call(self, asked: CallTogether) -> list[Called] | None:
         """A burst. None where the group has ended instead."""
         return self._ask([asked] * self.world)
+
+    def cpu_seconds(self) -> float:
+        """What its processes have used of all cores so far."""
+        return sum(machine.cpu_seconds(worker.pid) for worker in self._workers)
 
     def end(self, status: str | None = None, reason: str = "", traceback: str = "") -> None:
         """Ends all processes; with a status, for good."""

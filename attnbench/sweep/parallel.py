@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from attnbench.devices import others
 from attnbench.devices.bursts import burst_size
 from attnbench.devices.device import of
 from attnbench.errors import AttnbenchError
@@ -41,6 +42,7 @@ SENT_BY = ("sent_bytes", "peak_bytes", "workspace_bytes", "input_bytes", "output
 _MEMORY_SHARE = 0.8  # of what is free
 _BURST_SECONDS = 0.02  # of a group: a barrier's end reaches its ranks some tenths of a millisecond apart
 _DESCRIBE_SECONDS = 120.0
+_DISTURBED = 0.1  # of all cores' time, what others may use before times are off
 _BITS = 40  # of a number that values are drawn from
 _OVERRUN = 1.5  # times what is left of a share of the budget, after which fewer rounds than an interval needs will do
 
@@ -79,6 +81,9 @@ class Member:
     predicted: int | None
     """Bytes that each process sends in a call, by formula."""
     joined: list[Joined] = field(default_factory=list)
+    bursts_s: float = 0.0
+    """Seconds of its bursts by the session's clock, and (below) CPU seconds that others used of all cores meanwhile."""
+    others_s: float = 0.0
 
     @property
     def world(self) -> int:
@@ -215,12 +220,12 @@ class _Contest:
     def run(self, members: list[Member], seconds: float) -> None:
         """Measures them, within so many seconds if an interval takes no longer."""
         self._members, end = members, time.monotonic() + seconds
-        base, *others = members
+        base, *rest = members
         for member in members:
             if member.cell.status is None and member.bytes > self._settings.memory:
                 needs = f"{member.bytes / 2**30:.3g} GiB for its processes"
                 member.cell.end("skipped", f"{needs} are over {self._settings.memory / 2**30:.3g} GiB")
-        batches = self._batches(base, [m for m in others if m.cell.status is None])
+        batches = self._batches(base, [m for m in rest if m.cell.status is None])
         for number, batch in enumerate(batches):
             share = max(0.0, end - time.monotonic()) / (len(batches) - number)
             deadline = time.monotonic() + share
@@ -282,7 +287,12 @@ class _Contest:
             look(alive, base.cell, self._measured, by_process=False, precision=self._asked.precision)
 
     def _burst(self, member: Member, turn: int, asked: CallTogether) -> None:
+        began, busy, own = time.monotonic(), others.host().busy_s, member.group.cpu_seconds()
         called = member.group.call(asked)
+        member.bursts_s += time.monotonic() - began
+        if busy is not None and called is not None:
+            used = (others.host().busy_s or busy) - busy
+            member.others_s += max(0.0, used - (member.group.cpu_seconds() - own))
         if not self._goes_on(member, called):
             return
         assert called is not None
@@ -326,7 +336,10 @@ class _Contest:
             found |= figures(cell, measured, base, self._settings)
             for name in ("speedup", "flops_per_s"):
                 found[name] = found[name] if math.isfinite(found[name]) else None
-            if w.on_host and member.world * w.threads > self._machine["usable_threads"]:
+            cores = self._machine["usable_threads"]
+            if w.on_host and member.others_s > _DISTURBED * cores * member.bursts_s:
+                found["warnings"] = [*found["warnings"], "disturbed"]
+            if w.on_host and member.world * w.threads > cores:
                 found["warnings"] = [*found["warnings"], "crowded"]
         elif cell.status is None:
             found |= {"status": "error", "reason": "no burst of it was timed"}

@@ -125,7 +125,7 @@ class Rank:
             "peak_bytes": None if held is None else input_bytes + max(output_bytes, held),
         }
         self._device.before_timing()
-        wrong = self._judge(raw, number + 1, columns)
+        wrong = self._judge(outputs(raw), number + 1, columns)
         del raw
         self.stage = "warm-up"
         dist.barrier(self._group)
@@ -149,7 +149,8 @@ class Rank:
         self._device.synchronise()
         seconds = bursts.clock() - start
         columns: Columns = {}
-        wrong = self._judge(raw, asked.number, columns) if asked.check else None
+        # Gradients take long to judge, and were right: the output tells whether a call still does its work.
+        wrong = self._judge(outputs(raw)[:1], asked.number, columns) if asked.check else None
         return Called(start, seconds, columns, wrong)
 
     def _take_gpu(self) -> None:
@@ -189,17 +190,21 @@ class Rank:
         self.stage = "measuring the link"
         return {"link_bytes_per_s": _link(self._group, self._whole.device)}
 
-    def _judge(self, raw: Any, number: int, columns: Columns) -> str | None:
-        """On rank 0, to which all send what came out: what is wrong with it; its errors join the columns."""
-        wholes = [self._gathered(part) for part in outputs(raw)]
+    def _judge(self, raw: Sequence[Tensor], number: int, columns: Columns) -> str | None:
+        """On rank 0, to which all send what came out: what is wrong with it; its errors join the columns.
+
+        raw: its part of the output, and of gradients where they are to be judged, too.
+        """
+        wholes = [self._gathered(part) for part in raw]
         if self._rank:
             return None
+        w = self._whole if len(raw) > 1 else self._whole.replace(phase="forward")
         drawn = [self._drawn(number, rank) for rank in range(self._world)]
-        given = [self._scheme.unshard(parts, self._whole) for parts in zip(*drawn, strict=True)]
-        made: Any = [self._scheme.unshard(parts, self._whole) for parts in wholes]
-        task = Task(Plugin(), self._whole, {"self": Attention(self._task.plain, "")})
-        raw = tuple(made) if self._whole.trains else made[0]
-        found = values.judge(task, "exact", given, raw, task.taps(given, raw), number)
+        given = [self._scheme.unshard(parts, w) for parts in zip(*drawn, strict=True)]
+        made = [self._scheme.unshard(parts, w) for parts in wholes]
+        task = Task(Plugin(), w, {"self": Attention(self._task.plain, "")})
+        given, answer = (given, tuple(made)) if w.trains else (given[:3], made[0])
+        found = values.judge(task, "exact", given, answer, task.taps(given, answer), number)
         columns |= found.columns
         return found.problem
 
