@@ -79,6 +79,15 @@ def test_a_cell_over_its_part_of_the_budget_names_the_budget_that_would_do() -> 
     assert cells[0].reason == "40 s predicted at 20 s a call is over 25% of the budget of 100 s; --budget 170 would do"
 
 
+def test_a_part_of_a_budget_is_told_with_the_whole() -> None:
+    cells = [cell("a", 2.0), *(cell(name, 0.1) for name in "bcd")]
+    skip_too_dear(cells, cells, costs(), budget=10, left=10, part=0.1)
+    assert cells[0].reason == (
+        "4.2 s predicted at 2 s a call is over 25% of the 10 s that this workload has of the budget of 100 s; "
+        "--budget 170 would do"
+    )
+
+
 @given(calls=CALLS, budget=st.floats(1, 500))
 def test_rounds_fit_into_the_time_and_the_dearest_get_fewest(calls: list[float], budget: float) -> None:
     cells, known = [cell(name, s) for name, s in zip("abcdefgh", calls, strict=False)], costs()

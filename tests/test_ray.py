@@ -203,17 +203,24 @@ def test_a_run_goes_on_where_it_was_cut_off_whatever_threads_its_nodes_have(tmp_
 @pytest.mark.parametrize(
     ("answers", "says", "left"),
     [
-        ((seen(0), seen(1, torch="2.12.0")), "node host b is left out: torch is 2.12.0 there, 2.13.0 on the first", 1),
+        ((seen(0), seen(1, torch="2.12.0")), "node host b is left out: torch is 2.12.0 there, 2.13.0 on the other", 1),
         ((seen(0), Refused("no plugin is called 'x'")), "node host b is left out: no plugin is called 'x'", 1),
         ((seen(0), seen(1)), "", 2),
     ],
 )
-def test_a_node_that_is_not_like_the_first_is_left_out(answers: tuple[Any, Any], says: str, left: int) -> None:
+def test_a_node_that_is_not_like_the_others_is_left_out(answers: tuple[Any, Any], says: str, left: int) -> None:
     told: list[str] = []
     members = Members(Near(dict(zip(["a" * 8, "b" * 8], answers, strict=True))), asked(), told.append)
     assert len(members.first()) == left
     assert says in "\n".join(told)
     assert len(told) == (left == 1)
+
+
+def test_it_is_the_odd_one_that_is_left_out_whoever_answers_first() -> None:
+    cluster, told = Near({"a" * 8: seen(0, torch="2.12.0"), "b" * 8: seen(1), "c" * 8: seen(1)}), list[str]()
+    cluster.here = [*NODES, replace(NODES[0], id="c" * 8, name="host c")]
+    assert [device.node.name for device in Members(cluster, asked(), told.append).first()] == ["host b", "host c"]
+    assert told == ["node host a is left out: torch is 2.12.0 there, 2.13.0 on the other nodes"]
 
 
 @pytest.mark.parametrize(

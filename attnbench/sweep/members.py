@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +39,7 @@ def devices_of(node: Node, device: str, threads: int) -> list[Device]:
 
 
 class Members:
-    """Who takes part: every node that has the device, once it was looked at and found to be like the first."""
+    """Who takes part: every node that has the device, once it was looked at and found to be like most were at first."""
 
     def __init__(self, cluster: Cluster, asked: Asked, tell: Callable[[str], object]) -> None:
         self._cluster, self._tell = cluster, tell
@@ -68,12 +69,15 @@ class Members:
         """
         self._settle(self._cluster.nodes())
         self.meet()
-        refused, end = [], time.monotonic() + _LOOK_SECONDS
-        while self._looks and not (self.ready and time.monotonic() > end):
-            refused += [self._seen(task) for task in self._cluster.ended(self.looks, POLL_SECONDS)]
+        found, end = list[tuple[Device, Seen | Refused]](), time.monotonic() + _LOOK_SECONDS
+        while self._looks and not (time.monotonic() > end and any(isinstance(each, Seen) for _, each in found)):
+            found += [self._answer(task) for task in self._cluster.ended(self.looks, POLL_SECONDS)]
+        versions = Counter(tuple(each.versions.items()) for _, each in found if isinstance(each, Seen))
+        self._versions = dict(versions.most_common(1)[0][0]) if versions else {}
+        refused = [(device, why) for device, each in found if (why := self._judge(device, each))]
         if not self.ready:  # for one reason, most likely: something that is asked for is not to be had
-            raise AttnbenchError(next(filter(None, refused))[1])
-        for device, why in filter(None, refused):
+            raise AttnbenchError(refused[0][1])
+        for device, why in refused:
             self._leave_out(device, why)
         sweep = self.asked.sweep
         dtypes = {device.seen.devices[sweep.device].dtype for device in self.ready if device.seen}
@@ -118,25 +122,28 @@ class Members:
 
     def seen(self, task: Any) -> None:
         """A look has ended: the device takes part, or it is told why not."""
-        if (refused := self._seen(task)) and refused[0] not in self._again:
-            self._leave_out(*refused)
+        device, found = self._answer(task)
+        if (why := self._judge(device, found)) and device not in self._again:
+            self._leave_out(device, why)
 
     def _leave_out(self, device: Device, why: str) -> None:
         self._tell(f"node {device.node.name} is left out: {why}")
 
-    def _seen(self, task: Any) -> tuple[Device, str] | None:
-        """The device that a look is of, and why it has no part; None where it has one."""
+    def _answer(self, task: Any) -> tuple[Device, Seen | Refused]:
         device = self._looks.pop(task)
         try:
-            found = self._cluster.result(task)
+            return device, self._cluster.result(task)
         except Lost as error:
-            found = Refused(str(error))
             if not error.ran:
                 self._again[device] = time.monotonic() + _AGAIN_SECONDS
-        if isinstance(found, Refused) or (why := self._unfit(found, device)):
-            return device, found.why if isinstance(found, Refused) else why
-        device.seen = found
-        return None
+            return device, Refused(str(error))
+
+    def _judge(self, device: Device, found: Seen | Refused) -> str:
+        """Why a device has no part; empty where it has one from now on."""
+        why = found.why if isinstance(found, Refused) else self._unfit(found, device)
+        if isinstance(found, Seen) and not why:
+            device.seen = found
+        return why
 
     def _unfit(self, found: Seen, device: Device) -> str:
         name = self.asked.sweep.device
@@ -145,8 +152,7 @@ class Members:
         cpus, threads = device.share.cpus, self.asked.sweep.threads
         if DEVICES[name].host and threads > cpus:
             return f"it gives out {cpus} CPU{'s' * (cpus > 1)}, and --threads asks for {threads}"
-        self._versions = self._versions or found.versions
         for what, version in self._versions.items():
             if (there := found.versions.get(what)) != version:
-                return f"{what} is {there or 'missing'} there, {version} on the first node"
+                return f"{what} is {there or 'missing'} there, {version} on the other nodes"
         return ""
