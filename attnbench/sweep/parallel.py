@@ -44,7 +44,7 @@ _BURST_SECONDS = 0.02  # of a group: a barrier's end reaches its ranks some tent
 _DESCRIBE_SECONDS = 120.0
 _DISTURBED = 0.1  # of all cores' time, what others may use before times are off
 _BITS = 40  # of a number that values are drawn from
-_OVERRUN = 1.5  # times what is left of a share of the budget, after which fewer rounds than an interval needs will do
+_OVERRUN = 0.5  # of a share of the budget, beyond which fewer rounds than an interval needs will do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,8 @@ def line(row: Row) -> str:
     name = f"{row['scheme']} x {row['world']}, {row['seq']} tokens"
     if row["status"] != "ok":
         return f"{name}: {row['status']}: {row['reason']}"
-    return f"{name}: {1e3 * row['latency_s']:.3g} ms, {row['speedup']:.3g}x {BASELINE}'s"
+    speedup = "" if row["speedup"] is None else f", {row['speedup']:.3g}x {BASELINE}'s"
+    return f"{name}: {1e3 * row['latency_s']:.3g} ms{speedup}"
 
 
 def _checked(sweep: Sweep) -> list[Workload]:
@@ -230,7 +231,7 @@ class _Contest:
             share = max(0.0, end - time.monotonic()) / (len(batches) - number)
             deadline = time.monotonic() + share
             with self._joined([m for m in [base, *batch] if m.cell.status is None]) as live:
-                self._rounds(live, base, deadline)
+                self._rounds(live, base, deadline, deadline + _OVERRUN * share)
             self._process += 1
 
     def _batches(self, base: Member, members: Sequence[Member]) -> list[list[Member]]:
@@ -267,16 +268,17 @@ class _Contest:
             member.joined, self._measured[member.cell] = joined, Measured(_columns(joined))
         self._measured[member.cell].plan(ROUNDS, 1)
 
-    def _rounds(self, live: Sequence[Member], base: Member, deadline: float) -> None:
-        """Bursts of all in turns, until each is precise enough or the time is over."""
-        began = time.monotonic()
+    def _rounds(self, live: Sequence[Member], base: Member, deadline: float, latest: float) -> None:
+        """Bursts of all in turns, until each is precise enough or the time is over.
+
+        Late, there are as many as an interval needs; after `latest` none but the first is begun.
+        """
         sizes = {m: burst_size(max(each.call_s for each in m.joined), _BURST_SECONDS) for m in live}
         checked = {m: self._secret.randrange(MIN_ROUNDS) for m in live}
         for turn in range(ROUNDS):
             taking_part = [m for m in live if m.cell.status is None and not self._measured[m.cell].converged]
-            late = time.monotonic() > deadline
-            overdue = turn and time.monotonic() > began + _OVERRUN * (deadline - began)
-            if not taking_part or (late and turn >= MIN_ROUNDS) or overdue:
+            now = time.monotonic()
+            if not taking_part or (now > deadline and turn >= MIN_ROUNDS) or (now > latest and turn):
                 break
             self._random.shuffle(taking_part)
             for member in taking_part:

@@ -55,21 +55,23 @@ class _Turn:
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, up: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the parts of query, key and value; up: of the output's part."""
-        dq = torch.zeros_like(query, dtype=torch.float32)  # (batch, heads, queries, head_dim)
-        own = [torch.zeros_like(x, dtype=torch.float32) for x in (key, value)]  # (batch, kv_heads, queries, dim)
+        w, meeting = self._workload, self._scheme.meeting
         following: Shift | None = None
         for source, k, v in self._blocks(key, value):
-            part, found = self._scheme.meeting(self._workload, self._rank, source, query.shape[2]), None
+            part, found = meeting(w, self._rank, source, query.shape[2]), None
             if part:
-                found = self._scheme.differentiated(self._workload, part, up, query, k, v, out, lse)
-                dq[:, :, part.queries] += found[0]
-            is_own = source == self._rank
-            # Who comes first after their owner begins the sums of a block.
-            sums = own if is_own else following.wait() if following else [torch.zeros_like(x) for x in own]
+                found = self._scheme.differentiated(w, part, up, query, k, v, out, lse)
+            if source == self._rank:  # it comes first, and all of it meets
+                assert found is not None
+                dq, *own = (x.float() for x in found)  # (batch, heads, queries, head_dim)
+                continue
+            # Who comes first after their owner begins the sums of a block: (batch, kv_heads, queries, dim) each.
+            sums = following.wait() if following else [torch.zeros_like(x, dtype=torch.float32) for x in (k, v)]
             if part and found:
+                dq[:, :, part.queries] += found[0]
                 for total, more in zip(sums, found[1:], strict=True):
                     total[:, :, part.keys] += more
-            following = None if is_own else Shift(self._group, sums, tag=2)
+            following = Shift(self._group, sums, tag=2)
             del k, v, found
         if following:
             for total, more in zip(own, following.wait(), strict=True):
