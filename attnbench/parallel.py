@@ -80,7 +80,8 @@ def uneven(workload: Workload, world: int, runs: int = 1) -> str | None:
     """Why a length does not split into as many equal runs of tokens for each process; None where it does."""
     if workload.seq % (world * runs) == 0:
         return None
-    return f"a length of {workload.seq} is no multiple of {world * runs}, {runs} for each of {world} processes"
+    each = "" if runs == 1 else f", {runs} runs for each"
+    return f"{workload.seq} tokens do not split evenly among {world} processes{each}"
 
 
 def refusal(scheme: Scheme, workload: Workload, world: int) -> str | None:

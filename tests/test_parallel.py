@@ -136,16 +136,16 @@ REFUSALS = (
     ("ring", {"seq": 48}, 4, ""),
     ("ring", {"value_dim": 8}, 2, "as wide as keys"),
     ("ulysses", {"value_dim": 8}, 2, ""),
-    ("ring", {"seq": 44}, 4, "44 is no multiple of 8"),
+    ("ring", {"seq": 44}, 4, "44 tokens do not split evenly among 4 processes, 2 runs for each"),
     ("ring", {"seq": 44, "mask": "full"}, 4, ""),
     ("ring:order=contiguous", {"seq": 44}, 4, ""),
-    ("ring:order=contiguous", {"seq": 45}, 4, "45 is no multiple of 4"),
+    ("ring:order=contiguous", {"seq": 45}, 4, "45 tokens do not split evenly among 4 processes"),
     ("ulysses", {"heads": 6, "kv_heads": 6}, 4, "6 heads do not split evenly among 4"),
     ("ulysses", {"heads": 12, "kv_heads": 3}, 4, "3 kv heads"),
     ("ulysses", {"heads": 8, "kv_heads": 2}, 4, ""),
     ("sdpa", {}, 2, "in one process"),
     ("sdpa", {"phase": "train"}, 1, ""),
-    ("torch-ring", {"seq": 44}, 4, "44 is no multiple of 8"),
+    ("torch-ring", {"seq": 44}, 4, "44 tokens do not split evenly among 4 processes, 2 runs for each"),
 )
 
 

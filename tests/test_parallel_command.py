@@ -10,9 +10,14 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from attnbench import Workload
 from attnbench.commands import main
 from attnbench.records.judged import PARALLEL
 from attnbench.report.figures.parallel import parallel as draw
+from attnbench.sizes import Sweep
+from attnbench.sweep import parallel
+from attnbench.workers.about_parallel import SchemeInstance
+from attnbench.workers.messages import Facts, Found
 
 SMALL = ("--seq", "32", "--heads", "2", "--head-dim", "16", "--dtype", "float32", "--device", "cpu", "--threads", "1",
          "--precision", "90%", "--budget", "600")  # fmt: skip
@@ -141,6 +146,35 @@ def test_bad_usage_is_a_line_and_nothing_is_written(arguments: tuple[str, ...], 
     assert result.exit_code == 2
     assert says in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_needs_more_memory_than_there_is_is_skipped_before_anything_starts() -> None:
+    w = Workload(seq=64, kv_seq=64, mask="causal")
+    schemes = [SchemeInstance(name, "a:B", {}, [[None, None]], [[0, 9]]) for name in ("sdpa", "ring")]
+    facts = Facts({"threads_at_once": 1, "usable_threads": 2}, {"cpu": Found(None, 1 << 20)})
+    asked = parallel.Asked(plugins="ring", worlds=(2,), sweep=Sweep(threads=1))
+    contest = parallel._Contest(None, Path(), asked, facts, w)  # type: ignore[arg-type]
+    contest.run(list(parallel._members(schemes, 0, w, asked)), 1.0)
+    rows = list(contest.rows())
+    assert [(row["scheme"], row["world"], row["status"]) for row in rows] == [
+        ("sdpa", 1, "skipped"),
+        ("ring", 2, "skipped"),
+    ]
+    assert "GiB for its processes are over" in rows[1]["reason"]
+    assert rows[1]["predicted_sent_bytes"] == 9
+    assert set(PARALLEL.needed) <= set(rows[1])
+
+
+LINES = (
+    ({"status": "ok", "latency_s": 2e-3, "speedup": 1.5}, "ring x 2, 64 tokens: 2 ms, 1.5x sdpa's"),
+    ({"status": "ok", "latency_s": 2e-3, "speedup": None}, "ring x 2, 64 tokens: 2 ms"),
+    ({"status": "crashed", "reason": "rank 1: gone"}, "ring x 2, 64 tokens: crashed: rank 1: gone"),
+)
+
+
+@pytest.mark.parametrize(("row", "line"), LINES)
+def test_a_row_in_a_line(row: dict[str, Any], line: str) -> None:
+    assert parallel.line({"scheme": "ring", "world": 2, "seq": 64} | row) == line
 
 
 def test_a_figure_draws_without_memory_or_the_baseline() -> None:

@@ -118,14 +118,15 @@ def show_offered(isa: str, as_json: bool) -> None:
 def show(found: "Found") -> None:
     """Prints a table for each problem, and why what is missing is."""
     from attnbench.report.across import lacking, problems
-    from attnbench.report.tables.parallel import by_world
+    from attnbench.report.tables.parallel import table_of
 
-    for table in by_world([{"rows": found.rows}]):
-        click.echo(f"\n{table.title}")
-        print_table(table.columns, table.rows, pad_edge=False)
     for rows in problems(found.rows):
+        table = table_of(rows)
+        click.echo(f"\n{table.title}")
+        if table.rows:
+            print_table(table.columns, table.rows, pad_edge=False)
         for reason in lacking(rows):
-            click.echo(f"{rows[0]['seq']} tokens, {reason}")
+            click.echo(f"no number: {reason}")
 
 
 def _content(found: "Found") -> dict[str, Any]:

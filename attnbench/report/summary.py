@@ -19,6 +19,8 @@ _FEW = 4  # winners are spelled out for so many panels, with so many changes of 
 
 def summary(frame: pd.DataFrame, panels: Sequence[Panel], runs: Sequence[Meta], style: Style) -> list[str]:
     """How many cells of what status, from where, which variant is the fastest, and what to be wary of."""
+    if frame.empty and not runs:
+        return ["There is no run in this report."]
     if frame.empty:
         return ["There is no cell in this report: the run planned none, or was stopped before its first."]
     done = finished(frame)

@@ -229,9 +229,12 @@ class _Contest:
         batches = self._batches(base, [m for m in rest if m.cell.status is None])
         for number, batch in enumerate(batches):
             share = max(0.0, end - time.monotonic()) / (len(batches) - number)
-            deadline = time.monotonic() + share
+            began = time.monotonic()
+            deadline = began + share
             with self._joined([m for m in [base, *batch] if m.cell.status is None]) as live:
-                self._rounds(live, base, deadline, deadline + _OVERRUN * share)
+                joined = time.monotonic()
+                # However small its share, rounds may take half of what it took to be ready for them.
+                self._rounds(live, base, deadline, max(deadline, joined) + _OVERRUN * max(share, joined - began))
             self._process += 1
 
     def _batches(self, base: Member, members: Sequence[Member]) -> list[list[Member]]:

@@ -34,8 +34,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def by_world(judged: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """judged: what `attnbench parallel` wrote, see `records.judged`. A table for each problem that has numbers."""
-    return [table for each in judged for rows in problems(each["rows"]) if (table := _table(rows)).rows]
+    """judged: what `attnbench parallel` wrote, see `records.judged`. A table for each problem."""
+    return [table_of(rows) for each in judged for rows in problems(each["rows"])]
 
 
 def _worst_gradient(row: Row) -> float | None:
@@ -43,7 +43,8 @@ def _worst_gradient(row: Row) -> float | None:
     return max((each for each in found if each is not None), default=None)
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def table_of(rows: Sequence[Row]) -> Table:
+    """Of one problem; its text says why there is no number where there is none."""
     body = [[text(row) for text in COLUMNS.values()] for row in done(rows)]
     shown = [i for i, _ in enumerate(COLUMNS) if any(texts[i] != units.NOTHING for texts in body)]
     names = [list(COLUMNS)[i] for i in shown]
