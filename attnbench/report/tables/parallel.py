@@ -6,6 +6,7 @@ from typing import Any
 from attnbench.records.schema import Row
 from attnbench.report import units
 from attnbench.report.across import done, heading, lacking, problems
+from attnbench.report.prepare import machine_name
 from attnbench.report.tables.table import Table
 
 
@@ -35,7 +36,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 def by_world(judged: Sequence[Mapping[str, Any]]) -> list[Table]:
     """judged: what `attnbench parallel` wrote, see `records.judged`. A table for each problem."""
-    return [table_of(rows) for each in judged for rows in problems(each["rows"])]
+    return [table_of(rows, machine_name(each)) for each in judged for rows in problems(each["rows"])]
 
 
 def _worst_gradient(row: Row) -> float | None:
@@ -43,15 +44,15 @@ def _worst_gradient(row: Row) -> float | None:
     return max((each for each in found if each is not None), default=None)
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    """Of one problem; its text says why there is no number where there is none."""
+def table_of(rows: Sequence[Row], machine: str = "") -> Table:
+    """Of one problem; its text says why there is no number where there is none. machine: where it was measured."""
     body = [[text(row) for text in COLUMNS.values()] for row in done(rows)]
     shown = [i for i, _ in enumerate(COLUMNS) if any(texts[i] != units.NOTHING for texts in body)]
     names = [list(COLUMNS)[i] for i in shown]
     return Table(
         names,
         [[texts[i] for i in shown] for texts in body],
-        heading(rows[0]),
+        "; ".join(filter(None, [heading(rows[0]), machine])),
         frozenset(names) - {"scheme", "warnings"},
         "; ".join(lacking(rows)),
     )
