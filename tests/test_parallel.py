@@ -23,7 +23,7 @@ from attnbench.workers.about_parallel import CallTogether, SchemeInstance
 from attnbench.workers.server import Forkserver
 
 ROOT = Path(__file__).parents[1]
-BUILT_IN = ("ring", "ring:order=contiguous", "all-gather", "all-gather:order=contiguous", "ulysses", "torch-ring",
+BUILT_IN = ("ring", "ring:order=contiguous", "all-gather", "ulysses", "torch-ring",
             "torch-ring:rotate=allgather")  # fmt: skip
 FRAME = 1024  # bytes of frames that gloo sends with a message from one rank to another, at most
 
@@ -64,9 +64,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forkserve
 
 PROBLEMS = (
     {"phase": "train"},
-    {"phase": "train", "kv_heads": 2, "batch": 2},
-    {"phase": "train", "mask": "full", "kv_heads": 1},
-    {"dtype": "bfloat16"},
+    {"phase": "train", "mask": "full", "kv_heads": 2, "batch": 2},
+    {"dtype": "bfloat16", "kv_heads": 1},
 )
 MESSAGES = {"ring": 12, "all-gather": 16, "ulysses": 16, "torch-ring": 16}  # of a rank to each other one, at most
 

@@ -110,12 +110,12 @@ def test_rows_table_file_figure_and_report(tmp_path: Path) -> None:
 
 def test_whatever_one_process_does_is_a_row_and_nothing_is_left(faulty: None, tmp_path: Path) -> None:
     specs = "killed,hangs,raises,wrong,twice,forward,none,ulysses"
-    sizes = ("--world", "2", "--heads", "3", "--phase", "train", "--timeout", "16")
+    sizes = ("--world", "2", "--heads", "3", "--phase", "train", "--timeout", "12")
     _, found = run(tmp_path / "runs", "--plugins", specs, *sizes, code=1)
     became = {row["scheme"]: (row["status"], row["reason"]) for row in found["rows"]}
     assert became["sdpa"][0] == "ok"
     assert became["killed"] == ("crashed", "rank 1: killed by SIGKILL")
-    waited = "no answer from rank 1 within 16 s (--timeout), for which the others waited"
+    waited = "no answer from rank 1 within 12 s (--timeout), for which the others waited"
     assert became["hangs"] == ("timeout", waited)
     assert became["raises"][0] == "error"
     assert became["raises"][1].startswith("rank 1: at ")
