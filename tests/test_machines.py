@@ -70,6 +70,11 @@ def test_rows_go_by_run_and_machine(tmp_path: Path) -> None:
     assert dict(zip(frame["run"], frame["machine"], strict=True)) == dict(zip(names, MACHINES, strict=True))
 
 
+def test_ceilings_are_each_machine_s_own(tmp_path: Path) -> None:
+    path = made(tmp_path, "run", {FAST: {"device": "cpu"}})
+    assert [meta["ceilings"] for meta in read_metas(path)] == [{"device": "cpu"}, None]
+
+
 def test_growth_is_each_machine_s_own(tmp_path: Path) -> None:
     frame = load(made(tmp_path, "run"))
     for given in (frame, frame.assign(run="the same")):  # whoever drops the run's name mixes no machines either

@@ -74,7 +74,7 @@ class Near(on_ray.Cluster):
 
 def seen(machine: int, torch: str = "2.13.0", dtype: str = "float32") -> Seen:
     devices = DEVICES | {"cpu": Found(missing=None, dtype=dtype)}
-    return Seen(MACHINES[machine] | FACTS, devices, {"attnbench": "1", "torch": torch}, 1)
+    return Seen(MACHINES[machine] | FACTS, devices, {"attnbench": "1", "torch": torch})
 
 
 def asked(seq: str = "16,32,64,128", budget: float = 100.0, **more: Any) -> Asked:
@@ -89,7 +89,7 @@ def plan(cluster: Near, what: Asked, tell: Callable[[str], object] = lambda line
     cells = [
         Cell(name, name, "attnbench 0.1.0", f"x:{name}", w) for w in here.sweep.workloads() for name in ("sdpa", "int8")
     ]
-    return spread.Spread(here, cells, "sdpa", dict(MACHINES[0] | FACTS), None, cluster, members, tell)
+    return spread.Spread(here, cells, "sdpa", dict(MACHINES[0] | FACTS), seen(0), cluster, members, tell)
 
 
 def measured(job: Job) -> Done:
@@ -118,6 +118,7 @@ def test_every_cell_is_journaled_once_the_longest_first(tmp_path: Path) -> None:
         "A, 2 threads": "A",
         "B, 2 threads": "B",
     }
+    assert meta["ceilings_of"] == dict.fromkeys(meta["machines"])
     assert meta["seconds"]["tasks"] == 8.0
     assert meta["seconds"]["elsewhere"] == 2.0
 

@@ -70,8 +70,8 @@ def of_run(meta: Meta) -> dict[str, Mapping[str, Any]]:
 
 def apart(meta: Meta) -> dict[str, dict[str, Any]]:
     """What run.json says of a run, as if each of its machines had one of its own, by the machine's name."""
-    found = {}
+    found, ceilings = {}, meta.get("ceilings_of")
     for name, facts in of_run(meta).items():
-        own = {"machine": dict(facts), "ceilings": (meta.get("ceilings_of") or {}).get(name, meta.get("ceilings"))}
+        own = {"machine": dict(facts), "ceilings": meta.get("ceilings") if ceilings is None else ceilings.get(name)}
         found[name] = {key: value for key, value in meta.items() if key not in ("machines", "ceilings_of")} | own
     return found

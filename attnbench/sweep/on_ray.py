@@ -86,12 +86,12 @@ class Cluster:
         return list(ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[0]) if first else []
 
     def result(self, task: Any) -> Any:
-        """What a task that has ended gave. Raises: Lost."""
+        """What a task gives, once it has ended. Raises: Lost."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            return ray.get(task, timeout=60)
+            return ray.get(task)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise Lost(f"{type(cause).__name__}: {cause}".splitlines()[0], ran=True) from None

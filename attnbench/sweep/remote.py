@@ -59,21 +59,13 @@ class Refused:
 class Seen:
     """A node as it is before anything is planned for it.
 
-    versions: of what must be the same on all nodes, by what it is called.
+    versions: of what must be the same on all nodes, by what it is called. ceilings: what the machine can do at best.
     """
 
     facts: Mapping[str, Any]
     devices: Mapping[str, Found]
     versions: Mapping[str, str]
-    threads: int
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A plan without what lives on its node alone. ceilings: what the machine can do at best, where that is known."""
-
-    planned: engine.Planned
-    ceilings: Ceilings | None
+    ceilings: Ceilings | None = None
 
 
 @dataclass(frozen=True)
@@ -131,21 +123,22 @@ def _house(asked: Asked, threads: int) -> _House:
 
 
 def look(asked: Asked, share: Share) -> Seen | Refused:
-    """What this node is."""
+    """What this node is. asked: with its device settled."""
     try:
         requests, base = choose(asked.plugins, asked.baseline)
         threads = share.take()
         house = _house(asked, threads)
     except AttnbenchError as error:
         return Refused(str(error))
-    facts = house.facts.machine
+    device = asked.sweep.device
+    facts = house.facts.machine | {"unmeasured": house.facts.devices[device].unmeasured}
     git = facts.get("git")
     versions = {
         "attnbench": metadata.version("attnbench") + (f" ({git})" if git else ""),
         **{f"the plugin {r.found.name}": r.found.origin for r in [*requests, *([base] if base else [])]},
         **{name: version for name, version in facts["libraries"].items() if name == "torch"},
     }
-    return Seen(facts, house.facts.devices, versions, threads)
+    return Seen(facts, house.facts.devices, versions, ceilings.stored(facts, device, threads))
 
 
 def _planned(asked: Asked, share: Share) -> tuple[_House, engine.Plan]:
@@ -164,15 +157,13 @@ def _planned(asked: Asked, share: Share) -> tuple[_House, engine.Plan]:
     return house, house.plans[key]
 
 
-def plan(asked: Asked, share: Share) -> Cells | Refused:
+def plan(asked: Asked, share: Share) -> engine.Planned | Refused:
     """What would be measured here, all of it."""
     try:
         _, found = _planned(asked, share)
     except AttnbenchError as error:
         return Refused(str(error))
-    sweep = found.asked.sweep
-    known = ceilings.stored(found.facts, sweep.device, sweep.threads)
-    return Cells(engine.Planned(found.asked, found.cells, found.baseline, dict(found.facts)), known)
+    return engine.Planned(found.asked, found.cells, found.baseline, dict(found.facts))
 
 
 def measure(job: Job) -> Done | Refused:

@@ -7,7 +7,7 @@ measured is decided there (`remote`); here it is decided what goes where, and wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import ceil
@@ -23,11 +23,10 @@ from attnbench.sweep.engine import Planned
 from attnbench.sweep.members import POLL_SECONDS, Device, Members
 from attnbench.sweep.on_ray import Cluster, Lost
 from attnbench.sweep.precision import within
-from attnbench.sweep.remote import Cells, Done, Job, Refused
+from attnbench.sweep.remote import Done, Job, Refused, Seen
 from attnbench.sweep.rounds import Progress
 from attnbench.sweep.settings import Asked
 from attnbench.theory.costs import flops
-from attnbench.theory.roofline import Ceilings
 from attnbench.workload import Workload
 
 ALL = 0  # threads of a sweep that computes with all that a node gives
@@ -52,6 +51,7 @@ class Sent:
 
     work: Work
     device: Device
+    seen: Seen
     until: float
 
 
@@ -59,10 +59,10 @@ class Sent:
 class Spread(Planned):
     """A plan by the first node, while this process is connected to the cluster; threads and memory are that node's.
 
-    ceilings: what that node's machine can do at best. members: all that take part. tell: says a line at once.
+    seen: that node. members: all that take part. tell: says a line at once.
     """
 
-    ceilings: Ceilings | None
+    seen: Seen
     cluster: Cluster
     members: Members
     tell: Callable[[str], object]
@@ -101,18 +101,19 @@ def planned(asked: Asked, on: str, tell: Callable[[str], object] = lambda line: 
             raise AttnbenchError(f"node {first.node.name} could not plan the run: {error}") from None
         if isinstance(found, Refused):
             raise AttnbenchError(found.why)
-        assert isinstance(found, Cells)
-        here, budget = found.planned, asked.budget * len(members.ready)
-        precision = within(budget, here.cells) if asked.precision is None else asked.precision
+        precision = asked.precision
+        if precision is None:
+            precision = within(asked.budget * len(members.ready), found.cells)
         members.asked = replace(members.asked, precision=precision)
-        settled = replace(here.asked, precision=precision)
-        yield Spread(settled, here.cells, here.baseline, here.facts, found.ceilings, cluster, members, tell)
+        settled = replace(found.asked, precision=precision)
+        assert first.seen is not None
+        yield Spread(settled, found.cells, found.baseline, found.facts, first.seen, cluster, members, tell)
 
 
 def meta(plan: Spread, command: Sequence[str]) -> dict[str, Any]:
     """What run.json will say of a run that begins now."""
     name = name_of(plan.facts)
-    told = engine.meta_of(plan, command, plan.ceilings)
+    told = engine.meta_of(plan, command, plan.seen.ceilings)
     # Memory is each node's own, and so are threads, where nothing was asked for.
     return told | {
         "args": plan.members.asked.as_dict(),
@@ -217,14 +218,14 @@ class Driver:
             self._give_up()
         busy = {id(sent.device) for sent in self._sent.values()}
         for device in self._members.ready:
-            if id(device) in busy or not self._pending:
+            if id(device) in busy or not self._pending or not (seen := device.seen):
                 continue
             work = self._pending.pop(0)
             work.tries += 1
             seconds = self._seconds(work)
             job = Job(self._members.asked, work.workload, seconds, self._plan.asked.budget, device.share)
             task = self._cluster.send(self._call, (job,), device.node, device.share.cpus, device.gpus)
-            self._sent[task] = Sent(work, device, time.monotonic() + seconds)
+            self._sent[task] = Sent(work, device, seen, time.monotonic() + seconds)
             self._progress.cell(work.cells[0], f"on {device.node.name}")
 
     def _give_up(self) -> None:
@@ -233,7 +234,7 @@ class Driver:
         would_do = ceil(budget / max(0.1, 1 - sum(map(self._weight, self._pending))) / 10) * 10
         why = f"the budget of {budget:.0f} s was over before its turn; --budget {would_do} would do"
         for work in self._pending:
-            self._append(self._without_number(work, "skipped", why), self._plan.facts, "")
+            self._append(self._without_number(work, "skipped", why), self._plan.seen, "")
         self._pending.clear()
 
     def _weight(self, work: Work) -> float:
@@ -250,8 +251,8 @@ class Driver:
         share = self._weight(work) / sum(map(self._weight, [work, *self._pending]))
         return min(left, max(0.0, left * devices - taken) * share)
 
-    def _ended(self, task: Any, sent: Sent) -> tuple[list[Row], Mapping[str, Any], str] | None:
-        """Rows, the machine's facts and the node's name, where a task gave any or is given up."""
+    def _ended(self, task: Any, sent: Sent) -> tuple[list[Row], Seen, str] | None:
+        """Rows, where they were measured and the node's name, where a task gave any or is given up."""
         work, device = sent.work, sent.device
         try:
             found = self._cluster.result(task)
@@ -260,10 +261,9 @@ class Driver:
             if not error.ran:
                 self._members.look(device)
         if isinstance(found, Done):
-            assert device.seen is not None
             for name, seconds in (("calls", found.calls), ("compilation", found.compilation), ("tasks", found.took)):
                 self.spent[name] += seconds
-            return found.rows, device.seen.facts, device.node.name
+            return found.rows, sent.seen, device.node.name
         again = work.tries < _TRIES
         what = "it is sent again" if again else f"after {_TRIES} times it is given up"
         self._tell(f"{work.workload.label()} came to nothing on node {device.node.name}: {found.why}; {what}")
@@ -271,7 +271,7 @@ class Driver:
             self._pending = sorted([*self._pending, work], key=lambda each: -each.operations)
             return None
         why = f"its task came to nothing {work.tries} times, at last: {found.why}"
-        return self._without_number(work, "crashed", why), self._plan.facts, device.node.name
+        return self._without_number(work, "crashed", why), sent.seen, device.node.name
 
     def _without_number(self, work: Work, status: str, why: str) -> list[Row]:
         settings, found = engine.settings_of(self._plan, None), []
@@ -282,11 +282,12 @@ class Driver:
             found.append(rows.row(cell, None, settings) | told)
         return found
 
-    def _append(self, found: list[Row], facts: Mapping[str, Any], node: str) -> None:
+    def _append(self, found: list[Row], seen: Seen, node: str) -> None:
         """Journals a workload's rows, with where they were measured."""
         known = self._run.meta["machines"]
-        if (name := name_of(facts, known)) not in known:
-            known[name] = dict(facts)
+        if (name := name_of(seen.facts, known)) not in known:
+            known[name] = dict(seen.facts)
+            self._run.meta["ceilings_of"][name] = seen.ceilings.as_dict() if seen.ceilings else None
             self._run.save()
         found = [row | {"machine": name, "node": node} for row in found]
         self._run.append(found)
