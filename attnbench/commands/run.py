@@ -109,7 +109,7 @@ def _ready(asked: Asked, on: str | None, dry_run: bool) -> "Iterator[tuple[Plann
     from attnbench.sweep import engine, spread
 
     if on:
-        with spread.planned(asked, on, tell) as far:
+        with spread.planned(asked, on, tell, ready=not dry_run) as far:
             whole = (partial(spread.check_same, far), partial(spread.meta, far), partial(spread.measure, far))
             yield far, _Door(*whole, far.where)
     else:

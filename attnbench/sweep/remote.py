@@ -19,7 +19,7 @@ from attnbench.devices.machine import default_threads
 from attnbench.errors import AttnbenchError
 from attnbench.records import ceilings
 from attnbench.records.schema import Row
-from attnbench.sweep import engine
+from attnbench.sweep import captures, engine
 from attnbench.sweep.plan import choose
 from attnbench.sweep.rounds import Known
 from attnbench.sweep.session import Session, Unwatched
@@ -141,15 +141,17 @@ def look(asked: Asked, share: Share) -> Seen | Refused:
     return Seen(facts, house.facts.devices, versions, ceilings.stored(facts, device, threads))
 
 
-def _planned(asked: Asked, share: Share) -> tuple[_House, engine.Plan]:
-    """asked: with its device and dtype settled."""
+def _planned(asked: Asked, share: Share, ready: bool = True) -> tuple[_House, engine.Plan]:
+    """asked: with its device and dtype settled. ready: see `engine.planned`."""
     threads = share.take()
     house = _house(asked, threads)
     key = replace(asked, precision=None)  # which the first plan of all settles for the rest
     if key not in house.plans:
         house.plans.clear()
+        captures.installed(engine.early(asked))
         here = replace(asked, sweep=replace(asked.sweep, threads=threads))
-        plan = engine.planned_by(house.server, here, house.facts, choose(asked.plugins, asked.baseline))
+        chosen = choose(asked.plugins, asked.baseline)
+        plan = engine.planned_by(house.server, here, house.facts, chosen, ready=ready)
         if asked.memory is None and share.memory and of(here.sweep.device).limits_process:
             most = min(plan.asked.memory or 0, int(engine.MEMORY_SHARE * share.memory))
             plan = replace(plan, asked=replace(plan.asked, memory=most))
@@ -157,10 +159,10 @@ def _planned(asked: Asked, share: Share) -> tuple[_House, engine.Plan]:
     return house, house.plans[key]
 
 
-def plan(asked: Asked, share: Share) -> engine.Planned | Refused:
-    """What would be measured here, all of it."""
+def plan(asked: Asked, share: Share, ready: bool) -> engine.Planned | Refused:
+    """What would be measured here, all of it. ready: see `engine.planned`."""
     try:
-        _, found = _planned(asked, share)
+        _, found = _planned(asked, share, ready)
     except AttnbenchError as error:
         return Refused(str(error))
     return engine.Planned(found.asked, found.cells, found.baseline, dict(found.facts))

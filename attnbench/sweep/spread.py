@@ -81,10 +81,12 @@ def at_large(asked: Asked, threads: int | None) -> Asked:
 
 
 @contextmanager
-def planned(asked: Asked, on: str, tell: Callable[[str], object] = lambda line: None) -> Iterator[Spread]:
+def planned(
+    asked: Asked, on: str, tell: Callable[[str], object] = lambda line: None, ready: bool = True
+) -> Iterator[Spread]:
     """Asks the nodes, and on the first of them every plugin; nothing is measured.
 
-    asked: its threads may be `ALL`. on: see `on_ray.parse`.
+    asked: its threads may be `ALL`. on: see `on_ray.parse`. tell, ready: see `engine.planned`.
 
     Raises:
         AttnbenchError: there is no cluster, or something is not to be had on it.
@@ -94,7 +96,8 @@ def planned(asked: Asked, on: str, tell: Callable[[str], object] = lambda line: 
     with on_ray.connected(address) as cluster:
         members = Members(cluster, asked, tell)
         first, *_ = members.first()
-        task = cluster.send(remote.plan, (members.asked, first.share), first.node, first.share.cpus, first.gpus)
+        given = (members.asked, first.share, ready)
+        task = cluster.send(remote.plan, given, first.node, first.share.cpus, first.gpus)
         try:
             found = cluster.result(task)
         except Lost as error:
