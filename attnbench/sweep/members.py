@@ -70,12 +70,13 @@ class Members:
         self._settle(self._cluster.nodes())
         self.meet()
         found, end = list[tuple[Device, Seen | Refused]](), time.monotonic() + _LOOK_SECONDS
-        patient = False
-        while self._looks and not (time.monotonic() > end and any(isinstance(each, Seen) for _, each in found)):
+        while self._looks:
             found += [self._answer(task) for task in self._cluster.ended(self.looks, POLL_SECONDS)]
-            if time.monotonic() > end and not patient:
-                patient = True
+            if self._looks and time.monotonic() > end:
+                if any(isinstance(each, Seen) for _, each in found):
+                    break
                 self._tell("waiting for a node: what they give out is taken by others, or they are slow to start")
+                end += _LOOK_SECONDS
         versions = Counter(tuple(each.versions.items()) for _, each in found if isinstance(each, Seen))
         self._versions = dict(versions.most_common(1)[0][0]) if versions else {}
         refused = [(device, why) for device, each in found if (why := self._judge(device, each))]
