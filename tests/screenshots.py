@@ -17,7 +17,7 @@ from attnbench.records.submission import found_in, read
 from attnbench.report.site import Board
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "reports/2026-11-29-cpu-4/index.html"
+PAGE = ROOT / "reports/2026-11-30-cpu/index.html"
 PICTURES = {"light": (1280, 940, "light"), "dark": (1280, 940, "dark"), "390": (390, 1640, "light")}
 
 
