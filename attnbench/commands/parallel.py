@@ -24,7 +24,7 @@ from attnbench.commands.options import (
 )
 from attnbench.devices.machine import default_threads, usable_cores
 from attnbench.sizes import Sweep, as_masks, as_names, as_sizes, parse_precision
-from attnbench.workload import DTYPES
+from attnbench.workload import DEVICES, DTYPES
 
 if TYPE_CHECKING:
     from attnbench.sweep.parallel import Found
@@ -85,7 +85,8 @@ def command(listed: bool, out: Path, name: str, as_json: bool, **given: Any) -> 
         plugins=given["plugins"], worlds=worlds, sweep=sweep, precision=parse_precision(given["precision"]),
         budget=given["budget"], timeout=given["timeout"], isa=given["isa"],
     )  # fmt: skip
-    if given["device"] != "cuda" and max(worlds) * threads > (cores := usable_cores()):
+    kind = DEVICES.get(given["device"])
+    if (kind is None or kind.host) and max(worlds) * threads > (cores := usable_cores()):
         most = f"{max(worlds)} processes of {units.count(threads, 'thread')}"
         tell(f"warning: {most} on {cores} usable cores wait for each other; their times will say little")
     kept = Kept(asked, out, name, PARALLEL)

@@ -19,6 +19,7 @@ class Cuda(Device):
 
     l2 = ("kept", "flushed")
     guessed_flops_per_s = 5e13
+    group_backend = "nccl"
 
     def usual_dtype(self) -> str:
         return "bfloat16"
@@ -67,6 +68,14 @@ class Cuda(Device):
         import torch
 
         return int(torch.cuda.get_device_properties().L2_cache_size)
+
+    def one_of(self, rank: int, world: int) -> str | None:
+        import torch
+
+        if (there := torch.cuda.device_count()) < world:
+            return f"{world} processes need a GPU each, and here are {there}"
+        torch.cuda.set_device(rank)
+        return None
 
     def begin(self, limit: int | None) -> None:
         """limit: what asks for more gets torch's OutOfMemoryError."""

@@ -68,6 +68,16 @@ class Device:
         """Of its last-level caches together; None where it does not say."""
         return None
 
+    group_backend: ClassVar[str] = "gloo"
+    """By which processes of a `torch.distributed` group that compute on it talk to each other."""
+
+    def one_of(self, rank: int, world: int) -> str | None:
+        """This process is one of so many that compute together, each on its own where there are several of the device.
+
+        Returns why there are too few for that; None where it has taken one, or all share what there is.
+        """
+        return None
+
     def begin(self, limit: int | None) -> None:
         """A worker begins to prepare a workload, with so much of the device's memory."""
 

@@ -194,10 +194,11 @@ class Rounds:
         allotted = sum(planned[cell] * costs[cell] for cell in planned)
         began = time.monotonic()
         # The checked round is drawn, so that no plugin can tell which of its answers will be looked at. Where there are
-        # several it is not the first: what a call before may have kept is tried too, see `Subject.aim`. All cells have
-        # theirs in the same round, as far as they can: then one reference is theirs together.
+        # several it is not the first: what a call before may have kept is tried too, see `Subject.aim`; nor the last of
+        # three: calls behind it tell of a leak. All cells have theirs in the same round, as far as they can: then one
+        # reference is theirs together.
         drawn = self._secret.random()
-        checked = {cell: min(1 + int(drawn * (min(n, MIN_ROUNDS) - 1)), n - 1) for cell, n in planned.items()}
+        checked = {cell: min(1 + int(drawn * (min(n, MIN_ROUNDS) - 1)), _latest(n)) for cell, n in planned.items()}
         for turn in range(max(planned.values(), default=0)):
             taking_part = [
                 one
@@ -290,6 +291,11 @@ class Rounds:
                 measured.columns |= finished.columns
             if one.wall_s:
                 measured.columns["wall_s"] = statistics.median(one.wall_s)
+
+
+def _latest(rounds: int) -> int:
+    """The last round that may be checked."""
+    return rounds - 2 if rounds > 2 else rounds - 1
 
 
 def _kind(cell: Cell) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from attnbench.theory import parallel
 from attnbench.theory.parallel import Device
 from attnbench.theory.roofline import Ceilings
 from attnbench.theory.schemes import SCHEMES
-from attnbench.workload import Workload
+from attnbench.workload import DEVICES, Workload
 
 _FORMULAS = {"sdpa": "whole"}
 
@@ -82,7 +82,7 @@ def _at_ceilings(row: Mapping[str, Any], workload: Workload, ceilings: Ceilings 
 def _process(rate: float, bytes_per_s: float, row: Mapping[str, Any], cores: int) -> Device:
     """One of the processes. rate: of operations, where it has a core for each of its threads."""
     link = row.get("link_bytes_per_s") or math.inf
-    if row["device"] != "cpu":
+    if not DEVICES[row["device"]].host:
         return Device(rate, bytes_per_s, link)  # a GPU each
     world, threads = row["world"], row["threads"]
     return Device(rate * min(1.0, cores / (world * threads)), bytes_per_s / world, link, world * threads < cores)

@@ -41,7 +41,6 @@ from attnbench.workers.kinds import Choice, Columns
 from attnbench.workers.messages import printable
 from attnbench.workload import Workload
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 _SETTLE_SECONDS = 0.01  # in which the last small messages of a barrier are out
 _LINK_BYTES, _LINK_TIMES = 16 << 20, 4
 
@@ -86,8 +85,8 @@ class Rank:
         w, self._rank, self._world = asked.workload, asked.rank, asked.world
         self._whole, each = w, w.seq // asked.world
         self._device = device.of(w.device)
-        if not w.on_host:
-            self._take_gpu()
+        if too_few := self._device.one_of(self._rank, self._world):
+            raise Failed("unsupported", too_few)
         self._device.begin(None)
         self._team = Team(w.threads if w.on_host else 1)
         torch.set_grad_enabled(False)
@@ -152,11 +151,6 @@ class Rank:
         # Gradients take long to judge, and were right: the output tells whether a call still does its work.
         wrong = self._judge(outputs(raw)[:1], asked.number, columns) if asked.check else None
         return Called(start, seconds, columns, wrong)
-
-    def _take_gpu(self) -> None:
-        if (there := torch.cuda.device_count()) < self._world:
-            raise Failed("unsupported", f"{self._world} processes need a GPU each, and here are {there}")
-        torch.cuda.set_device(self._rank)
 
     def _check_order(self) -> None:
         """That all ranks' tokens are each token once."""
@@ -244,7 +238,7 @@ def _meet(asked: Join) -> ProcessGroup:
     if w.on_host and os.path.isdir("/sys/class/net/lo"):  # by its host's name a machine may be known to nobody
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        BACKENDS[w.device],
+        device.of(w.device).group_backend,
         init_method=f"file://{asked.meeting}",
         rank=asked.rank,
         world_size=asked.world,
