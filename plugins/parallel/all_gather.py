@@ -19,8 +19,7 @@ from torch.distributed import ProcessGroup
 from attnbench.plugin import Attention, Option
 from attnbench.workload import Workload
 
-from ..autograd import differentiable
-from .order import ORDER, Blocks, Ordered
+from .order import ORDER, Blocks, Ordered, Turn
 
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name until torch 2.13
 
@@ -32,29 +31,17 @@ class AllGather(Ordered):
     formula = "all-gather"
 
     def build(self, workload: Workload, group: ProcessGroup) -> Attention:
-        made = _Gathered(self, workload, group)
-        order = f"{self.order} order, " if workload.is_causal else ""
-        how = f"all-gather: {order}torch flash, blocks merged by log-sum-exp"
-        return Attention(differentiable(made.forward, made.backward), how)
+        return _Gathered(self, workload, group).call("all-gather")
 
 
-class _Gathered:
-    def __init__(self, scheme: Ordered, workload: Workload, group: ProcessGroup) -> None:
-        self._scheme, self._workload, self._group = scheme, workload, group
-        self._rank, self._world = group.rank(), group.size()
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and log-sum-exp (batch, heads, queries), of parts: query (batch, heads, queries, head_dim)."""
-        return self._scheme.attended(self._workload, self._rank, query, self._blocks(key, value))
-
+class _Gathered(Turn):
     def backward(
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, up: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the parts of query, key and value; up: of the output's part."""
         dq = torch.zeros_like(query, dtype=torch.float32)  # (batch, heads, queries, head_dim)
         # Shares of each rank's gradients: (world, batch, kv_heads, queries, dim).
         dk, dv = (torch.zeros(self._world, *x.shape, dtype=torch.float32, device=x.device) for x in (key, value))
-        for source, k, v in self._blocks(key, value):
+        for source, k, v in self.blocks(key, value):
             if part := self._scheme.meeting(self._workload, self._rank, source, query.shape[2]):
                 found = self._scheme.differentiated(self._workload, part, up, query, k, v, out, lse)
                 dq[:, :, part.queries] += found[0]
@@ -62,7 +49,7 @@ class _Gathered:
                 dv[source][:, :, part.keys] += found[2]
         return dq.to(query.dtype), self._summed(dk).to(key.dtype), self._summed(dv).to(value.dtype)
 
-    def _blocks(self, key: Tensor, value: Tensor) -> Blocks:
+    def blocks(self, key: Tensor, value: Tensor) -> Blocks:
         keys, values = self._all(key), self._all(value)  # (world, batch, kv_heads, queries, dim)
         for step in range(self._world):
             source = (self._rank - step) % self._world

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from attnbench.parallel import Scheme, uneven
-from attnbench.plugin import Option
+from attnbench.plugin import Attention, Option
 from attnbench.workload import Workload
 
+from ..autograd import differentiable
 from . import kernel
 
 ORDER = Option("zigzag", "which tokens a process holds; contiguous leaves causal work uneven", ("zigzag", "contiguous"))
@@ -98,3 +100,31 @@ class Ordered(Scheme):
 
     def _zigzags(self, workload: Workload) -> bool:
         return self.order == "zigzag" and workload.is_causal
+
+
+class Turn:
+    """What one rank of an `Ordered` scheme does in a call."""
+
+    def __init__(self, scheme: Ordered, workload: Workload, group: ProcessGroup) -> None:
+        self._scheme, self._workload, self._group = scheme, workload, group
+        self._rank, self._world = group.rank(), group.size()
+
+    def call(self, name: str) -> Attention:
+        """What the scheme of this name builds."""
+        order = f"{self._scheme.order} order, " if self._workload.is_causal else ""
+        how = f"{name}: {order}torch flash, blocks merged by log-sum-exp"
+        return Attention(differentiable(self.forward, self.backward), how)
+
+    def blocks(self, key: Tensor, value: Tensor) -> Blocks:
+        """All ranks' keys and values, this one's first; its own parts are (batch, kv_heads, queries, dim) each."""
+        raise NotImplementedError
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Output, and log-sum-exp (batch, heads, queries), of parts: query (batch, heads, queries, head_dim)."""
+        return self._scheme.attended(self._workload, self._rank, query, self.blocks(key, value))
+
+    def backward(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, up: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the parts of query, key and value; up: of the output's part."""
+        raise NotImplementedError

@@ -22,8 +22,7 @@ from torch.distributed import ProcessGroup
 from attnbench.plugin import Attention, Option, Value
 from attnbench.workload import Workload
 
-from ..autograd import differentiable
-from .order import ORDER, Blocks, Ordered
+from .order import ORDER, Blocks, Ordered, Turn
 
 
 class Ring(Ordered):
@@ -36,28 +35,16 @@ class Ring(Ordered):
         self.formula = "ring" if self.order == "zigzag" else "ring-contiguous"
 
     def build(self, workload: Workload, group: ProcessGroup) -> Attention:
-        turn = _Turn(self, workload, group)
-        order = f"{self.order} order, " if workload.is_causal else ""
-        how = f"ring: {order}torch flash, blocks merged by log-sum-exp"
-        return Attention(differentiable(turn.forward, turn.backward), how)
+        return _Passed(self, workload, group).call("ring")
 
 
-class _Turn:
-    def __init__(self, scheme: Ordered, workload: Workload, group: ProcessGroup) -> None:
-        self._scheme, self._workload, self._group = scheme, workload, group
-        self._rank, self._world = group.rank(), group.size()
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Output, and log-sum-exp (batch, heads, queries), of parts: query (batch, heads, queries, head_dim)."""
-        return self._scheme.attended(self._workload, self._rank, query, self._blocks(key, value))
-
+class _Passed(Turn):
     def backward(
         self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, up: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the parts of query, key and value; up: of the output's part."""
         w, meeting = self._workload, self._scheme.meeting
         following: Shift | None = None
-        for source, k, v in self._blocks(key, value):
+        for source, k, v in self.blocks(key, value):
             part, found = meeting(w, self._rank, source, query.shape[2]), None
             if part:
                 found = self._scheme.differentiated(w, part, up, query, k, v, out, lse)
@@ -78,7 +65,7 @@ class _Turn:
                 total += more
         return dq.to(query.dtype), own[0].to(key.dtype), own[1].to(value.dtype)
 
-    def _blocks(self, key: Tensor, value: Tensor) -> Blocks:
+    def blocks(self, key: Tensor, value: Tensor) -> Blocks:
         """All ranks' keys and values, this one's first; while one is in use, the next is under way."""
         held = [key.contiguous(), value.contiguous()]
         for step in range(self._world):
