@@ -52,6 +52,11 @@ def compare(actual: Tensor, expected: Tensor) -> Error:
     return Error(float(difference.norm()) / norm, float(difference.abs().max()), cosine, float(row.max()))
 
 
+def badness(error: Error | None) -> float:
+    """By which the worse of two is known: NaN is the worst, and none at all the best."""
+    return -1.0 if error is None else error.rel_l2 if error.rel_l2 == error.rel_l2 else float("inf")
+
+
 def tolerance(workload: Workload, family: str, *definitions: Definition) -> float:
     """The largest relative L2 at which an implementation still counts as right. The harness's, not the plugin's.
 

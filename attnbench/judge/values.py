@@ -127,10 +127,7 @@ def glance(task: Task, family: str, tensors: Sequence[Tensor], raw: Any, draw: i
 
 
 def _worse(one: Errors, other: Errors) -> Errors:
-    def rank(found: Error | None) -> float:
-        return -1.0 if found is None else found.rel_l2 if found.rel_l2 == found.rel_l2 else float("inf")
-
-    return {name: max(one.get(name), other[name], key=rank) for name in other}
+    return {name: max(one.get(name), other[name], key=deviation.badness) for name in other}
 
 
 def _end_to_end(

@@ -47,7 +47,7 @@ class Witness:
             self._given, self._exact, self._key = _drawn(workload, given), {}, (given, rows)
         out, *gradients = found = _tensors(output, self._task)
         errors, columns, problem = self._errors(self._task, rows, out, gradients)
-        worst = max(errors, key=lambda error: error.rel_l2 if error.rel_l2 == error.rel_l2 else float("inf"))
+        worst = max(errors, key=deviation.badness)
         if not all(bool(x.isfinite().all()) for x in found):  # all rows
             return worst, columns, "output has NaN or infinite values"
         allowed = deviation.tolerance(workload, "exact")
