@@ -75,20 +75,20 @@ def planned(
     Raises:
         AttnbenchError: a size, a plugin, an option or the device is not to be had.
     """
-    captures.installed(early(asked))
+    captures.installed(early(asked.sweep))
     chosen = chosen or choose(asked.plugins, asked.baseline)
     with Forkserver(asked.sweep.threads, asked.isa) as server:
         yield planned_by(server, asked, ask_machine(server), chosen, tell, ready)
 
 
-def early(asked: Asked) -> list[Workload]:
+def early(sweep: Sweep) -> list[Workload]:
     """The workloads, but for what the machine decides: what is wrong on all of them is said before anything is started.
 
     Raises:
         AttnbenchError: a combination of sizes is no workload.
     """
-    device = next(iter(DEVICES)) if asked.sweep.device == "auto" else asked.sweep.device
-    return _on(replace(asked.sweep, threads=asked.sweep.threads or 1), device, "float32").workloads()
+    device = next(iter(DEVICES)) if sweep.device == "auto" else sweep.device
+    return on(replace(sweep, threads=sweep.threads or 1), device, "float32").workloads()
 
 
 def planned_by(
@@ -107,7 +107,7 @@ def planned_by(
         raise AttnbenchError(f"--l2 is for --device {able}: what the caches of {device} hold can't be chosen")
     settled = replace(
         asked,
-        sweep=_on(asked.sweep, device, here.dtype),
+        sweep=on(asked.sweep, device, here.dtype),
         memory=asked.memory or int(MEMORY_SHARE * here.free_bytes),
         l2=asked.l2 or next(iter(choices), None),
     )
@@ -131,8 +131,8 @@ def device_of(asked: str, devices: Mapping[str, Found]) -> str:
     return here[-1] if asked == "auto" else asked
 
 
-def _on(sweep: Sweep, device: str, dtype: str) -> Sweep:
-    """dtype: where none is asked for."""
+def on(sweep: Sweep, device: str, dtype: str) -> Sweep:
+    """The sweep on a device. dtype: where none is asked for."""
     return replace(sweep, device=device, dtype=sweep.dtype or (dtype,))
 
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +21,8 @@ from attnbench.registry import SCHEMES, find, select
 from attnbench.registry import Request as Named
 from attnbench.sizes import Sweep
 from attnbench.stats.intervals import MIN_ROUNDS
+from attnbench.sweep import engine
 from attnbench.sweep.cell import Cell, Measured
-from attnbench.sweep.engine import device_of
 from attnbench.sweep.group import Group
 from attnbench.sweep.precision import look
 from attnbench.sweep.rows import figures
@@ -39,7 +39,6 @@ BASELINE = "sdpa"
 ROUNDS = 60
 SENT_BY = ("sent_bytes", "peak_bytes", "workspace_bytes", "input_bytes", "output_bytes")
 """Columns of which each rank has its own: a row has the most, and of the first two each rank's behind `_by_rank`."""
-_MEMORY_SHARE = 0.8  # of what is free
 _BURST_SECONDS = 0.02  # of a group: a barrier's end reaches its ranks some tenths of a millisecond apart
 _DESCRIBE_SECONDS = 120.0
 _DISTURBED = 0.1  # of all cores' time, what others may use before times are off
@@ -110,8 +109,8 @@ def measure(asked: Asked, say: Callable[[str], None], keep: Callable[[Found], No
     requests = [*select(BASELINE, known, SCHEMES), *select(asked.plugins, known, SCHEMES)]
     with Forkserver(asked.sweep.threads, asked.isa) as server, TemporaryDirectory(prefix="attnbench-") as folder:
         facts = ask_machine(server)
-        device = device_of(asked.sweep.device, facts.devices)
-        sweep = replace(asked.sweep, device=device, dtype=asked.sweep.dtype or (facts.devices[device].dtype,))
+        device = engine.device_of(asked.sweep.device, facts.devices)
+        sweep = engine.on(asked.sweep, device, facts.devices[device].dtype)
         workloads, found = _checked(sweep), Found(facts.machine)
         instances = _described(server, requests, workloads, asked.worlds)
         weights = [w.batch * w.heads * w.seq * w.kv_seq for w in workloads]
@@ -138,8 +137,7 @@ def line(row: Row) -> str:
 
 def _checked(sweep: Sweep) -> list[Workload]:
     """Its workloads. Raises: AttnbenchError: they are none, or not what processes share."""
-    early = replace(sweep, device="cpu" if sweep.device == "auto" else sweep.device, dtype=sweep.dtype or ("float32",))
-    workloads = early.workloads()
+    workloads = engine.early(sweep)
     for w in workloads:
         if w.mask not in ("full", "causal"):
             raise AttnbenchError(f"--mask {w.mask}: processes share attention with mask full or causal")
@@ -209,7 +207,7 @@ class _Contest:
     def __init__(self, server: Forkserver, folder: Path, asked: Asked, facts: Facts, workload: Workload) -> None:
         self._server, self._folder, self._asked, self._workload = server, folder, asked, workload
         self._machine, here = facts.machine, facts.devices[workload.device]
-        memory = int(_MEMORY_SHARE * min(here.free_bytes, facts.devices["cpu"].free_bytes))
+        memory = int(engine.MEMORY_SHARE * min(here.free_bytes, facts.devices["cpu"].free_bytes))
         self._settings = Settings(
             baseline=BASELINE, precision=asked.precision, budget=asked.budget, timeout=asked.timeout, memory=memory,
             isa=asked.isa, at_once=facts.machine["threads_at_once"],

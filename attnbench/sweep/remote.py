@@ -148,7 +148,7 @@ def _planned(asked: Asked, share: Share, ready: bool = True) -> tuple[_House, en
     key = replace(asked, precision=None)  # which the first plan of all settles for the rest
     if key not in house.plans:
         house.plans.clear()
-        captures.installed(engine.early(asked))
+        captures.installed(engine.early(asked.sweep))
         here = replace(asked, sweep=replace(asked.sweep, threads=threads))
         chosen = choose(asked.plugins, asked.baseline)
         plan = engine.planned_by(house.server, here, house.facts, chosen, ready=ready)

@@ -92,7 +92,7 @@ def planned(
         AttnbenchError: there is no cluster, or something is not to be had on it.
     """
     address = on_ray.parse(on)
-    engine.early(asked)
+    engine.early(asked.sweep)
     with on_ray.connected(address) as cluster:
         members = Members(cluster, asked, tell)
         first, *_ = members.first()
