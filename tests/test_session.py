@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from attnbench.sweep.contest import Contest
 from attnbench.sweep.precision import look
 from attnbench.sweep.returns import Worth
 from attnbench.sweep.rows import figures
-from attnbench.sweep.session import Session, measure
+from attnbench.sweep.session import Session, Unwatched, measure
 from attnbench.sweep.settings import Settings
 from attnbench.theory.roofline import Ceilings
 from attnbench.workers.server import Forkserver
@@ -145,3 +146,32 @@ def test_what_ended_before_keeps_its_status_whatever_it_does_between_its_calls(s
         ("crashed", "why") if status else ("wrong", "it keeps 1.0 cores busy between its calls")
     )
     assert "latency_s" not in row
+
+
+class Heard(Unwatched):
+    """Keeps what is said of cells."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+
+    def cell(self, cell: Cell, doing: str) -> None:
+        self.said.append((cell.plugin, doing))
+
+
+def test_no_variant_is_favoured_by_its_place_in_a_round_or_by_when_its_process_starts() -> None:
+    names, heard = ("one", "other"), Heard()
+    cells = [
+        Cell(name, name, "", "test_session:Named", Workload(seq=seq, kv_seq=seq, heads=1, kv_heads=1))
+        for seq in range(32, 36)
+        for name in names
+    ]
+    settings = Settings("one", precision=0.5, budget=120, timeout=60, memory=8 << 30)
+    nothing: Worth = lambda *_: {}  # noqa: E731
+    with Forkserver(1) as server:
+        rows = measure(server, settings, cells, heard, nothing)
+    bursts = sorted((row["seq"], s[0], s[2], row["plugin"]) for row in rows for s in row["samples"])
+    pairs = [(a[3], b[3]) for a, b in pairwise(bursts) if a[:2] == b[:2]]
+    assert len(pairs) > 40
+    assert all(a != b for a, b in pairs), "what follows itself finds its own caches warm"
+    started = [name for name, doing in heard.said if doing == "getting ready"]
+    assert set(started[::2]) == set(names), "which of two starts first is drawn"

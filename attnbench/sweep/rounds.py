@@ -135,7 +135,8 @@ class Rounds:
 
     def _start(self, contest: Contest, group: Sequence[Cell], progress: Progress) -> Iterator[Live]:
         number, rows = (self._secret.getrandbits(_BITS) for _ in range(2))
-        for cell in group:
+        # Whose turn it is to wait while the others get ready has cold caches in its first round: who that is, is drawn.
+        for cell in self._random.sample(group, len(group)):
             progress.cell(cell, "getting ready")
             thorough, kind = cell not in contest.measured, _kind(cell)
             if thorough and self._flaws.get(kind):
@@ -199,6 +200,7 @@ class Rounds:
         # reference is theirs together.
         drawn = self._secret.random()
         checked = {cell: min(1 + int(drawn * (min(n, MIN_ROUNDS) - 1)), _latest(n)) for cell, n in planned.items()}
+        last: Live | None = None
         for turn in range(max(planned.values(), default=0)):
             taking_part = [
                 one
@@ -211,12 +213,22 @@ class Rounds:
             late = now > deadline or now - began > max(1.0, _OVERRUN * allotted)
             if not taking_part or (turn >= _LEAST_ROUNDS and late):
                 break
-            self._random.shuffle(taking_part)
+            last = self._in_turn(taking_part, last)
             number, rows = (self._secret.getrandbits(_BITS) for _ in range(2))
             for one in taking_part:
                 progress.cell(one.cell, f"round {turn + 1} of {planned[one.cell]}")
                 self._burst(contest, one, turn, number, rows, check=check and checked[one.cell] == turn)
             self._look(contest, live, by_process=False)
+
+    def _in_turn(self, taking_part: list[Live], last: Live | None) -> Live:
+        """Puts them in the order of a round, and says who ends it. last: who ended the one before.
+
+        Nobody follows itself: it would find its own caches warm.
+        """
+        self._random.shuffle(taking_part)
+        if taking_part[0] is last and len(taking_part) > 1:
+            taking_part.insert(self._random.randrange(1, len(taking_part)), taking_part.pop(0))
+        return taking_part[-1]
 
     def _keep_a_sample(self, contest: Contest, one: Live) -> None:
         """The last call before the rounds counts where a cell, or a baseline beside it, is too dear for a round."""
