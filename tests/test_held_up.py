@@ -100,7 +100,7 @@ def test_a_process_that_has_to_share_its_core_is_seen_to_wait() -> None:
     assert seen.waited_s is not None
     assert seen.waited_s > 0.2  # half of a second, but for who else is here
     assert 0.1 < seen.cpu_s < 0.9
-    assert seen.sample[-1] == pytest.approx(seen.waited_s, abs=1e-6)
+    assert seen.sample[-2] == pytest.approx(seen.waited_s, abs=1e-6)
     assert less.waited_s == 0.1  # what it says itself, as far as that is seen from here
     assert less.took_s < seen.took_s - 0.05  # the rest delayed its telling, which is no part of what it tells
     assert meanwhile.seen(None).waited_s is None
@@ -119,7 +119,7 @@ def test_a_process_that_has_to_share_its_core_is_seen_to_wait() -> None:
 def test_a_clock_is_contradicted_by_more_than_a_busy_machine_does(
     claimed_s: float, took_s: float, rounds: int, lies: bool
 ) -> None:
-    seen = Seen(took_s, claimed_s, None, None, None, None)
+    seen = Seen(took_s, claimed_s, None, None, None, None, None)
     one = Measured({}, bursts=[(claimed_s, seen)] * rounds)
     assert (one.contradiction(None) is not None) == lies
 

@@ -51,9 +51,9 @@ def test_waiting_and_idling_is_not_busy_and_guests_count_once(tmp_path: Path) ->
 @pytest.mark.parametrize("stat", ["", "cpu\n", "cpu 1 2 3\n", "cpu a b c d e f g h\n", "intr 1 2 3 4 5 6 7 8\n"])
 def test_what_the_system_does_not_tell_is_none(stat: str, tmp_path: Path) -> None:
     where = place(tmp_path, stat)
-    assert host(**where) == Host(None, None, None)
+    assert host(**where) == Host(None, None, None, None)
     where["stat"].unlink()
-    assert host(**where) == Host(None, None, None)
+    assert host(**where) == Host(None, None, None, None)
 
 
 def test_halts_count_at_every_level_above(tmp_path: Path) -> None:
@@ -62,17 +62,19 @@ def test_halts_count_at_every_level_above(tmp_path: Path) -> None:
     count(where["root"] / "slice", "usage_usec 5\nnr_periods 9\nnr_throttled 3\nthrottled_usec 1500000\n")
     count(where["root"] / "slice/job", "usage_usec 5\nnr_periods 9\nnr_throttled 1\nthrottled_usec 250000\n")
     count(where["root"] / "another", "throttled_usec 99000000\n")
-    assert host(**where).throttled_s == pytest.approx(1.75)
+    before = host(**where)
+    assert before.throttled_s == pytest.approx(1.75)
     count(where["root"] / "slice/job", "usage_usec 5\nnr_periods 9\nnr_throttled 2\nthrottled_usec 750000\n")
-    assert host(**where).throttled_s == pytest.approx(2.25)
+    since = host(**where).since(before)
+    assert (since.throttled_s, since.throttled_periods) == (pytest.approx(0.5), 1)
 
 
 def test_the_first_version_counts_in_nanoseconds(tmp_path: Path) -> None:
     where = place(tmp_path, own="4:memory:/job\n2:cpu,cpuacct:/job\n0::/\n")
     count(where["root"] / "cpu,cpuacct/job", "nr_periods 8\nnr_throttled 2\nthrottled_time 3500000000\n")
-    assert host(**where).throttled_s == pytest.approx(3.5)
+    assert host(**where)[2:] == (pytest.approx(3.5), 2)
 
 
 def test_what_came_since_is_known_where_both_ends_are() -> None:
-    before, after = Host(1.0, None, 0.25), Host(3.5, 2.0, 0.75)
-    assert after.since(before) == Host(2.5, None, 0.5)
+    before, after = Host(1.0, None, 0.25, 3), Host(3.5, 2.0, 0.75, 5)
+    assert after.since(before) == Host(2.5, None, 0.5, 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -49,23 +50,30 @@ def oom_kills(root: Path = ROOT, own: Path = OWN) -> int:
 
 
 def halts(root: Path = ROOT, own: Path = OWN) -> tuple[Path, ...]:
-    """The files that count how long we, and what shares a quota with us, were halted; for `throttled_s`."""
+    """The files that count how long we, and what shares a quota with us, were halted; for `halted`."""
     files = dict.fromkeys(folder / "cpu.stat" for folder in _folders("cpu", root, own))
-    return tuple(file for file in files if _halted_s(file) is not None)
+    return tuple(file for file in files if _halted(file) is not None)
 
 
-def throttled_s(files: Sequence[Path]) -> float | None:
-    """CPU seconds for which quotas halted us so far, all levels together; None where no cgroup counts them."""
-    found = [seconds for file in files if (seconds := _halted_s(file)) is not None]
-    return sum(found) if found else None
+class Halted(NamedTuple):
+    """CPU seconds for which quotas halted us so far, and periods of a quota in which that happened."""
+
+    seconds: float
+    periods: int
 
 
-def _halted_s(file: Path) -> float | None:
+def halted(files: Sequence[Path]) -> Halted | None:
+    """All levels together; None where no cgroup counts them."""
+    found = [each for file in files if (each := _halted(file)) is not None]
+    return Halted(sum(each.seconds for each in found), sum(each.periods for each in found)) if found else None
+
+
+def _halted(file: Path) -> Halted | None:
     fields = _fields(file)
-    if (microseconds := fields.get("throttled_usec")) is not None:
-        return microseconds / 1e6
-    nanoseconds = fields.get("throttled_time")  # v1
-    return None if nanoseconds is None else nanoseconds / 1e9
+    for name, per_second in (("throttled_usec", 1e6), ("throttled_time", 1e9)):  # v2, v1
+        if (count := fields.get(name)) is not None:
+            return Halted(count / per_second, fields.get("nr_throttled", 0))
+    return None
 
 
 def _folders(controller: str, root: Path, own: Path) -> Iterator[Path]:

@@ -19,21 +19,23 @@ class Host(NamedTuple):
 
     busy_s: what all processes used, ours too, interrupts with them, in steps of a hundredth of a second.
     steal_s: in which cores of this virtual machine had work and the host ran something else.
-    throttled_s: in which our cgroup, or one above it, had used up its quota and its threads were halted.
+    throttled_s: in which our cgroup, or one above it, had used up its quota and its threads were halted; in so many
+    periods of it (throttled_periods).
     """
 
     busy_s: float | None
     steal_s: float | None
     throttled_s: float | None
+    throttled_periods: int | None
 
     def since(self, before: Host) -> Host:
         """What has come to it since then."""
-        return Host(*(None if a is None or b is None else a - b for a, b in zip(self, before, strict=True)))
+        return Host(*(None if a is None or b is None else a - b for a, b in zip(self, before, strict=True)))  # type: ignore[arg-type]
 
 
 def host(stat: Path = _STAT, root: Path = cgroup.ROOT, own: Path = cgroup.OWN) -> Host:
     """All cores up to now, by proc_stat(5) and the cgroups that hold us; cheap enough to ask around each burst."""
-    return Host(*_cores(stat), cgroup.throttled_s(_halts(root, own)))
+    return Host(*_cores(stat), *(cgroup.halted(_halts(root, own)) or (None, None)))
 
 
 @cache

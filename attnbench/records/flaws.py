@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from attnbench.errors import AttnbenchError
-from attnbench.records.schema import SAMPLE, SCHEMA_COLUMNS, STATUSES, TIMED, Meta, Row, key
+from attnbench.records.schema import SAMPLED, SCHEMA_COLUMNS, STATUSES, Meta, Row, key
 
 
 class _Machine(TypedDict, total=False):
@@ -63,11 +63,7 @@ _FITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _is_sample(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) in (TIMED, len(SAMPLE))
-        and all(v is None or _is_number(v) for v in value)
-    )
+    return isinstance(value, list) and len(value) in SAMPLED and all(v is None or _is_number(v) for v in value)
 
 
 def of_row(row: Row) -> str | None:
@@ -85,7 +81,9 @@ def of_row(row: Row) -> str | None:
             return f"{column.name} {whose} is {json.dumps(value)[:40]}, no {what}; {remedy}"
     samples = row.get("samples")
     if samples is not None and not (isinstance(samples, list) and all(map(_is_sample, samples))):
-        return f"samples {whose} holds what is no list of {TIMED} or {len(SAMPLE)} finite numbers; put null there"
+        *some, most = SAMPLED
+        count = f"{', '.join(map(str, some))} or {most}"
+        return f"samples {whose} holds what is no list of {count} finite numbers; put null there"
     if row["status"] not in STATUSES:
         return f"status {whose} is {json.dumps(row['status'])[:40]}, none that is known; delete that line"
     try:

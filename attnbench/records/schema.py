@@ -161,10 +161,11 @@ GPU_STATE = (
 )  # fmt: skip
 """Of the GPU, from NVML: SI units but for degrees Celsius; `throttled` in words, "" for nothing."""
 SAMPLE = (
-    "process", "round", "start", "calls", "seconds", "cpu_s", "others_s", "steal_s", "throttled_s", "waited_s"
+    "process", "round", "start", "calls", "seconds", "cpu_s", "others_s", "steal_s", "throttled_s", "waited_s",
+    "throttled_periods",
 )  # fmt: skip
 """Of one burst; what comes after its seconds since 0.2.0, and None where the system does not tell."""
-TIMED = 5  # of them in runs before that
+SAMPLED = (5, 10, len(SAMPLE))  # how many of them runs have had
 
 
 def key(row: Row) -> tuple[str, Workload]:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from attnbench.stats.intervals import MIN_ROUNDS
 
 _LOST, _WAKE_UP_S = 0.02, 1e-4  # of a burst's time; and what a thread takes to wake up
-_SECONDS, _STEAL = 4, 7  # where a sample has its seconds, and from where on what was lost: steal, throttled, waited
+_SECONDS, _LOSSES = 4, slice(7, 10)  # where a sample has its seconds, and what was lost: steal, throttled, waited
 
 Sample: TypeAlias = Sequence[Any]
 """As `records.SAMPLE` names it; those of old runs end with their seconds."""
@@ -26,7 +26,7 @@ def by_round(samples: Sequence[Sample]) -> dict[Round, float]:
 def held_up(samples: Sequence[Sample]) -> set[Round]:
     """The (process, round) of bursts whose threads lacked a core for over a fiftieth of the time, and 0.1 ms."""
     return {
-        (s[0], s[1]) for s in samples if sum(lost or 0.0 for lost in s[_STEAL:]) > max(_LOST * s[_SECONDS], _WAKE_UP_S)
+        (s[0], s[1]) for s in samples if sum(lost or 0.0 for lost in s[_LOSSES]) > max(_LOST * s[_SECONDS], _WAKE_UP_S)
     }
 
 

@@ -15,7 +15,8 @@ class Seen(NamedTuple):
 
     took_s: by the session's clock, less what it waited itself for a core, and the worker around its calls. cpu_s: of
     all cores, by the worker and its children. others_s: by everybody else. steal_s: taken by the host of this virtual
-    machine. throttled_s: halted for a quota. waited_s: that the worker's threads were ready to run and had no core.
+    machine. throttled_s: halted for a quota, in so many of its periods (throttled_periods, a count). waited_s: that the
+    worker's threads were ready to run and had no core.
     """
 
     took_s: float
@@ -24,6 +25,7 @@ class Seen(NamedTuple):
     steal_s: float | None
     throttled_s: float | None
     waited_s: float | None
+    throttled_periods: int | None
 
     @property
     def sample(self) -> list[float | None]:
@@ -61,6 +63,7 @@ class Meanwhile:
             host.steal_s,
             host.throttled_s,
             waited,
+            host.throttled_periods,
         )
 
     def _delays(self) -> tuple[float, float]:
