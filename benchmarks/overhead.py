@@ -1,14 +1,16 @@
 """Where the time of a sweep goes that is not in calls: which request to a worker takes how much beside its calls.
 
-python benchmarks/overhead.py [--plugins all] [--seq 512..4096] [--budget 100]
+python benchmarks/overhead.py [--plugins all] [--seq 512..16384] [--budget 280] [--out FILE]
 
 The sweep is that of `attnbench run`; nothing is kept of it.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -20,9 +22,12 @@ from attnbench.sweep.settings import Asked
 from attnbench.workers.server import Forkserver
 
 WHAT = {
-    "Prepare, thorough": "a cell's first process: build, draw values, judge, measure memory, small problems",
-    "Prepare, again": "its further processes: build, draw values, warm up",
-    "Look": "look at what came out of a burst; judge that of one burst a process",
+    "Prepare, thorough": "a cell's first process: draw values, measure memory",
+    "small problems": "try a variant on them, once for each dtype, mask and shape of heads",
+    "Prepare, again": "a cell's further processes: draw values",
+    "Look, judged": "judge a call of one burst a process, in the plugin's process",
+    "Look": "look at what came out of the other bursts",
+    "Judge": "judge the call that measured memory, where no burst's was",
     "Aim": "give a burst's calls their values",
     "Burst": "messages around a burst, and the clock",
     "Finish": "a worker's last figures",
@@ -31,6 +36,8 @@ WHAT = {
     "leave": "end them",
     "plan": "ask the machine and all plugins",
 }
+TRUST = ("small problems", "Look, judged", "Look", "Judge", "Aim", "Burst", "witness")
+"""Of these, what keeps plugins honest and sees what disturbs a burst."""
 _spent: Counter[str] = Counter()
 
 
@@ -52,7 +59,7 @@ def _timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watch() -> None:
-    ask = crew.Crew.ask
+    ask, judged = crew.Crew.ask, dict[int, bool]()
 
     def asked(self: crew.Crew, cell: Any, worker: Any, request: Any) -> Any:
         began = monotonic()
@@ -60,6 +67,13 @@ def _watch() -> None:
         name = type(request).__name__
         if name == "Prepare":
             name += ", thorough" if request.thorough else ", again"
+            probes_s = getattr(answer, "probes_s", 0.0)
+            _spent["small problems"] += probes_s
+            began += probes_s
+        if name == "Aim":
+            judged[worker.pid] = request.check is not None
+        if name == "Look" and judged[worker.pid]:
+            name += ", judged"
         known = sum(getattr(answer, part, None) or 0.0 for part in ("calls_s", "setup_s"))  # compilation is in these
         _spent[name] += monotonic() - began - known
         return answer
@@ -72,9 +86,10 @@ def _watch() -> None:
 
 @click.command()
 @click.option("--plugins", default="all", show_default=True)
-@click.option("--seq", default="512..4096", show_default=True)
-@click.option("--budget", default=100.0, show_default=True)
-def main(plugins: str, seq: str, budget: float) -> None:
+@click.option("--seq", default="512..16384", show_default=True)
+@click.option("--budget", default=280.0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the seconds and the machine here, as JSON.")
+def main(plugins: str, seq: str, budget: float, out: Path | None) -> None:
     began = monotonic()
     with engine.planned(Asked.of(plugins=plugins, seq=seq, budget=budget)) as plan:
         _spent["plan"] = monotonic() - began
@@ -87,6 +102,11 @@ def main(plugins: str, seq: str, budget: float) -> None:
         click.echo(f"{took:6.1f} s {took / wall:6.1%}  {name:18} {WHAT[name]}")
     rest = wall - seconds.calls - seconds.compilation - sum(_spent.values())
     click.echo(f"{rest:6.1f} s {rest / wall:6.1%}  the session itself")
+    trust = sum(_spent[name] for name in TRUST)
+    click.echo(f"{trust:6.1f} s {trust / wall:6.1%}  keeps plugins honest and watches the machine: {', '.join(TRUST)}")
+    if out:
+        shares = {"calls": seconds.calls, "compilation": seconds.compilation, **_spent, "session": rest}
+        out.write_text(json.dumps({"wall": wall, "seconds": shares, "trust": trust, "machine": plan.facts}))
 
 
 if __name__ == "__main__":
