@@ -59,7 +59,7 @@ ADDED: dict[str, tuple[dict[str, tuple[tuple[str, str], ...]], str, str]] = {
             "attnbench/records/schema.py": (
                 ('    Column("warnings", ', '    Column("answer", "number", "", "to everything"),\n    Column("warnings", '),
             ),
-            "attnbench/workers/subject.py": (("columns = checked.columns | {", 'columns = checked.columns | {"answer": 42.0,'),),
+            "attnbench/workers/subject.py": (("columns = memory.columns | {", 'columns = memory.columns | {"answer": 42.0,'),),
         },
         "import attnbench; print(*attnbench.run('naive', 8, baseline='none', scope='attention', budget=5)['answer'])",
         "42.0",

@@ -54,7 +54,6 @@ def test_a_right_output_is_close_and_a_wrong_one_is_not(seq: int, mask: str, dty
         Given((NUMBER,), True, NUMBER),
         Given((NUMBER, NUMBER + 1), True, 7),
         Given((NUMBER, NUMBER + 1), False, NUMBER),
-        Given((NUMBER, NUMBER + 1), True, NUMBER, 3, 1),
     ):
         error, _, problem = witness.judge(w, other, 1, as_bytes(out))
         assert error.rel_l2 > 0.1
@@ -134,15 +133,15 @@ def test_whatever_the_phase_it_knows_a_right_output(kind: str) -> None:
     assert "over the tolerance" in (witness.judge(w, Given((NUMBER,), True, NUMBER), 1, as_bytes(*told))[2] or "")
 
 
-def test_it_knows_what_a_call_in_the_middle_of_a_burst_was_given() -> None:
-    """More calls than there are sets of tensors for: they come again from the beginning."""
+@pytest.mark.parametrize("calls", [1, 2, 130, 20_000])
+def test_however_many_calls_a_burst_has_the_first_is_given_the_same(calls: int) -> None:
+    """The one that is checked gets what the first has: so the witness knows it, and draws it once for all variants."""
     w = Workload(seq=8, kv_seq=8, heads=1, kv_heads=1, head_dim=8, value_dim=8)
     pools = Pools(w)
     pools.draw(1)
     pools.alter(2)
-    views = pools.views(20_000, 3)
-    out = F.scaled_dot_product_attention(*views[19_000 % len(views)])
-    assert Witness().judge(w, Given((1, 2), True, 3, 20_000, 19_000), 5, as_bytes(out))[2] is None
+    out = F.scaled_dot_product_attention(*pools.views(calls, 3)[0])
+    assert Witness().judge(w, Given((1, 2), True, 3), 5, as_bytes(out))[2] is None
 
 
 def test_views_are_apart_and_altered_without_a_trace() -> None:

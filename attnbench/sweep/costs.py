@@ -29,6 +29,10 @@ class Costs:
         self._fixed[self._like(cell)] = fixed_s
         self._starts[cell] = start_s
 
+    def learn_more(self, cell: Cell, fixed_s: float) -> None:
+        """Seconds more that its like take to get a number, as they are judged."""
+        self._fixed[self._like(cell)] += fixed_s
+
     def start(self, cell: Cell) -> float:
         """Seconds to start a cell's process once more."""
         return self._starts.get(cell, _START_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -39,6 +39,8 @@ class Live:
     values: tuple[int, ...]
     """The numbers that its values are drawn from now, and altered by; `places` where calls were given theirs last."""
     places: int
+    judged: bool
+    """Whether what it puts out was judged in whole, in this process or one before."""
     wall_s: list[float] = field(default_factory=list)
     used_s: float = 0.0
     """CPU seconds of its process when it was last left, and (below) when that was."""
@@ -79,10 +81,10 @@ class Crew:
             return None
         if ready.compiles:
             self._server.preload()
-        if wrong := ready.wrong or ready.flaw:
-            cell.end("wrong", wrong)
+        if ready.flaw:
+            cell.end("wrong", ready.flaw)
         values = (number, number + 1) if thorough else (number,)
-        return Live(cell, worker, ready, time.monotonic() - began, thorough, values, number)
+        return Live(cell, worker, ready, time.monotonic() - began, thorough, values, number, not thorough)
 
     def ask(self, cell: Cell, worker: Worker, request: Request[A]) -> A | None:
         """The answer, within what is left of the cell's time limit; what goes wrong instead is the cell's status."""
@@ -120,14 +122,21 @@ class Crew:
             return None
         return answer if isinstance(answer, Witnessed) else None
 
-    def leave(self, one: Live) -> None:
-        """Ends a cell's worker, or lets it wait for its variant's next workload where nothing went wrong in it."""
+    def leave(self, live: Iterable[Live]) -> None:
+        """Ends cells' workers, or lets them wait for their variants' next workload where nothing went wrong in them."""
+        ended = [one.worker for one in live if not self._waits(one)]
+        for worker in ended:  # so that all give their memory back at the same time
+            worker.channel.close()
+        for worker in ended:
+            worker.end()
+
+    def _waits(self, one: Live) -> bool:
         if self._settings.reuse and one.cell.status is None:
             with suppress(Closed, Expired):
                 if isinstance(one.worker.request(Release(), _RELEASE_SECONDS), Released):
                     self._idle[one.cell.plugin] = one.worker
-                    return
-        one.worker.end()
+                    return True
+        return False
 
     def dismiss(self, but: Set[str] = frozenset()) -> None:
         """Ends the waiting workers, but for those of these variants."""

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from msgspec import structs
-
 from attnbench.devices import machine
 from attnbench.records.schema import Row
 from attnbench.stats.intervals import MIN_ROUNDS
@@ -28,7 +26,7 @@ from attnbench.sweep.precision import look
 from attnbench.sweep.returns import Bout
 from attnbench.sweep.settings import Settings
 from attnbench.sweep.testimony import HIDDEN, has_witness, hear
-from attnbench.workers.messages import Aim, Burst, Finish, Given, Look
+from attnbench.workers.messages import Aim, Burst, Finish, Given, Judge, Look, Looked
 from attnbench.workers.server import Forkserver
 
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
@@ -95,7 +93,10 @@ class Rounds:
                 rest = [c for c in pending if c in ready or c not in contest.measured]
                 self._plan(contest, live, allot(rest, self.costs, left, self._settings, ready))
                 self._rounds(contest, live, True, deadline, progress)
+                rows = self._secret.getrandbits(_BITS)
                 for one in live:
+                    if one.cell.status is None:
+                        self._judge_now(contest, one, rows)
                     self._keep_a_sample(contest, one)
                 self._finish(contest, live, left / len(pending))
             contest.leave(self._settings.reuse)
@@ -130,8 +131,7 @@ class Rounds:
             live.extend(self._start(contest, cells, progress))
             yield live
         finally:
-            for one in live:
-                self._crew.leave(one)
+            self._crew.leave(live)
 
     def _start(self, contest: Contest, group: Sequence[Cell], progress: Progress) -> Iterator[Live]:
         number, rows = (self._secret.getrandbits(_BITS) for _ in range(2))
@@ -149,17 +149,9 @@ class Rounds:
             yield one  # before anything goes wrong, so that it is left whatever does
             if probe:
                 self._flaws[kind] = one.ready.flaw
-            self._hear_first(one, rows)
             self._account(contest, one)
-
-    def _hear_first(self, one: Live, rows: int) -> None:
-        """What the witness says of a cell's first answer."""
-        if one.ready.output:
-            given = Given(one.values, one.thorough, one.places)
-            hear(self._crew, one, given, rows, one.ready.output, one.ready.columns)
-            one.ready = structs.replace(one.ready, output=b"")
-        elif one.thorough and has_witness(one.cell) and one.cell.status is None:
-            one.cell.end("wrong", HIDDEN)
+            if one.ready.suspect or one.ready.flaw:
+                self._judge_now(contest, one, rows)
 
     def _account(self, contest: Contest, one: Live) -> None:
         """What getting a cell ready took."""
@@ -168,7 +160,7 @@ class Rounds:
         self.seconds.compilation += ready.setup_s + compiling
         self.seconds.calls += ready.calls_s - compiling
         if one.thorough:
-            fixed_s = one.took_s - ready.calls_s + compiling
+            fixed_s = one.took_s - ready.calls_s + compiling - ready.probes_s
             # A second process finds what was compiled.
             self.costs.learn(one.cell, ready.call_s, fixed_s, max(0.0, one.start_s - ready.setup_s - compiling))
         columns = {**ready.columns, "setup_s": ready.setup_s, "first_call_s": ready.first_call_s}
@@ -264,26 +256,42 @@ class Rounds:
 
     def _look_at(self, contest: Contest, one: Live, number: int, rows: int, which: int | None) -> None:
         """What came out of a burst. which: the call that is checked; rows: of the witness."""
+        began = time.monotonic()
         looked = self._crew.ask(one.cell, one.worker, Look())
         if looked is None:
             return
-        self.seconds.calls += looked.calls_s
-        columns = dict(looked.columns)
         if which is None:
             one.places = number
         else:
             one.values = (*one.values, number)
+        self._weigh(contest, one, looked, rows, began, checked=which is not None)
+
+    def _judge_now(self, contest: Contest, one: Live, rows: int) -> None:
+        """Judges the call that measured memory: something looks wrong, or no round came in which one is checked."""
+        if one.judged:
+            return
+        began = time.monotonic()
+        if looked := self._crew.ask(one.cell, one.worker, Judge()):
+            one.places = one.values[0]
+            self._weigh(contest, one, looked, rows, began, checked=True)
+
+    def _weigh(self, contest: Contest, one: Live, looked: Looked, rows: int, began: float, checked: bool) -> None:
+        """What a call returned has been looked at in its process. checked: and judged; so the witness is heard."""
+        cell, columns, first = one.cell, dict(looked.columns), checked and not one.judged
+        self.seconds.calls += looked.calls_s
+        one.judged = one.judged or checked
         if looked.wrong:
-            one.cell.end("wrong", looked.wrong)
-        elif which is not None and has_witness(one.cell) and one.cell.family == "exact":
-            if not looked.output:
-                one.cell.end("wrong", HIDDEN)
-                return
-            calls, head = one.burst
-            given = Given(one.values, one.thorough, one.places, calls + head, head + which)
-            hear(self._crew, one, given, rows, looked.output, columns)
-        if one.cell.status is not None:
-            contest.measured[one.cell].columns |= columns
+            cell.end("wrong", looked.wrong)
+        if checked and has_witness(cell) and (first or cell.family == "exact"):
+            if looked.output:
+                given = Given(one.values, one.thorough, one.places)
+                hear(self._crew, one, given, rows, looked.output, columns)
+            elif cell.status is None:
+                cell.end("wrong", HIDDEN)
+        if first:
+            self.costs.learn_more(cell, time.monotonic() - began - looked.calls_s)
+        if first or cell.status is not None:
+            contest.measured[cell].columns |= columns
 
     def _look(self, contest: Contest, live: Sequence[Live], by_process: bool) -> None:
         alive = [one.cell for one in live]

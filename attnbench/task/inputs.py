@@ -153,11 +153,14 @@ class Pools:
     def views(self, count: int, number: int) -> list[list[Tensor]]:
         """Tensors for so many calls, contiguous and of the right shapes; the same number gives the same places.
 
-        No two calls get the same, up to `_SETS`, which is the most.
+        No two calls get the same, up to `_SETS`, which is the most. The first call's are the same for any count.
         """
         count = min(count, _SETS)
-        places, few = Random(number), min(count, _VIEWS)
-        made = [[self._view(i, place) for place in places.sample(range(_PLACES), few)] for i in range(len(self._pools))]
+        few, made = min(count, _VIEWS), []
+        for i in range(len(self._pools)):
+            drawn = Random(f"{number}/{i}")
+            first, further = drawn.randrange(_PLACES), drawn.sample(range(1, _PLACES), few - 1)
+            made.append([self._view(i, (first + place) % _PLACES) for place in (0, *further)])
         return [[views[(n + i * (n // few)) % few] for i, views in enumerate(made)] for n in range(count)]
 
     def _view(self, i: int, place: int) -> Tensor:
@@ -203,7 +206,7 @@ class Sets(Pools):
 
     def views(self, count: int, number: int) -> list[list[Tensor]]:
         """As `Pools.views`, but that calls get the same again after all sets, or all heads, have been given."""
-        places = Random(number).sample(self._starts, min(count, len(self._starts)))
+        places = Random(number).sample(self._starts, len(self._starts))[:count]
         made = [[self._view(i, place) for i in range(len(self._pools))] for place in places]
         return [made[n % len(made)] for n in range(min(count, _SETS))]
 

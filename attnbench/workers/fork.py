@@ -32,7 +32,9 @@ def serve_forks(fd: int) -> NoReturn:
     system.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        from attnbench.workers import serve  # loads torch, once for all
+        from attnbench.workers import serve, subject  # loads torch, once for all
+
+        subject.functions()
     except Exception as problem:
         _refuse(server, channel, problem)
 

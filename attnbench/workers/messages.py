@@ -102,9 +102,9 @@ class Prepared(Answer, frozen=True):
     """A plugin is ready to be timed on a workload.
 
     call_s, call_start: of the last call, now that it is warm. calls_s: of all calls so far, the variant's own alone.
-    setup_s, first_call_s: to build, and of the first call. checks_s: spent on memory and errors.
-    wrong: what is wrong with its answer, None where nothing is; errors are among the columns in either case.
-    flaw: what is wrong with it on small problems. compiles: whether it has made torch load its compiler.
+    setup_s, first_call_s: to build, and of the first call. checks_s: of its first process alone, probes_s of them for
+    small problems. flaw: what is wrong with it on those. suspect: whether the call that measured memory looks wrong.
+    compiles: whether it has made torch load its compiler.
     """
 
     call_s: float
@@ -113,10 +113,10 @@ class Prepared(Answer, frozen=True):
     setup_s: float
     first_call_s: float
     checks_s: float
+    probes_s: float
     columns: Columns
-    wrong: str | None
     flaw: str | None = None
-    output: bytes = b""
+    suspect: bool = False
     compiles: bool = False
 
 
@@ -154,9 +154,9 @@ class Timed(Answer, frozen=True):
 
 
 class Looked(Answer, frozen=True):
-    """What came out of a burst has been looked at. calls_s: of calls that this took.
+    """What a call returned has been looked at. calls_s: of calls that this took. output: to show to a witness.
 
-    wrong: see `Prepared`; columns: the errors of what was checked. output: of the checked call, to show to a witness.
+    wrong: what is wrong with it, None where nothing is; columns: its errors, in either case, where it was judged.
     """
 
     calls_s: float
@@ -227,9 +227,9 @@ class Try(Request[Tried], frozen=True):
 
 
 class Prepare(Request[Prepared], frozen=True):
-    """Make a plugin ready for a workload. thorough: measure its memory and its errors, too.
+    """Make a plugin ready for a workload. thorough: measure its memory, and let it be judged in whole once.
 
-    number: what its values are drawn from. show: tell the output of the call that was judged.
+    number: what its values are drawn from. show: tell the outputs of calls that are judged.
     probe: try it on small problems, too, see `judge.probes`.
     """
 
@@ -248,14 +248,12 @@ class Given(msgspec.Struct, frozen=True):
     """What one call was given, told by the numbers that it was drawn from: see `task.inputs.Pools`.
 
     values: of the first values, then of what altered them, many of them first where the process was thorough.
-    places: of so many calls' views, of which this is one.
+    places: of the views of it, the first of those.
     """
 
     values: tuple[int, ...]
     thorough: bool
     places: int
-    calls: int = 1
-    call: int = 0
 
 
 class Witness(Request[Witnessed], frozen=True):
@@ -285,6 +283,10 @@ class Burst(Request[Timed], frozen=True):
 
 class Look(Request[Looked], frozen=True):
     """Is what came out of the burst right?"""
+
+
+class Judge(Request[Looked], frozen=True):
+    """Is what the call that measured memory returned right? No call of a burst is judged instead."""
 
 
 class Finish(Request[Finished], frozen=True):
@@ -342,6 +344,7 @@ AnyRequest: TypeAlias = (
     | Aim
     | Burst
     | Look
+    | Judge
     | Finish
     | Release
 )

@@ -122,6 +122,8 @@ class _Worker:
                 return self._subject.burst()
             case messages.Look():
                 return self._subject.look()
+            case messages.Judge():
+                return self._subject.judge()
         return self._subject.finish(request)
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import ceil
 from random import Random
 from typing import Any
@@ -46,13 +47,23 @@ _ALWAYS = 3  # where that is too little for a look at each burst, one of so many
 
 @dataclass(frozen=True)
 class _MemoryCall:
-    """What the call that measured memory took, all calls of the checks together, its figures, and what is wrong."""
+    """What the call that measured memory took, when it began, and its figures."""
 
     call_s: float = 0.0
     call_start: float = 0.0
-    calls_s: float = 0.0
     columns: Columns = field(default_factory=dict)
-    wrong: str | None = None
+
+
+@dataclass(frozen=True)
+class _Unjudged:
+    """What that call was given and returned, until a burst's call is judged in its place; `seen` of it at once."""
+
+    given: list[Tensor]
+    raw: Any
+    number: int
+    seen: form.Glimpse
+    suspect: bool
+    """Whether a look in passing found something wrong."""
 
 
 class Subject:
@@ -65,7 +76,8 @@ class Subject:
         self.called_s = self.looked_s = 0.0
         self.given: list[list[Tensor]] = []
         self.raw: Any = None
-        self.settled = False
+        self.unjudged: _Unjudged | None = None
+        self.first = self.settled = False
         self.device = device.of(workload.device)
         self.device.begin(asked.memory_limit)
         self.team = Team(workload.threads if workload.on_host else 1)
@@ -73,11 +85,11 @@ class Subject:
         torch.set_grad_enabled(False)  # for good: what a plugin does to it shows
         self.before_bytes = self.device.large_bytes()
         self.global_state = form.global_state()
-        self.functions = form.Functions(clock for name in DEVICES for clock in device.of(name).clocks())
+        self.functions = functions()
         self.plugin = load(asked.target)(**asked.options)
 
     def prepare(self, asked: Prepare) -> Prepared:
-        """Builds, makes the first calls, checks the output and measures memory."""
+        """Builds, makes the first calls and measures memory."""
         self.stage = "build"
         start = bursts.clock()
         made = build(self.plugin, self.workload)
@@ -96,19 +108,21 @@ class Subject:
         self._check_form(raw, given)
         self.first_call_bytes = self._beyond(before, sum(x.nbytes for x in outputs(raw)))
         self._untouched()
-        calls_s, began, checked = first_s, bursts.clock(), _MemoryCall()
+        began, memory = bursts.clock(), _MemoryCall()
         if self.thorough:
-            self.stage = "memory and error"
-            checked = self._measure_memory_and_error(given, raw, asked.number)
+            self.stage = "memory"
+            memory = self._measure_memory(given, raw, asked.number)
+        probed = bursts.clock()
         flaw = self._flaw() if asked.probe else None
-        checks_s = bursts.clock() - began  # what a further process of the same cell is spared
+        checks_s, probes_s = bursts.clock() - began, bursts.clock() - probed
         del raw
+        torch.zeros_like(given[0])  # where NaN was left: see `form.poison`
         self.device.before_timing()
         self.stage = "warm-up"
         self.timer = self.device.timer(call, given, self.l2)
-        call_start = checked.call_start or bursts.clock()
-        self.call_s, spent = self.timer.warm_up(checked.call_s)
-        columns = checked.columns | {
+        call_start = memory.call_start or bursts.clock()
+        self.call_s, spent = self.timer.warm_up(memory.call_s)
+        columns = memory.columns | {
             "timing": self.timer.how,
             "implementation": printable(str(task.implementation)),
             "emulated": task.emulated,
@@ -117,27 +131,26 @@ class Subject:
         columns |= self._watched("start", 0.0)
         _wrong_if(form.disturbed(self.global_state))
         self.device.give_back()
-        output, self.output = self.output, b""
         self.kept, self.calls = self.device.kept_bytes(), 0
         return Prepared(
             call_s=self.call_s,
             call_start=call_start,
-            calls_s=calls_s + checked.calls_s + spent,
+            calls_s=first_s + memory.call_s + spent,
             setup_s=setup_s,
             first_call_s=first_s,
             checks_s=checks_s,
+            probes_s=probes_s,
             columns=columns,
-            wrong=checked.wrong,
             flaw=flaw,
-            output=output,
+            suspect=self.unjudged is not None and self.unjudged.suspect,
             compiles=COMPILER[0] in sys.modules,
         )
 
     def _check_form(self, raw: Any, given: Sequence[Tensor]) -> None:
         _wrong_if(form.misshapen(outputs(raw), self.task.shapes(), given))
 
-    def _measure_memory_and_error(self, given: list[Tensor], earlier: Any, number: int) -> _MemoryCall:
-        """The second call, on some other values, while the first one's output is still held."""
+    def _measure_memory(self, given: list[Tensor], earlier: Any, number: int) -> _MemoryCall:
+        """The second call, on some other values, while the first one's output is still held. Its own is kept."""
         self.pools.alter(number + 1)
         form.poison(given[0])
         saved = self._saved_bytes(given) if self.workload.trains else None
@@ -153,10 +166,12 @@ class Subject:
         kept = built + (first if first > _LIBRARIES_BYTES else 0)
         input_bytes = sum(x.nbytes for x in given) + self.task.parameter_bytes + cache_bytes
         workspace = None if held is None else kept + max(0, held - output_bytes - (saved or 0))
+        self._untouched()
+        suspect = values.glance(self.task, self.plugin.family, given, raw, number) is not None
+        self.unjudged = _Unjudged(given, raw, number, form.glimpse(outputs(raw), number), suspect)
         process_bytes = self.device.process_bytes()
-        self.device.before_timing()  # a reference makes many tensors, each of which would be mapped afresh
-        columns, calls_s, wrong = self._judge(raw, given, number, apart=True)
-        columns |= {
+        self.device.before_timing()  # small problems make many tensors, each of which would be mapped afresh
+        columns: Columns = {
             "input_bytes": input_bytes,
             "output_bytes": output_bytes,
             "saved_bytes": saved,
@@ -169,7 +184,7 @@ class Subject:
             "reserved_bytes": reserved,
             "process_bytes": process_bytes,
         }
-        return _MemoryCall(seconds, start, seconds + calls_s, columns, wrong)
+        return _MemoryCall(seconds, start, columns)
 
     def _beyond(self, before: int | None, known: int) -> int | None:
         """Bytes of large blocks that are there now and were not before, beside known ones."""
@@ -220,12 +235,17 @@ class Subject:
         """Gives each call of the next burst values of its own, and makes those calls that nobody times."""
         self.stage, self.aimed = "timed call", asked
         if asked.check is not None:
+            self.first, self.unjudged = self.unjudged is not None, None
             self.pools.alter(asked.number, few=True)
         else:
             self.places = asked.number
-        # Where calls of the burst before were given theirs: what is kept of them would be taken for the answer.
+        # Where calls of the burst before were given theirs: what is kept of them would be taken for the answer. The
+        # call that is checked gets the first, whichever it is, so that who judges several variants draws it once; so
+        # did the last one of that burst, which is remembered best.
         views = self.pools.views(asked.calls + asked.head, self.places)
-        head, self.given = views[: asked.head], [*views[asked.head :], *views[: asked.head]]
+        first = -(asked.calls - 1 if asked.check is None else asked.check) % len(views)
+        self.given = [*views[first:], *views[:first]]
+        head = self.given[len(views) - asked.head :]
         if asked.check is not None:
             form.poison(self.given[0][0])
         if not head:
@@ -249,7 +269,7 @@ class Subject:
         return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s, waited_s)
 
     def look(self) -> Looked:
-        """Looks at what came out of it: at every row if it is to be checked, else in passing at a few.
+        """Looks at what came out of it: judges it if it is to be checked, else looks in passing at a few rows.
 
         So no work is left out where nobody would see.
         """
@@ -259,14 +279,26 @@ class Subject:
             found = self._glance(raw, asked.number)
         else:
             self._check_form(raw, self.timer.kept)
-            columns, calls_s, wrong = self._judge(raw, self.timer.kept, asked.number)
-            found, self.output = Looked(calls_s, wrong, columns, self.output), b""
+            found = self._judged(raw, self.timer.kept, asked.number, apart=self.first)
         _wrong_if(form.disturbed(self.global_state))
         del raw
         self.device.give_back()
         if not self.settled or asked.check is not None:  # what looking took for the first time is no leak
             self.settled, self.kept, self.calls = True, self.device.kept_bytes(), 0
         return found
+
+    def judge(self) -> Looked:
+        """Judges what the call that measured memory returned: of a variant too dear for a burst that is checked."""
+        self.stage, kept, self.unjudged = "error", self.unjudged, None
+        assert kept is not None
+        found = self._judged(kept.raw, kept.given, kept.number, apart=True)
+        _wrong_if(form.unfinished(outputs(kept.raw), kept.seen))
+        return found
+
+    def _judged(self, raw: Any, given: Sequence[Tensor], number: int, apart: bool) -> Looked:
+        columns, calls_s, wrong = self._judge(raw, given, number, apart)
+        output, self.output = self.output, b""
+        return Looked(calls_s, wrong, columns, output)
 
     def _glance(self, raw: Any, number: int) -> Looked:
         """A look at a few rows of a call's output, for a small part of the calls' time, and at all that is wrong."""
@@ -313,6 +345,12 @@ class Subject:
         if energy_s and before is not None and after is not None:
             facts["energy_j"] = (after - before) / calls
         return facts
+
+
+@cache
+def functions() -> form.Functions:
+    """What calls and checks are made of, before any plugin is there: the fork server looks, once for all workers."""
+    return form.Functions(clock for name in DEVICES for clock in device.of(name).clocks())
 
 
 def _looked_at(asked: Aim) -> int:
