@@ -22,6 +22,7 @@ from attnbench.workers.about_parallel import (
     SchemeDescribed,
     SchemeInstance,
 )
+from attnbench.workers.about_witness import Given, Placed, Witness, Witnessed
 from attnbench.workers.channel import Channel, Closed
 from attnbench.workers.kinds import Choice
 from attnbench.workers.server import Worker
@@ -45,7 +46,7 @@ REQUESTS: list[m.AnyRequest] = [
     m.JudgeModel("smollm2", [], W, "a:B", {"rows": 1}, 4, 9.5, [0.0, 0.5], 8),
     m.Try(Case("odd", "shapes", W, lay="slice", values="huge"), "a:B", {"rows": 1}),
     m.Prepare(W, "a:B", {}, True, 1 << 40, True, True),
-    m.Witness(W, m.Given((1 << 40, 2), True, 3), 2, b"out"),
+    Witness(W, Given((1 << 40, 2), True, 3), 2, b"out"),
     m.Aim(3, 1, 7, 2),
     m.Burst(),
     m.Look(),
@@ -91,10 +92,10 @@ ANSWERS: list[m.AnyAnswer] = [
     ),
     m.Tried("wrong", "why", "torch", {"tolerance": 1e-3}, "where"),
     m.Prepared(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, {"density": None, "timing": "clock"}, "NaN"),
-    m.Witnessed(1e-7, 1e-6, 1.0, 1e-6),
+    Witnessed(1e-7, 1e-6, 1.0, 1e-6),
     m.Aimed(0.5),
     m.Timed(1.0, 2.0, 3.0, None),
-    m.Timed(1.0, 2.0, 3.0, 4.0, 0.5),
+    m.Timed(1.0, 2.0, 3.0, 4.0, 0.5, (Placed(1 << 47, [2, 3], [12, 4], 4),)),
     m.Looked(0.5, None, {"tolerance": 1e-3}, b"out"),
     m.Finished(0.0, {}),
     m.Released(),

@@ -14,7 +14,7 @@ from attnbench.registry import find, load
 from attnbench.sweep.settings import Asked
 from attnbench.task.call import Task, outputs
 from attnbench.task.inputs import Pools
-from attnbench.workers.messages import Given
+from attnbench.workers.about_witness import Given
 from attnbench.workers.witness import Witness, as_bytes
 from attnbench.workload import Workload
 

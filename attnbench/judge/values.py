@@ -57,6 +57,7 @@ def judge(
     draw: int,
     apart: bool = True,
     ends: bool = True,
+    again: bool = False,
 ) -> Judgement:
     """Whether an output is that of the function that the variant defines, and how far that is from softmax attention.
 
@@ -69,6 +70,7 @@ def judge(
     draw: which rows are looked at, and which heads' gradients.
     apart: tell the approximation error, too, of fewer rows, and whether the attentions inside a whole block are right.
     ends: judge what a whole block puts out; else the attentions inside it alone, as somebody else judges that.
+    again: all rows of a short problem were looked at before; some will do.
     """
     w = task.workload
     allowed = deviation.tolerance(w, family, *task.definitions.values())
@@ -76,8 +78,9 @@ def judge(
     whole = _is_whole(task)
     found, problems = _end_to_end(task, tensors, outputs(raw)[0], draw, allowed, apart) if whole and ends else ({}, [])
     shown = [each for tap in taps for each in task.problems(tap)]
+    every = _SAMPLED if whole or again else EVERY_ROW
     for part, tap in shown:
-        errors, problem = _tap(task, part, tap, draw, allowed, apart and not whole, _SAMPLED if whole else EVERY_ROW)
+        errors, problem = _tap(task, part, tap, draw, allowed, apart and not whole, every)
         found = found if whole else _worse(found, errors)
         problems.append(problem)
     if family != "quantized" and any(map(deviation.rounds_weights, task.definitions.values())):

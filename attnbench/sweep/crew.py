@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from attnbench.devices import cgroup
+from attnbench.devices import cgroup, peek
 from attnbench.devices.bursts import burst_size
 from attnbench.devices.device import of
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.settings import Settings
+from attnbench.workers.about_witness import Given, Placed, Witness, Witnessed
 from attnbench.workers.ask import describe_exit
 from attnbench.workers.channel import Closed, Expired
 from attnbench.workers.kinds import Answer, Request
-from attnbench.workers.messages import Failure, Given, Prepare, Prepared, Release, Released, Witness, Witnessed
+from attnbench.workers.messages import Failure, Prepare, Prepared, Release, Released
 from attnbench.workers.server import Forkserver, Worker
 
 _RELEASE_SECONDS = 10.0  # to free what a workload left
@@ -41,6 +42,8 @@ class Live:
     places: int
     judged: bool
     """Whether what it puts out was judged in whole, in this process or one before."""
+    there: bytes | None = None
+    """What lay where it says its output does, as soon as the burst that is checked had ended; None: nobody looked."""
     wall_s: list[float] = field(default_factory=list)
     used_s: float = 0.0
     """CPU seconds of its process when it was last left, and (below) when that was."""
@@ -63,6 +66,7 @@ class Crew:
         self._server, self._settings = server, settings
         self._idle: dict[str, Worker] = {}
         self._witness: Worker | None = None
+        self._peeks: bool | None = None
         self.spent: dict[Cell, float] = {}
         """Seconds of each cell's time limit."""
 
@@ -71,6 +75,8 @@ class Crew:
         began = time.monotonic()
         limit = self._settings.memory if of(cell.workload.device).limits_process else None
         worker = self._idle.pop(cell.plugin, None) or self._server.start(limit, cell.path)
+        if self._peeks is None:  # before a plugin is there, which may forbid it
+            self._peeks = peek.can_peek(worker.pid)
         settings = self._settings
         asked = Prepare(
             cell.workload, cell.target, cell.options, thorough, number, show, probe, settings.l2, settings.memory
@@ -108,6 +114,13 @@ class Crew:
             cell.end(answer.status, answer.reason, answer.traceback)
             return None
         return answer
+
+    def there(self, worker: Worker, placed: Sequence[Placed]) -> bytes | None:
+        """Outputs, read from a worker's memory; nothing where they can't be, None where the system lets nobody look."""
+        if not self._peeks:
+            return None
+        found = (peek.tensor(worker.pid, x.address, x.shape, x.strides, x.itemsize) for x in placed)
+        return b"".join(x or b"" for x in found)
 
     def witness(self, cell: Cell, given: Given, rows: int, output: bytes) -> Witnessed | None:
         """What a process without plugins finds; None where it comes to nothing, as for want of memory."""

@@ -25,8 +25,9 @@ from attnbench.sweep.plan import allot, groups
 from attnbench.sweep.precision import look
 from attnbench.sweep.returns import Bout
 from attnbench.sweep.settings import Settings
-from attnbench.sweep.testimony import HIDDEN, has_witness, hear
-from attnbench.workers.messages import Aim, Burst, Finish, Given, Judge, Look, Looked
+from attnbench.sweep.testimony import HIDDEN, LATE, has_witness, hear
+from attnbench.workers.about_witness import Given
+from attnbench.workers.messages import Aim, Burst, Finish, Judge, Look, Looked
 from attnbench.workers.server import Forkserver
 
 _ENERGY_SECONDS, _ENERGY_SHARE = 0.5, 0.1  # a GPU's energy counter moves in steps of up to a tenth of a second
@@ -245,6 +246,8 @@ class Rounds:
         if timed is None:
             return
         seen = meanwhile.seen(timed.waited_s)
+        if check and has_witness(one.cell):
+            one.there = self._crew.there(one.worker, timed.placed)
         # A GPU's own clock leaves out what the host does around its work.
         measured.bursts.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, seen))
         self.seconds.calls += aimed.calls_s + timed.calls_s
@@ -288,6 +291,9 @@ class Rounds:
                 hear(self._crew, one, given, rows, looked.output, columns)
             elif cell.status is None:
                 cell.end("wrong", HIDDEN)
+            if cell.status is None and one.there is not None and not one.there.startswith(looked.output):
+                cell.end("wrong", LATE)
+            one.there = None
         if first:
             self.costs.learn_more(cell, time.monotonic() - began - looked.calls_s)
         if first or cell.status is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from attnbench.sweep.cell import Cell
 from attnbench.sweep.crew import Crew, Live
 from attnbench.theory.costs import output_bytes
-from attnbench.workers.messages import Columns, Given
+from attnbench.workers.about_witness import Given
+from attnbench.workers.messages import Columns
 
 HIDDEN = "its process does not show what came out of its calls"
+LATE = "what it shows of its output was not in its memory yet when the calls had been made"
 _LIKE, _TINY = 2.0, 1e-5  # errors on two samples of rows are alike up to this factor; rounding is what it is
 _LARGEST_OUTPUT = 48 << 20
 _ERRORS = ("rel_l2", "max_abs", "cosine")

@@ -16,6 +16,7 @@ from attnbench.theory.roofline import Ceilings
 from attnbench.workers.about_caches import CacheDescribed, CacheJudged, DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel, ModelFacts, ModelJudged
 from attnbench.workers.about_parallel import Called, CallTogether, DescribeScheme, Join, Joined, SchemeDescribed
+from attnbench.workers.about_witness import Placed, Witness, Witnessed
 from attnbench.workers.kinds import Answer, Choice, Request
 from attnbench.workers.kinds import Columns as Columns
 from attnbench.workload import Workload
@@ -120,20 +121,6 @@ class Prepared(Answer, frozen=True):
     compiles: bool = False
 
 
-class Witnessed(Answer, frozen=True):
-    """How far an output is from exact attention: see `judge.deviation.Error`. problem: why it is not that.
-
-    columns: errors of gradients that came with it.
-    """
-
-    rel_l2: float
-    max_abs: float
-    cosine: float
-    worst_row: float
-    problem: str | None = None
-    columns: Columns = msgspec.field(default_factory=dict)
-
-
 class Aimed(Answer, frozen=True):
     """The next burst's calls have their inputs. calls_s: of untimed calls."""
 
@@ -143,7 +130,7 @@ class Aimed(Answer, frozen=True):
 class Timed(Answer, frozen=True):
     """A burst: when it started, seconds of its calls, of all that ran, and on a GPU of a call by the host's clock.
 
-    waited_s: meanwhile, see `others.waited_s`.
+    waited_s: meanwhile, see `others.waited_s`. placed: where the outputs lie of the call that is checked.
     """
 
     start: float
@@ -151,6 +138,7 @@ class Timed(Answer, frozen=True):
     calls_s: float
     wall_s: float | None
     waited_s: float | None = None
+    placed: tuple[Placed, ...] = ()
 
 
 class Looked(Answer, frozen=True):
@@ -242,27 +230,6 @@ class Prepare(Request[Prepared], frozen=True):
     probe: bool = False
     l2: str = ""
     memory_limit: int | None = None
-
-
-class Given(msgspec.Struct, frozen=True):
-    """What one call was given, told by the numbers that it was drawn from: see `task.inputs.Pools`.
-
-    values: of the first values, then of what altered them, many of them first where the process was thorough.
-    places: of the views of it, the first of those.
-    """
-
-    values: tuple[int, ...]
-    thorough: bool
-    places: int
-
-
-class Witness(Request[Witnessed], frozen=True):
-    """To a worker without a plugin: how right is this output? See `workers.witness`. rows: which to look at."""
-
-    workload: Workload
-    given: Given
-    rows: int
-    output: bytes
 
 
 class Aim(Request[Aimed], frozen=True):

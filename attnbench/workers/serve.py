@@ -21,7 +21,7 @@ from attnbench.registry import canonical, deprecated, instances, load
 from attnbench.task.call import NoGradient
 from attnbench.task.promise import Promise, promise, refusal
 from attnbench.theory import costs
-from attnbench.workers import caches, calibration, messages, model, parallel, system
+from attnbench.workers import about_witness, caches, calibration, messages, model, parallel, system
 from attnbench.workers.about_caches import DescribeCache, JudgeCache
 from attnbench.workers.about_models import AskModel, JudgeModel
 from attnbench.workers.about_parallel import CallTogether, DescribeScheme, Join
@@ -96,9 +96,9 @@ class _Worker:
             case messages.Try():
                 self._subject = None
                 return tried(request)
-            case messages.Witness(workload, given, rows, output):
+            case about_witness.Witness(workload, given, rows, output):
                 error, columns, wrong = self._witness.judge(workload, given, rows, output)
-                return messages.Witnessed(**asdict(error), problem=wrong, columns=columns)
+                return about_witness.Witnessed(**asdict(error), problem=wrong, columns=columns)
             case Join():
                 self._rank = parallel.Rank(request)
                 return self._rank.ready()

@@ -22,6 +22,7 @@ from attnbench.judge import deviation, form, probes, values
 from attnbench.registry import load
 from attnbench.task import inputs
 from attnbench.task.call import Task, build, outputs
+from attnbench.workers.about_witness import Placed
 from attnbench.workers.messages import (
     COMPILER,
     Aim,
@@ -42,6 +43,7 @@ _PROBE_SECONDS = 2.0  # after which no further small problem is begun
 _LITTLE_BYTES = 256 << 10  # what the sizes of blocks are rounded by
 _LIBRARIES_BYTES = 8 << 20  # what libraries keep from their first call on, for anybody
 _LOOKS = 0.05  # of the calls' time, what looks at bursts that are not checked may take
+_FIRST_LOOKS = 0.02  # seconds that they may take in any case in a variant's first process, which may be its only one
 _ALWAYS = 3  # where that is too little for a look at each burst, one of so many gets it nonetheless, drawn
 
 
@@ -210,11 +212,11 @@ class Subject:
 
         Values that a process without the plugin can judge alone are only shown to it: see `workers.witness`.
 
-        number: which elements and rows are looked at. apart: how far it is from attention, too, see `values.judge`.
-        here: judge those, too.
+        number: which elements and rows are looked at. apart: for the first time, so how far it is from attention, too:
+        see `values.judge`. here: judge those, too.
         """
         self._untouched()
-        seen, family = form.glimpse(outputs(raw), number), self.plugin.family
+        seen, family, again = form.glimpse(outputs(raw), number), self.plugin.family, not (apart or here)
         in_block, elsewhere = self.workload.scope == "block", not here and self.show and family == "exact"
         inside = apart or values.needs_taps(self.task)
         if self.show and (apart or elsewhere):
@@ -225,7 +227,7 @@ class Subject:
             start = bursts.clock()
             taps = self.task.taps(given, raw) if inside else []
             calls_s = bursts.clock() - start if in_block else 0.0
-            found = values.judge(self.task, family, given, raw, taps, number, apart, ends=not elsewhere)
+            found = values.judge(self.task, family, given, raw, taps, number, apart, not elsewhere, again)
         _wrong_if(form.unfinished(outputs(raw), seen))
         if self.pools.are_changed():
             raise Failed("wrong", "a call changes its inputs")
@@ -266,7 +268,8 @@ class Subject:
         self.calls += asked.calls
         self.called_s += timed.total_seconds
         waited_s = None if before is None or after is None else after - before
-        return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s, waited_s)
+        placed = _placed(self.raw) if self.show and asked.check is not None else ()
+        return Timed(timed.start, timed.seconds, timed.total_seconds, timed.wall_s, waited_s, placed)
 
     def look(self) -> Looked:
         """Looks at what came out of it: judges it if it is to be checked, else looks in passing at a few rows.
@@ -302,7 +305,7 @@ class Subject:
 
     def _glance(self, raw: Any, number: int) -> Looked:
         """A look at a few rows of a call's output, for a small part of the calls' time, and at all that is wrong."""
-        if self.looked_s > _LOOKS * self.called_s and number % _ALWAYS:
+        if self.looked_s > max(_LOOKS * self.called_s, _FIRST_LOOKS * self.thorough) and number % _ALWAYS:
             return Looked(0.0, None)
         start = bursts.clock()
         self._check_form(raw, self.timer.kept)
@@ -358,6 +361,15 @@ def _looked_at(asked: Aim) -> int:
     if asked.check is not None:
         return asked.check
     return -1 if asked.number % 2 else Random(asked.number).randrange(asked.calls)
+
+
+def _placed(raw: Any) -> tuple[Placed, ...]:
+    """Where what a call returned lies: whoever looks there at once sees what was done in time."""
+    return tuple(
+        Placed(x.data_ptr(), list(x.shape), [n * x.itemsize for n in x.stride()], x.itemsize)
+        for x in outputs(raw)
+        if type(x) is Tensor
+    )
 
 
 def _wrong_if(problem: str | None) -> None:

@@ -19,7 +19,8 @@ from attnbench.task.call import Tap, Task
 from attnbench.task.inputs import pools as pools_of
 from attnbench.task.transformer import Block
 from attnbench.theory.costs import attentions
-from attnbench.workers.messages import Columns, Given
+from attnbench.workers.about_witness import Given
+from attnbench.workers.messages import Columns
 from attnbench.workload import Workload
 
 
