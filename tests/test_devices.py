@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,23 @@ def test_outside_their_room_nobody_asks_for_a_device_by_name() -> None:
                 assert not set(compared) & set(DEVICES), f"{path}:{node.lineno}"
             if isinstance(node, ast.Attribute):
                 assert node.attr not in ("is_cuda", "cuda"), f"{path}:{node.lineno}"
+
+
+def test_a_large_block_is_seen_though_the_heap_had_room_for_it() -> None:
+    """In a process of its own, whose heap has a large piece free between two that are taken."""
+    code = """
+import ctypes, torch
+from attnbench.devices.cpu import DEVICE, libc
+here = libc()
+here.malloc.restype, here.malloc.argtypes, here.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+here.mallopt(-3, 32 << 20)
+taken = [here.malloc(1 << 20) for _ in range(9)]
+for piece in taken[::2]:
+    here.free(piece)
+DEVICE.begin(None)
+before = DEVICE.large_bytes()
+kept = [torch.empty(1 << 20, dtype=torch.uint8) for _ in range(3)]
+print(DEVICE.large_bytes() - before >> 20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n"

@@ -77,7 +77,10 @@ class Cpu(Device):
 
     def large_bytes(self) -> int | None:
         """What malloc has mapped by itself (mallinfo2(3), hblkhd): after `begin` that is each block from 128 KiB up."""
-        return None if _blind() else int(_mallinfo().hblkhd)
+        if _blind():
+            return None
+        _use_up()
+        return int(_mallinfo().hblkhd)
 
     def kept_bytes(self) -> int | None:
         """Resident bytes of this process once freed pages went back to the system."""
@@ -89,6 +92,23 @@ class Cpu(Device):
 
 def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+def _use_up() -> None:
+    """Takes the large pieces that the heap has free, for good: malloc would serve large blocks from there, unseen."""
+    here = libc()
+    here.malloc.restype, here.malloc.argtypes, here.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    size = _MOST_MMAP
+    while size >= _LEAST_MMAP:
+        mapped = _mallinfo().hblkhd
+        piece = here.malloc(size)
+        if piece is None or _mallinfo().hblkhd != mapped:  # of the heap's there is none so large
+            here.free(piece)
+            size //= 4
 
 
 class _Mallinfo(ctypes.Structure):
