@@ -246,7 +246,7 @@ class Rounds:
         if timed is None:
             return
         seen = meanwhile.seen(timed.waited_s)
-        if check and has_witness(one.cell):
+        if check and _is_shown(one):
             one.there = self._crew.there(one.worker, timed.placed)
         # A GPU's own clock leaves out what the host does around its work.
         measured.bursts.append((timed.seconds if one.cell.workload.on_host else timed.calls_s, seen))
@@ -280,12 +280,13 @@ class Rounds:
 
     def _weigh(self, contest: Contest, one: Live, looked: Looked, rows: int, began: float, checked: bool) -> None:
         """What a call returned has been looked at in its process. checked: and judged; so the witness is heard."""
-        cell, columns, first = one.cell, dict(looked.columns), checked and not one.judged
+        cell, columns = one.cell, dict(looked.columns)
+        first, shown = checked and not one.judged, checked and _is_shown(one)
         self.seconds.calls += looked.calls_s
         one.judged = one.judged or checked
         if looked.wrong:
             cell.end("wrong", looked.wrong)
-        if checked and has_witness(cell) and (first or cell.family == "exact"):
+        if shown:
             if looked.output:
                 given = Given(one.values, one.thorough, one.places)
                 hear(self._crew, one, given, rows, looked.output, columns)
@@ -322,6 +323,11 @@ class Rounds:
 def _latest(rounds: int) -> int:
     """The last round that may be checked."""
     return rounds - 2 if rounds > 2 else rounds - 1
+
+
+def _is_shown(one: Live) -> bool:
+    """Whether a call that is judged now is shown to the witness: the first of a cell, and each of an exact one."""
+    return has_witness(one.cell) and (not one.judged or one.cell.family == "exact")
 
 
 def _kind(cell: Cell) -> tuple[Any, ...]:

@@ -49,11 +49,12 @@ _ALWAYS = 3  # where that is too little for a look at each burst, one of so many
 
 @dataclass(frozen=True)
 class _MemoryCall:
-    """What the call that measured memory took, when it began, and its figures."""
+    """What the call that measured memory took, when it began, its figures, and whether a glance found it wrong."""
 
     call_s: float = 0.0
     call_start: float = 0.0
     columns: Columns = field(default_factory=dict)
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,6 @@ class _Unjudged:
     raw: Any
     number: int
     seen: form.Glimpse
-    suspect: bool
-    """Whether a look in passing found something wrong."""
 
 
 class Subject:
@@ -144,7 +143,7 @@ class Subject:
             probes_s=probes_s,
             columns=columns,
             flaw=flaw,
-            suspect=self.unjudged is not None and self.unjudged.suspect,
+            suspect=memory.suspect,
             compiles=COMPILER[0] in sys.modules,
         )
 
@@ -170,7 +169,7 @@ class Subject:
         workspace = None if held is None else kept + max(0, held - output_bytes - (saved or 0))
         self._untouched()
         suspect = values.glance(self.task, self.plugin.family, given, raw, number) is not None
-        self.unjudged = _Unjudged(given, raw, number, form.glimpse(outputs(raw), number), suspect)
+        self.unjudged = _Unjudged(given, raw, number, form.glimpse(outputs(raw), number))
         process_bytes = self.device.process_bytes()
         self.device.before_timing()  # small problems make many tensors, each of which would be mapped afresh
         columns: Columns = {
@@ -186,7 +185,7 @@ class Subject:
             "reserved_bytes": reserved,
             "process_bytes": process_bytes,
         }
-        return _MemoryCall(seconds, start, columns)
+        return _MemoryCall(seconds, start, columns, suspect)
 
     def _beyond(self, before: int | None, known: int) -> int | None:
         """Bytes of large blocks that are there now and were not before, beside known ones."""
