@@ -104,6 +104,18 @@ def test_what_is_too_dear_for_a_round_keeps_the_call_that_measured_its_memory(mo
     assert rows[1]["speedup"] == pytest.approx(rows[0]["latency_s"] / rows[1]["latency_s"])
 
 
+def test_what_judging_takes_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cell without a round, which is judged in its own process when all is over, after a single call."""
+    monkeypatch.setattr(rounds, "allot", lambda cells, *_, **__: dict.fromkeys(cells, 0))
+    nothing: Worth = lambda *_: {}  # noqa: E731
+    workload = Workload(seq=1024, kv_seq=1024, heads=4, kv_heads=4)
+    one = Cell("int8", "int8", "", "attnbench_plugins.int8:Int8", workload, family="quantized")
+    with Forkserver(2) as server:
+        (row,) = measure(server, Settings("", 0.5, budget=600, timeout=300, memory=8 << 30), [one], worth=nothing)
+    assert (row["status"], row["rounds"], row["warnings"]) == ("ok", 1, ["few-rounds"])
+    assert 0 < row["implementation_rel_l2"] < 1e-2
+
+
 def processes(reuse: bool, names: tuple[str, ...], lengths: tuple[int, ...]) -> list[tuple[str, str]]:
     """Status and process of each variant at each length, variant by variant."""
     cells = [

@@ -94,12 +94,12 @@ class Rounds:
                 rest = [c for c in pending if c in ready or c not in contest.measured]
                 self._plan(contest, live, allot(rest, self.costs, left, self._settings, ready))
                 self._rounds(contest, live, True, deadline, progress)
+                self._finish(contest, live, left / len(pending))
                 rows = self._secret.getrandbits(_BITS)
                 for one in live:
-                    if one.cell.status is None:
+                    if one.cell.status is None:  # what judging takes is no leak, so that was asked before
                         self._judge_now(contest, one, rows)
                     self._keep_a_sample(contest, one)
-                self._finish(contest, live, left / len(pending))
             contest.leave(self._settings.reuse)
 
     def sharpen(self, bout: Bout, deadline: float, progress: Progress) -> None:
